@@ -1,0 +1,46 @@
+# Everything runs in .venv, which `make setup` makes from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Where pip finds torch without CUDA. On a machine without a GPU:
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check lint format types clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install pgtg with pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--constraint constraints.txt --editable '.[dev,joblib]'
+	touch $(READY)
+
+train: $(READY) ## run the quickstart: pgtg train summarize (ARGS="seed=1 ..." adds parameters)
+	$(BIN)/pgtg train summarize $(ARGS)
+
+test: $(READY) ## run the default tests (ARGS="-m slow" runs others)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test ## all that must hold before a commit
+
+lint: $(READY) ## ruff: format and rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(READY) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY) ## pyright
+	$(BIN)/pyright
+
+clean: ## remove caches and builds (not .venv, not outputs)
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find pgtg tests -name __pycache__ -type d -prune -exec rm -rf {} +

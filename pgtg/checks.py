@@ -1,0 +1,302 @@
+"""Cross-checks of a composed config: all problems at once, with key, value, and what mends it.
+
+Types and unknown keys are the schema's business (`config.py`). What needs a model or the data
+(a tokeniser that does not fit, a missing column) is checked where it is loaded.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pgtg.config import RunConfig
+
+# Names of the config's choices, with what they mean; tests hold them equal to the tables of code.
+CHOICES: dict[str, dict[str, str]] = {
+    "data.name": {
+        "newswire": "generated bulletins with planted truth",
+        "files": "jsonl, json, csv, parquet or a save_to_disk folder",
+        "hub": "a data set of the Hugging Face hub",
+    },
+    "aggregator.name": {
+        "avg": "C x mean of the token rewards (the paper's choice)",
+        "sum": "sum of the token rewards (the classical choice)",
+        "min": "C x soft minimum of the token rewards",
+        "max": "C x soft maximum of the token rewards",
+    },
+    "reward.head": {
+        "paper": "the state after a_t -> MLP; the paper's head",
+        "state_action": "the states before and after a_t, a_t's embedding and their product -> MLP",
+        "logprob": "scaled log-probability of a_t under the reward model's own LM head",
+    },
+    "reward.bound": {
+        "softplus": "the paper's, range (1e-8, 1.3133)",
+        "sigmoid": "range (0, 1)",
+    },
+    "judge.name": {
+        "meteor": "METEOR with WordNet synonyms",
+        "meteor_stem": "METEOR's exact and stem stages; needs no download",
+        "rouge1": "ROUGE-1 F-measure",
+        "rouge2": "ROUGE-2 F-measure",
+        "rougeL": "ROUGE-L F-measure",
+        "rougeLsum": "ROUGE-Lsum F-measure",
+    },
+    "method.name": {
+        "pgtg": "reward-weighted MLE, with the paper's options",
+        "mle": "plain MLE: uniform weights, no reward model",
+    },
+    "method.transform": {"none": "weights from r", "exp": "weights from exp(r)"},
+    "method.baseline": {
+        "none": "rewards as they are",
+        "batch": "minus the batch's mean",
+        "group": "minus the mean of the source's own generations",
+    },
+    "method.controls": {
+        "uniform": "plain MLE from the same start",
+        "shuffled": "the same weights in random order",
+    },
+    "metrics.names": {
+        "rouge": "ROUGE-1, -2, -L and -Lsum",
+        "meteor": "METEOR with WordNet synonyms",
+        "meteor_stem": "METEOR's exact and stem stages; needs no download",
+        "bertscore": "BERTScore; needs its model",
+    },
+    "metrics.sentence_splitter": {
+        "regex": "our rules; needs no download",
+        "punkt": "NLTK's English model punkt_tab",
+    },
+    "evaluate.decodings": {"greedy": "the likeliest token", "sample": "drawn as in `sample`"},
+    "schedule.unit": {"epochs": "passes over the training split", "updates": "optimiser steps"},
+    "logger.name": {"none": "metrics.jsonl only", "wandb": "Weights & Biases too"},
+    "logger.mode": {"online": "send while running", "offline": "keep in the run folder"},
+    "keep_rounds": {"all": "artifacts of every round", "last": "of the last round only"},
+    "policy.dtype": {"float32": "32-bit floats", "bfloat16": "16-bit floats; slow on most CPUs"},
+}
+FIT_CHOICES = {
+    "optimizer": ("adam", "adamw"),
+    "schedule": ("constant", "plateau"),
+    "keep": ("best", "last"),
+}
+FITS = ("policy.tiny_t5.warm_start", "reward.fit", "improve")
+
+Rule = tuple[str, Callable[[Any], bool], str]
+POSITIVE = (lambda v: v > 0, "above 0")
+COUNT = (lambda v: v >= 1, "at least 1")
+NOT_NEGATIVE = (lambda v: v >= 0, "0 or more")
+SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
+
+RULES: tuple[Rule, ...] = (
+    ("sample.k", lambda v: v >= 2, "at least 2 (the reward model learns from comparisons)"),
+    ("sample.sources", *COUNT),
+    ("sample.heldout_sources", *NOT_NEGATIVE),
+    ("sample.temperature", *POSITIVE),
+    ("sample.top_k", lambda v: v >= 0, "0 (all tokens) or more"),
+    ("sample.top_p", lambda v: 0 < v <= 1, "in (0, 1]"),
+    ("sample.max_new_tokens", *COUNT),
+    ("sample.batch_tokens", *COUNT),
+    ("sample.chunk", *COUNT),
+    ("policy.max_source_tokens", *COUNT),
+    ("policy.max_target_tokens", *COUNT),
+    ("policy.trainable_layers", *COUNT),
+    ("policy.tiny_t5.dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("policy.tiny_t5.copy_updates", *NOT_NEGATIVE),
+    *((f"policy.tiny_t5.{key}", *COUNT) for key in ("d_model", "d_ff", "d_kv", "heads")),
+    *((f"policy.tiny_t5.{key}_layers", *COUNT) for key in ("encoder", "decoder")),
+    *((f"data.newswire.{split}", *COUNT) for split in ("train", "validation", "test")),
+    *((f"data.newswire.{key}", *NOT_NEGATIVE) for key in ("distractors", "fillers")),
+    ("data.newswire.details", *SHARE),
+    ("data.newswire.noise", *SHARE),
+    ("data.newswire.wrong_fact_share", *SHARE),
+    ("reward.layers", *COUNT),
+    ("reward.mlp_width", *COUNT),
+    ("aggregator.temperature", *POSITIVE),
+    ("judge.workers", *NOT_NEGATIVE),
+    ("method.entropy", *NOT_NEGATIVE),
+    ("method.reinforce", *NOT_NEGATIVE),
+    ("method.token_share", *SHARE),
+    ("method.kl", *NOT_NEGATIVE),
+    ("method.samples", *COUNT),
+    ("schedule.total", *POSITIVE),
+    ("schedule.retrain_every", *POSITIVE),
+    ("schedule.retrain_until", *NOT_NEGATIVE),
+    ("evaluate.examples", *COUNT),
+    ("metrics.bertscore_layers", *COUNT),
+    ("seed", *NOT_NEGATIVE),
+    ("threads", *COUNT),
+)
+FIT_RULES: tuple[Rule, ...] = (
+    ("micro_batch", *COUNT),
+    ("accumulate", *COUNT),
+    ("lr", *POSITIVE),
+    ("weight_decay", *NOT_NEGATIVE),
+    ("clip", lambda v: v >= 0, "0 (no clipping) or more"),
+    ("plateau_factor", lambda v: 0 < v < 1, "in (0, 1)"),
+    ("plateau_patience", *NOT_NEGATIVE),
+    ("validate_every", lambda v: v >= 0, "0 (only at the end) or more"),
+    ("patience", lambda v: v >= 0, "0 (never stop early) or more"),
+    ("checkpoint_every", lambda v: v >= 0, "0 (none) or more"),
+)
+
+
+def check(cfg: RunConfig) -> list[str]:
+    """All that is wrong with a composed config, one line each; empty if it can be run."""
+    problems = [*_names(cfg), *_numbers(cfg), *_fits(cfg), *_data(cfg), *_policy(cfg)]
+    return [*problems, *_reward(cfg), *_method(cfg), *_schedule(cfg), *_evaluation(cfg)]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of a short list."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return hint + (f" (known: {', '.join(known)})" if len(known) <= 12 else "")
+
+
+def value_at(cfg: Any, key: str) -> Any:
+    """The value at a dotted key; None where a section on the way is None."""
+    for name in key.split("."):
+        cfg = None if cfg is None else getattr(cfg, name)
+    return cfg
+
+
+def _names(cfg: RunConfig) -> Iterator[str]:
+    for key, known in CHOICES.items():
+        value = value_at(cfg, key)
+        for name in value if isinstance(value, list) else [value]:
+            if name is not None and name not in known:
+                yield f"{key}: there is no '{name}'{nearest(str(name), known)}"
+    for name in cfg.reward.compare_heads:
+        if name not in CHOICES["reward.head"]:
+            yield f"reward.compare_heads: no '{name}'{nearest(name, CHOICES['reward.head'])}"
+    if cfg.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        yield f"device: found '{cfg.device}', expected auto, cpu, cuda, cuda:1 or mps"
+
+
+def _numbers(cfg: RunConfig) -> Iterator[str]:
+    for key, holds, expected in RULES:
+        value = value_at(cfg, key)
+        if value is not None and not holds(value):
+            yield f"{key}: found {value}, expected {expected}"
+    for split, limit in cfg.data.limit.items():
+        if limit is not None and limit < 1:
+            yield f"data.limit.{split}: found {limit}, expected at least 1, or null for all"
+
+
+def _fits(cfg: RunConfig) -> Iterator[str]:
+    for fit in FITS:
+        part = value_at(cfg, fit)
+        if part is None:
+            continue
+        for name, known in FIT_CHOICES.items():
+            if getattr(part, name) not in known:
+                found = getattr(part, name)
+                yield f"{fit}.{name}: there is no '{found}'{nearest(found, known)}"
+        for name, holds, expected in FIT_RULES:
+            if not holds(getattr(part, name)):
+                yield f"{fit}.{name}: found {getattr(part, name)}, expected {expected}"
+        if fit != "improve" and part.updates < 1:
+            yield f"{fit}.updates: found {part.updates}, expected at least 1"
+        watched = part.patience or part.schedule == "plateau"
+        if watched and not part.validate_every:
+            yield f"{fit}.validate_every: found 0, but patience and plateau need validations"
+    if cfg.improve.updates:
+        found = cfg.improve.updates
+        yield f"improve.updates: found {found}; leave it 0 and set schedule.total instead"
+
+
+def _data(cfg: RunConfig) -> Iterator[str]:
+    data = cfg.data
+    if data.name == "newswire":
+        if data.newswire is None:
+            yield "data.newswire: no values; choose data=newswire"
+        return
+    if data.path is None:
+        yield f"data.path: no value; data.name={data.name} needs data.path=<folder or hub id>"
+    if not data.columns.references:
+        yield "data.columns.references: empty; name at least one column, e.g. [summary]"
+    if data.splits.get("train", "") is None:
+        yield "data.splits.train: found null; name the file or split to train on"
+    if data.name == "files" and data.path:
+        yield from _files(Path(data.path).expanduser(), data.splits)
+
+
+def _files(path: Path, splits: dict[str, str | None]) -> Iterator[str]:
+    if not path.exists():
+        yield f"data.path: there is no folder '{path}' (looked in {Path.cwd()}); give data.path=..."
+        return
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return  # written by save_to_disk: the splits are not files
+    folder = path if path.is_dir() else path.parent
+    for split, name in splits.items():
+        if name and "*" not in name and not (folder / name).exists():
+            here = [p.name for p in sorted(folder.iterdir())]
+            yield f"data.splits.{split}: there is no file '{folder / name}'{nearest(name, here)}"
+
+
+def _policy(cfg: RunConfig) -> Iterator[str]:
+    yield from _local_model("policy.path", cfg.policy.path)
+    tiny = cfg.policy.tiny_t5 is not None
+    if tiny and cfg.data.name != "newswire":
+        fix = "choose policy=t5_small, or policy=pretrained policy.path=<folder or hub id>"
+        yield f"policy: tiny_t5 knows only the newswire's words; data.name={cfg.data.name}: {fix}"
+    if tiny and cfg.policy.path:
+        found = f"found '{cfg.policy.path}'"
+        yield f"policy.path: {found} beside policy.tiny_t5; choose policy=pretrained"
+    if not tiny and cfg.policy.path is None:
+        yield "policy.path: no value; give a folder or hub id of a Transformers model"
+
+
+def _reward(cfg: RunConfig) -> Iterator[str]:
+    yield from _local_model("reward.path", cfg.reward.path)
+    if cfg.policy.tiny_t5 is not None and cfg.reward.path:
+        found = f"found '{cfg.reward.path}'"
+        yield f"reward.path: {found}, but the tiny T5 has its own words; choose reward=same"
+
+
+def _local_model(key: str, path: str | None) -> Iterator[str]:
+    """A path that can only be meant as a local one must exist; `owner/name` may be a hub id."""
+    if not path:
+        return
+    folder = Path(path).expanduser()
+    local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if local and not folder.is_dir():
+        yield f"{key}: there is no folder '{path}' (looked in {Path.cwd()})"
+    elif folder.is_dir() and not (folder / "config.json").is_file():
+        yield f"{key}: '{path}' holds no config.json, so it is no Transformers folder"
+
+
+def _method(cfg: RunConfig) -> Iterator[str]:
+    method = cfg.method
+    if method.name == "mle" and method.controls:
+        found = f"found {method.controls}"
+        yield f"method.controls: {found}, but mle is itself the control; expected []"
+    if method.baseline == "group" and method.reinforce and method.samples < 2:
+        found = f"found {method.samples}"
+        yield f"method.samples: {found}, but baseline=group needs at least 2 generations per source"
+
+
+def _schedule(cfg: RunConfig) -> Iterator[str]:
+    plan = cfg.schedule
+    if plan.unit == "updates":
+        for key in ("total", "retrain_every", "retrain_until"):
+            value = getattr(plan, key)
+            if value != int(value):
+                yield f"schedule.{key}: found {value}, expected a whole number of updates"
+    if plan.retrain_until > plan.total:
+        found = f"found {plan.retrain_until}"
+        yield f"schedule.retrain_until: {found}, expected at most schedule.total={plan.total}"
+
+
+def _evaluation(cfg: RunConfig) -> Iterator[str]:
+    for split in cfg.evaluate.splits:
+        known = ("validation", "test", "train")
+        if split not in known:
+            yield f"evaluate.splits: there is no '{split}'{nearest(split, known)}"
+        elif cfg.data.name != "newswire" and cfg.data.splits.get(split, "") is None:
+            yield f"evaluate.splits: '{split}' has no file; set data.splits.{split} or leave it out"
+    if not cfg.evaluate.decodings:
+        yield "evaluate.decodings: empty; expected greedy, sample or both"
+    yield from _local_model("metrics.bertscore_model", cfg.metrics.bertscore_model)
+    own = cfg.metrics.bertscore_model is not None and "bertscore" in cfg.metrics.names
+    if own and cfg.metrics.bertscore_layers is None:
+        yield "metrics.bertscore_layers: no value; a BERTScore model of your own needs the layer"

@@ -1,0 +1,194 @@
+"""The command line: parse, compose, dispatch, exit code. Nothing else.
+
+Parameters of a run are `key=value` only; `--flags` say how to run. Exit codes: 0 ok, 1 the run
+failed, 2 usage, config or data, 130 Ctrl-C, 143 after saving on SIGTERM. stdout holds results,
+stderr the rest. Everything slow is imported inside the commands.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgtg import interrupt
+from pgtg.completion import complete_groups, complete_overrides, complete_tasks
+from pgtg.errors import PgtgError
+
+HELP = """Preference-grounded token-level guidance: learn a reward for each token from rankings of
+whole texts, and use it to improve a language model.
+
+Start with: pgtg train summarize
+"""
+app = typer.Typer(
+    name="pgtg",
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Cfg(StrEnum):
+    """What --cfg prints."""
+
+    job = "job"
+    hydra = "hydra"
+    all = "all"
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn what a command raises into one line per problem on stderr, and the exit code."""
+    before = {signum: signal.getsignal(signum) for signum in interrupt.EXIT_CODES}
+    interrupt.install()
+    try:
+        yield
+    except PgtgError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    except interrupt.Interrupted as stop:
+        typer.echo("; ".join([str(stop), *getattr(stop, "__notes__", ())]), err=True)
+        raise typer.Exit(stop.exit_code) from stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+Task = Annotated[
+    str, typer.Argument(help="The task, e.g. summarize.", autocompletion=complete_tasks)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Parameters, e.g. aggregator=max seed=1 experiment=cnn_dm_t5_small.",
+        autocompletion=complete_overrides,
+        show_default=False,
+    ),
+]
+ConfigDir = Annotated[
+    Path | None, typer.Option("--config-dir", help="Folder of your own config files.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Go on although the run's config changed.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show results and errors only.")]
+Round = Annotated[int | None, typer.Option("--round", min=0, help="Round; default: the next one.")]
+
+TRAIN_EXAMPLES = """
+Examples:
+
+\b
+  pgtg train summarize                                   the embedded quickstart
+  pgtg train summarize aggregator=max seed=1             one option, one value changed
+  pgtg train summarize experiment=cnn_dm_t5_small        the paper's hyper-parameters
+  pgtg train summarize data=files data.path=my policy=t5_small
+  pgtg train summarize run_dir=outputs/mine              resumes it if it is unfinished
+  pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1
+  pgtg train summarize --dry-run | --cfg job
+"""
+
+
+@app.command(epilog=TRAIN_EXAMPLES)
+def train(
+    task: Task,
+    overrides: Overrides = None,
+    multirun: Annotated[
+        bool, typer.Option("-m", "--multirun", help="One run for each combination of key=a,b.")
+    ] = False,
+    cfg: Annotated[Cfg | None, typer.Option("--cfg", help="Print the config, run nothing.")] = None,
+    config_dir: ConfigDir = None,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, print counts and sizes, write nothing.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole alternation: sample, align, improve, evaluate; resume an unfinished run."""
+    with reporting():
+        from pgtg.calls import Call
+
+        call = Call.parse(task, overrides, config_dir, multirun=multirun)
+        if cfg is not None:
+            call.show_config(cfg.value)
+        elif dry_run:
+            call.dry_run()
+        else:
+            call.launch(force=force, quiet=quiet)
+
+
+def stage_command(stage: str, doc: str) -> None:
+    """Add the command that runs one stage of a round on a run folder."""
+
+    def command(
+        task: Task,
+        overrides: Overrides = None,
+        round: Round = None,
+        config_dir: ConfigDir = None,
+        force: Force = False,
+        quiet: Quiet = False,
+    ) -> None:
+        with reporting():
+            from pgtg.calls import Call
+
+            call = Call.parse(task, overrides, config_dir)
+            call.run_stage(stage, round, force=force, quiet=quiet)
+
+    example = f"Example: pgtg {stage} summarize run_dir=outputs/mine"
+    app.command(stage, help=doc, epilog=example)(command)
+
+
+stage_command("sample", "Draw generations from the policy and let the judge score them.")
+stage_command("score", "Reward each token of the samples with the reward model.")
+stage_command("aggregate", "Turn token rewards into one evaluation per sequence.")
+stage_command("align", "Train the reward model to rank as the judge does.")
+stage_command("improve", "Train the policy with the token rewards.")
+
+EVAL_EXAMPLES = """
+Examples:
+
+\b
+  pgtg eval outputs/mine --split test
+  pgtg eval outputs/mine --metrics rouge,bertscore metrics.bertscore_layers=9
+  pgtg eval path/to/transformers-folder data=files data.path=my --split validation
+"""
+
+
+@app.command("eval", epilog=EVAL_EXAMPLES)
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A run folder, or a Transformers folder.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option("--split", help="validation or test.")] = "validation",
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="Names, e.g. rouge,meteor.")
+    ] = None,
+    task: Annotated[
+        str,
+        typer.Option("--task", help="For a Transformers folder.", autocompletion=complete_tasks),
+    ] = "summarize",
+    config_dir: ConfigDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate the policy of a run, or any model that Transformers loads."""
+    with reporting():
+        from pgtg.calls import evaluate_folder
+
+        evaluate_folder(path, split, metrics, task, overrides, config_dir, quiet=quiet)
+
+
+@app.command("ls", epilog="Example: pgtg ls aggregators")
+def list_names(
+    group: Annotated[
+        str | None,
+        typer.Argument(help="One group; all in short if left out.", autocompletion=complete_groups),
+    ] = None,
+) -> None:
+    """List tasks, experiments, aggregators, methods, judges, metrics, heads, data, ..."""
+    with reporting():
+        from pgtg.listing import show
+
+        show(group)

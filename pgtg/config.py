@@ -1,0 +1,284 @@
+"""The config's schema. A key that is not here is refused with the nearest known name.
+
+Defaults and the meaning of each key stand in `conf/`, which is what Hydra composes; the values here
+only give the types. `checks.check` collects *all* problems of a composed config before a run.
+"""
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING
+
+
+@dataclass
+class NewswireConfig:
+    """The generated newswire: how much of it, how hard, how noisy."""
+
+    train: int = MISSING
+    validation: int = MISSING
+    test: int = MISSING
+    seed: int = MISSING
+    distractors: int = MISSING
+    fillers: int = MISSING
+    details: float = MISSING
+    noise: float = MISSING
+    wrong_fact_share: float = MISSING
+
+
+@dataclass
+class ColumnsConfig:
+    id: str | None = None
+    source: str = MISSING
+    references: list[str] = MISSING
+
+
+@dataclass
+class DataConfig:
+    """Where examples come from."""
+
+    name: str = MISSING
+    path: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    splits: dict[str, str | None] = field(default_factory=dict)
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    limit: dict[str, int | None] = field(default_factory=dict)
+    newswire: NewswireConfig | None = None
+
+
+@dataclass
+class FitConfig:
+    """One training: optimiser, length, validation and stopping."""
+
+    updates: int = MISSING
+    micro_batch: int = MISSING
+    accumulate: int = MISSING
+    optimizer: str = MISSING
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    clip: float = MISSING
+    schedule: str = MISSING
+    plateau_factor: float = MISSING
+    plateau_patience: int = MISSING
+    validate_every: int = MISSING
+    patience: int = MISSING
+    keep: str = MISSING
+    checkpoint_every: int = MISSING
+
+
+@dataclass
+class ModelConfig:
+    path: str = MISSING
+    revision: str | None = None
+    dtype: str = MISSING
+
+
+@dataclass
+class TinyT5Config:
+    """The tiny T5 of the embedded default, built here and warm-started by plain MLE."""
+
+    d_model: int = MISSING
+    d_ff: int = MISSING
+    d_kv: int = MISSING
+    heads: int = MISSING
+    encoder_layers: int = MISSING
+    decoder_layers: int = MISSING
+    dropout: float = MISSING
+    copy_updates: int = MISSING
+    warm_start: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass
+class PolicyConfig:
+    """The policy and how text becomes its input."""
+
+    path: str | None = None
+    revision: str | None = None
+    dtype: str = MISSING
+    trainable_layers: int | None = None
+    prefix: str = MISSING
+    suffix: str = MISSING
+    max_source_tokens: int = MISSING
+    max_target_tokens: int = MISSING
+    dropout: bool = MISSING
+    tiny_t5: TinyT5Config | None = None
+
+
+@dataclass
+class SampleConfig:
+    """How generations are drawn, and of how many sources a round."""
+
+    k: int = MISSING
+    sources: int = MISSING
+    heldout_sources: int = MISSING
+    temperature: float = MISSING
+    top_k: int = MISSING
+    top_p: float = MISSING
+    max_new_tokens: int = MISSING
+    batch_tokens: int = MISSING
+    chunk: int = MISSING
+
+
+@dataclass
+class RewardConfig:
+    """The token reward model r_phi(s_t, a_t)."""
+
+    path: str | None = MISSING
+    revision: str | None = None
+    layers: int | None = None
+    head: str = MISSING
+    bound: str = MISSING
+    mlp_width: int = MISSING
+    compare_heads: list[str] = MISSING
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass
+class AggregatorConfig:
+    name: str = MISSING
+    temperature: float = MISSING
+    length_normalized: bool = MISSING
+
+
+@dataclass
+class JudgeConfig:
+    name: str = MISSING
+    workers: int = MISSING
+
+
+@dataclass
+class MethodConfig:
+    """How the policy is improved."""
+
+    name: str = MISSING
+    transform: str = MISSING
+    reward_to_go: bool = MISSING
+    entropy: float = MISSING
+    reinforce: float = MISSING
+    baseline: str = MISSING
+    token_share: float = MISSING
+    kl: float = MISSING
+    samples: int = MISSING
+    controls: list[str] = MISSING
+
+
+@dataclass
+class ScheduleConfig:
+    """The alternation: how long the policy trains, and when the reward model is trained again."""
+
+    unit: str = MISSING
+    total: float = MISSING
+    retrain_every: float = MISSING
+    retrain_until: float = MISSING
+
+
+@dataclass
+class MetricsConfig:
+    names: list[str] = MISSING
+    sentence_splitter: str = MISSING
+    bertscore_model: str | None = None
+    bertscore_layers: int | None = None
+
+
+@dataclass
+class EvaluateConfig:
+    splits: list[str] = MISSING
+    examples: int | None = None
+    decodings: list[str] = MISSING
+    start_policy: bool = MISSING
+
+
+@dataclass
+class LoggerConfig:
+    name: str = MISSING
+    project: str = MISSING
+    entity: str | None = None
+    group: str | None = None
+    mode: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """The whole config of one run."""
+
+    task: str = MISSING
+    name: str = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    threads: int | None = None
+    run_dir: str | None = None
+    cache: str = MISSING
+    keep_rounds: str = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    improve: FitConfig = field(default_factory=FitConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    experiment: str | None = None
+
+
+PLAIN = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+}
+STAND_INS: dict[Any, Any] = {int: 0, float: 0.0, str: "", bool: False}
+
+
+def known_keys() -> list[str]:
+    """All keys and sections of the config, dotted."""
+    return [key for key, _ in _walk(RunConfig, "")]
+
+
+def expected_type(key: str) -> str | None:
+    """What the schema expects at a dotted key, in plain English; None if there is no such key."""
+    owner = key.rpartition(".")[0]
+    types_at = dict(_walk(RunConfig, ""))
+    if key in types_at:
+        return _plain(types_at[key])
+    if get_origin(types_at.get(owner)) is dict:  # a key of a mapping, e.g. limit.train
+        return _plain(get_args(types_at[owner])[1])
+    return None
+
+
+def is_open(key: str) -> bool:
+    """Whether a dotted key lies in a mapping that takes any key, e.g. data.splits.train."""
+    return get_origin(dict(_walk(RunConfig, "")).get(key.rpartition(".")[0])) is dict
+
+
+def stand_in(key: str) -> Any:
+    """A value of the right type for a key that has none yet, so that the rest can be checked."""
+    kind = dict(_walk(RunConfig, ""))[key]
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return [] if get_origin(options[0]) is list else STAND_INS.get(options[0])
+
+
+def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(section)
+    for entry in fields(section):
+        kind = hints[entry.name]
+        yield prefix + entry.name, kind
+        for option in (kind, *get_args(kind)):
+            if is_dataclass(option) and isinstance(option, type):
+                yield from _walk(option, f"{prefix}{entry.name}.")
+
+
+def _plain(kind: Any) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(_plain(option) for option in get_args(kind))
+    if get_origin(kind) is list:
+        return "a list [a,b]"
+    if get_origin(kind) is dict:
+        return "a mapping {key: value}"
+    return "a section of keys" if is_dataclass(kind) else PLAIN.get(kind, str(kind))

@@ -1,0 +1,31 @@
+"""The config groups as files: where `conf/` is and what it offers. Fast: imports nothing."""
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # wheel | checkout
+LISTS = {
+    "tasks": "",
+    "experiments": "experiment",
+    "data": "data",
+    "policies": "policy",
+    "rewards": "reward",
+    "heads": "reward.head",
+    "aggregators": "aggregator",
+    "methods": "method",
+    "judges": "judge",
+    "metrics": "metrics",
+    "loggers": "logger",
+}
+
+
+def option_files(group: str) -> list[Path]:
+    """The yaml files of a config group ("" for the tasks), by name."""
+    return sorted((CONF / group).glob("*.yaml")) if (CONF / group).is_dir() else []
+
+
+def title(path: Path) -> str:
+    """The first comment line of a config file, which says what it is."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = (line[1:].strip() for line in lines if line.startswith("#"))
+    return next((text for text in comments if not text.startswith("@")), "")

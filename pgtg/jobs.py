@@ -1,0 +1,139 @@
+"""One training run as a Hydra job, alone or within a sweep.
+
+Errors leave a job as `PgtgError`s, never as `SystemExit`: Hydra's launchers run many jobs in one
+process. `--force` and `--quiet` reach jobs in other processes through `hydra.job.env_set`.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from pgtg.compose import VERSION_BASE, as_run_config, register, run_config
+from pgtg.errors import ConfigError, PgtgError, RunError
+from pgtg.groups import CONF
+from pgtg.interrupt import Interrupted
+
+FORCE, QUIET = "PGTG_FORCE", "PGTG_QUIET"
+
+
+def job(cfg: DictConfig) -> dict[str, float]:
+    """Train as the config says, in the folder that Hydra made for this job."""
+    this = HydraConfig.get()
+    folder = Path(this.runtime.output_dir)
+    saved = saved_config(folder)
+    with logged(folder):
+        if saved is None:
+            run, problems = as_run_config(cfg)
+            if problems:
+                raise ConfigError(*problems)
+        else:
+            own = [
+                Path(s.path) for s in this.runtime.config_sources if s.provider == "command-line"
+            ]
+            config_dir, task = (own[0] if own else None), str(this.job.config_name)
+            overrides = [str(text) for text in this.overrides.task]
+            run = run_config(task, overrides, config_dir=config_dir, saved=saved)
+        from pgtg.train import train
+
+        return train(run, folder, force=bool(os.environ.get(FORCE)))
+
+
+main = hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="summarize")(job)
+
+
+def launch(flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """Hand a call to Hydra: one job, or a sweep with its launchers and sweepers.
+
+    Raises:
+        PgtgError: The job failed, or the first failed job of a sweep once all have run.
+    """
+    register()
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["pgtg", *flags, *overrides]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised here instead of printed by Hydra
+    try:
+        main()
+    except PgtgError as error:
+        if "--multirun" not in flags:
+            raise
+        raise RunError(f"the sweep has failed jobs (named above); the first: {error}") from error
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+def saved_config(folder: Path) -> dict[str, Any] | None:
+    """The config of an existing run folder, None where none has been started there."""
+    if not folder.is_dir():
+        return None
+    from pgtg.store import RunFolder
+
+    run = RunFolder(folder)
+    return run.config() if run.exists() else None
+
+
+@contextmanager
+def logged(folder: Path) -> Iterator[None]:
+    """Turn what nobody foresaw into one line for the user and a traceback in the run's log."""
+    try:
+        yield
+    except PgtgError:
+        raise
+    except Interrupted as stop:
+        stop.add_note(f"go on from here with run_dir={folder}")
+        raise
+    except (Exception, SystemExit) as error:
+        log = folder / "log.txt"
+        folder.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} unexpected error\n")
+            traceback.print_exception(error, file=file)
+        first = (str(error).strip() or "no message").splitlines()[0]
+        text = f"{type(error).__name__}: {first} (unexpected; traceback in {log})"
+        raise RunError(text) from error
+
+
+class FailedJob(JobReturn):
+    """A failed job whose error is raised where it is asked for, without Hydra's own message."""
+
+    @property
+    def return_value(self) -> Any:
+        raise self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
+class ReportJobs(Callback):
+    """In a sweep: names each job when it starts, and says what failed when it fails."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN:
+            print(f"{_title(config)}: {config.hydra.runtime.output_dir}", file=sys.stderr)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if job_return.status != JobStatus.FAILED:
+            return
+        job_return.__class__ = FailedJob
+        if config.hydra.mode == RunMode.MULTIRUN:
+            error = job_return._return_value
+            for line in str(error).splitlines() or [repr(error)]:
+                print(f"error: {_title(config)}: {line}", file=sys.stderr, flush=True)
+
+
+def _title(config: DictConfig) -> str:
+    return f"job {config.hydra.job.num} ({config.hydra.job.override_dirname})"

@@ -1,0 +1,62 @@
+"""Judges: the true preference between generations. Here the text judges, on top of the metrics.
+
+A judge scores one generation against its references, higher is better. If what it needs is not on
+this machine, building it raises, so that a run refuses before it starts. Nothing here imports
+torch: judge workers start fast.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pgtg.config import JudgeConfig
+from pgtg.metrics.lookup import look_up
+from pgtg.metrics.meteor import Meteor, build_meteor, build_meteor_stem
+from pgtg.metrics.rouge import TYPES, build_rouge
+
+
+@dataclass(frozen=True)
+class TextJudge:
+    """A judge by a text metric's score of a pair, in [0, 100]."""
+
+    name: str
+    pair: Callable[[str, Sequence[str]], float]
+    details: Mapping[str, Any]
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"judge": self.name, **self.details}
+
+    def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """A score per text, in [0, 100]; several references: the best one counts."""
+        return [self.pair(text, refs) for text, refs in zip(texts, references, strict=True)]
+
+
+def _meteor_judge(build: Callable[[str], Meteor], splitter: str) -> TextJudge:
+    meteor = build(splitter)
+    return TextJudge(meteor.name, meteor.pair, meteor.describe())
+
+
+def _rouge_judge(column: str, splitter: str) -> TextJudge:
+    rouge = build_rouge(splitter, (column,))
+    return TextJudge(column, lambda text, refs: rouge.pair(text, refs)[column], rouge.describe())
+
+
+JUDGES: dict[str, Callable[[str], TextJudge]] = {
+    "meteor": partial(_meteor_judge, build_meteor),
+    "meteor_stem": partial(_meteor_judge, build_meteor_stem),
+    **{column: partial(_rouge_judge, column) for column in TYPES},
+}
+
+
+def build_judge(cfg: JudgeConfig, splitter: str = "regex") -> TextJudge:
+    """The judge that the config names.
+
+    Args:
+        splitter: Sentence splitter, see `pgtg.metrics.sentences`.
+
+    Raises:
+        ConfigError: Unknown judge or splitter.
+        MissingResourceError: A resource is not on this machine; says what mends it.
+    """
+    return look_up(JUDGES, cfg.name, "judge.name")(splitter)

@@ -1,0 +1,207 @@
+"""The judge in worker processes, so that it runs while generation goes on.
+
+Any number of workers gives the same bits: a score depends on its own pair of texts only. Workers
+are spawned (never forked: the parent holds a model and its threads) and
+
+- do not import the parent's main module, so a script without a `__main__` guard is safe and the
+  command line's modules are not loaded again;
+- are out of reach of Ctrl-C and of signals to the process group: the parent decides what happens;
+- end by themselves when the parent is gone, however it went.
+"""
+
+import atexit
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from pgtg.config import JudgeConfig
+from pgtg.errors import ConfigError, PgtgError
+from pgtg.judges import TextJudge, build_judge
+
+CHUNK = 32  # texts a worker scores at a time: some 10 ms of METEOR
+_DIED = (
+    "a judge worker process died (killed, or out of memory): "
+    "use fewer by judge.workers=n, or judge.workers=0 to judge in the main process"
+)
+_HELD = ("SIGINT", "SIGTERM")  # signals that wait while a worker starts
+
+_judge: TextJudge | None = None  # this worker's judge
+
+
+class JudgePool:
+    """Scores texts by the config's judge, in `cfg.workers` processes or inline when 0.
+
+    Args:
+        cfg: Judge and number of workers.
+        splitter: Sentence splitter, see `pgtg.metrics.sentences`.
+
+    Raises:
+        ConfigError: Unknown judge or splitter, negative number of workers.
+        MissingResourceError: What the judge needs is not on this machine.
+    """
+
+    def __init__(self, cfg: JudgeConfig, splitter: str = "regex"):
+        if cfg.workers < 0:
+            raise ConfigError(f"judge.workers={cfg.workers}: give 0 (inline) or more")
+        self._inline = build_judge(cfg, splitter)  # here too, so that a missing resource shows now
+        self._workers = _start_workers(cfg, splitter) if cfg.workers else None
+
+    def describe(self) -> Mapping[str, Any]:
+        return self._inline.describe()
+
+    def submit(
+        self, texts: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Future[list[float]]:
+        """Scores in the order of `texts`, as a future.
+
+        Raises (from the future's `result`):
+            PgtgError: A score is not finite, or a worker died.
+        """
+        if len(texts) != len(references):
+            raise ValueError(f"{len(texts)} texts, {len(references)} lists of references")
+        rows = [(text, tuple(refs)) for text, refs in zip(texts, references, strict=True)]
+        chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        if self._workers is None:
+            return _joined([_called(_score, self._inline, chunk) for chunk in chunks])
+        try:
+            return _joined([self._workers.submit(_score_here, chunk) for chunk in chunks])
+        except BrokenProcessPool as error:
+            raise PgtgError(_DIED) from error
+
+    def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """As `submit`, and waits."""
+        return self.submit(texts, references).result()
+
+    def close(self) -> None:
+        """Ends the workers; what was submitted and not begun is cancelled."""
+        if self._workers is not None:
+            self._workers.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> "JudgePool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _score(judge: TextJudge, rows: list[tuple[str, tuple[str, ...]]]) -> list[float]:
+    scores = judge.score([text for text, _ in rows], [references for _, references in rows])
+    for (text, _), score in zip(rows, scores, strict=True):
+        if not math.isfinite(score):
+            raise PgtgError(f"judge {judge.name}: score {score} for the text {text[:80]!r}")
+    return scores
+
+
+def _score_here(rows: list[tuple[str, tuple[str, ...]]]) -> list[float]:
+    assert _judge is not None  # the initializer has built it
+    return _score(_judge, rows)
+
+
+def _called(function: Callable[..., list[float]], *arguments: object) -> Future[list[float]]:
+    """The finished future of a call made here."""
+    future: Future[list[float]] = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:  # met at result(), as with workers
+        future.set_exception(error)
+    return future
+
+
+def _joined(parts: list[Future[list[float]]]) -> Future[list[float]]:
+    """One future for the concatenated results of the parts; the first failure is its failure."""
+    whole: Future[list[float]] = Future()
+    lock, left = threading.Lock(), len(parts)
+
+    def settle() -> None:
+        if any(part.cancelled() for part in parts):
+            whole.cancel()
+            return
+        error = next((error for part in parts if (error := part.exception())), None)
+        if isinstance(error, BrokenProcessPool):
+            error = PgtgError(_DIED)
+        if error is not None:
+            whole.set_exception(error)
+        else:
+            whole.set_result([score for part in parts for score in part.result()])
+
+    def one_done(_: Future[list[float]]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            settle()
+
+    if not parts:
+        settle()
+    for part in parts:
+        part.add_done_callback(one_done)
+    return whole
+
+
+def _start_workers(cfg: JudgeConfig, splitter: str) -> ProcessPoolExecutor:
+    import nltk
+
+    workers = ProcessPoolExecutor(
+        cfg.workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(cfg, splitter, list(nltk.data.path)),
+    )
+    with _apart():
+        for _ in range(cfg.workers):  # each submission starts one process while none is idle
+            workers.submit(os.getpid)
+    return workers
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Starts processes that neither import our main module nor see signals until they begin.
+
+    A spawned process inherits the blocked signals and imports what stands as `__main__`.
+    """
+    held = {getattr(signal, name) for name in _HELD}
+    masked = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held) if masked else set()
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if masked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(cfg: JudgeConfig, splitter: str, nltk_path: list[str]) -> None:
+    """What a worker does first: leave the parent's process group, watch the parent, get ready."""
+    global _judge
+    if hasattr(os, "setsid"):
+        os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # drops one that came while it was held
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {getattr(signal, name) for name in _HELD})
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the executor ends workers by it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    atexit.register(os._exit, 0)  # taking WordNet's tables apart one by one takes 1.5 s
+    import nltk
+
+    nltk.data.path[:] = nltk_path
+    _judge = build_judge(cfg, splitter)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

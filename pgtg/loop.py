@@ -1,0 +1,294 @@
+"""The one training loop: accumulate, clip, step, validate, keep the best, save, resume.
+
+A method writes an objective, `(batch, window) -> Loss`, and a stream of accumulation windows,
+`step -> micro-batches`. Everything random in a step is drawn from (seed key, step) alone, and the
+saved state is weights + optimiser + a few numbers, so a killed training that is started again ends
+with the same bits.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pgtg.config import FitConfig
+from pgtg.errors import DivergedError
+from pgtg.interrupt import uninterrupted
+from pgtg.log import RunLog
+from pgtg.ops.sampling import derive_seed
+from pgtg.store import Artifact, load_tensors, save_tensors
+from pgtg.types import Loss, Window
+
+Validate = Callable[[], Mapping[str, float]]
+
+
+class Objective(Protocol):
+    """What a method minimises. `count` is asked for every micro-batch of a window first."""
+
+    def count(self, batch: Any) -> Window: ...
+
+    def __call__(self, batch: Any, window: Window) -> Loss: ...
+
+
+@dataclass(frozen=True)
+class Where:
+    """Whose training this is: names its log lines, its random streams and its progress bar."""
+
+    seed: int
+    stage: str
+    round: int
+    label: str = ""  # a control's name, or "" for the main line
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.stage}.{self.label}" if self.label else self.stage
+
+    def seed_at(self, step: int, *more: int | str) -> int:
+        return derive_seed(self.seed, self.stage, self.round, step, *more)
+
+
+@dataclass
+class Progress:
+    """The numbers beside weights and optimiser that a resumed training needs."""
+
+    step: int = 0
+    best_step: int = -1
+    best_value: float = math.inf
+    bad_validations: int = 0  # since the best
+    plateau: int = 0  # validations without progress since the last cut of the rate
+    lr: float = 0.0
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training left behind; the model itself holds the last weights."""
+
+    steps: int
+    best_step: int
+    best_value: float
+    best: dict[str, Tensor] | None  # trained weights at the best validation, None if it is the last
+    optimizer: dict[str, Tensor]
+
+
+def fit(
+    model: nn.Module,
+    windows: Callable[[int], Sequence[Any]],
+    objective: Objective,
+    cfg: FitConfig,
+    *,
+    where: Where,
+    folder: Path,
+    inputs: str,
+    log: RunLog,
+    validate: Validate | None = None,
+    select: str = "",
+    optimizer_state: Mapping[str, Tensor] | None = None,
+) -> FitResult:
+    """Train `model` in place for at most cfg.updates updates.
+
+    Args:
+        model: Its parameters that require gradients are trained.
+        windows: The micro-batches of an update, a function of the update's number alone.
+        objective: What is minimised.
+        cfg: Optimiser, length, validation and stopping.
+        where: Names the training; the key of its random streams.
+        folder: Working folder in which states for a resume are kept.
+        inputs: Hash of all that this training depends on.
+        log: Where metrics go.
+        validate: Metrics on held-out data, called every cfg.validate_every updates and at the end.
+        select: The metric of `validate` to minimise for "best", plateau and patience.
+        optimizer_state: State to continue from, as in a former result; fresh if None.
+
+    Raises:
+        DivergedError: A loss or a gradient is not finite.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = make_optimizer(trained, cfg)
+    progress, best = Progress(lr=cfg.lr), None
+    states = Artifact(folder / "state")
+    if states.exists():
+        progress, best = _load_state(states, trained, optimizer)
+        log.say(f"{where.prefix}: resumed at update {progress.step} of {cfg.updates}")
+    elif optimizer_state:
+        _set_optimizer(optimizer, trained, optimizer_state)
+
+    def save() -> None:
+        _save_state(states, inputs, trained, optimizer, progress, best, log.position())
+
+    with log.progress(f"{where.prefix} round {where.round}", cfg.updates) as bar:
+        bar.advance(progress.step)
+        while progress.step < cfg.updates and not progress.stopped:
+            with uninterrupted(save):  # a signal waits for the end of the update, then saves
+                values = _update(model, windows, objective, trained, optimizer, cfg, where, progress)
+                progress.step += 1
+                log.metrics(where.prefix, where.round, progress.step, values)
+                last = progress.step == cfg.updates
+                due = cfg.validate_every > 0 and progress.step % cfg.validate_every == 0
+                if validate is not None and (last or due):
+                    if _validated(model, validate, select, cfg, where, progress, log):
+                        best = {name: p.detach().clone() for name, p in trained.items()}
+                    for group in optimizer.param_groups:
+                        group["lr"] = progress.lr
+                if cfg.checkpoint_every > 0 and progress.step % cfg.checkpoint_every == 0:
+                    save()
+            bar.advance(1, loss=values[f"{where.stage}/loss"])
+    if progress.best_step in (-1, progress.step):
+        best = None
+    state = _optimizer_tensors(optimizer, trained)
+    return FitResult(progress.step, progress.best_step, progress.best_value, best, state)
+
+
+def make_optimizer(trained: Mapping[str, nn.Parameter], cfg: FitConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW over the trained parameters, in PyTorch's fused form."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+    return kind(list(trained.values()), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+
+
+def _update(
+    model: nn.Module,
+    windows: Callable[[int], Sequence[Any]],
+    objective: Objective,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    cfg: FitConfig,
+    where: Where,
+    progress: Progress,
+) -> dict[str, float]:
+    """One optimiser step over one accumulation window; returns what to log."""
+    with seeded(where.seed_at(progress.step)):
+        batches = windows(progress.step)
+        counts = [objective.count(batch) for batch in batches]
+        window = sum(counts[1:], counts[0])
+        values: dict[str, float] = {f"{where.stage}/loss": 0.0}
+        for batch in batches:
+            loss = objective(batch, window)
+            if not loss.value.isfinite():
+                raise DivergedError(
+                    f"{where.prefix} round {where.round} update {progress.step}: the loss is "
+                    f"{loss.value.item()} ({dict(loss.metrics)}); the last saved state stays. Try a "
+                    "lower learning rate or a smaller clip"
+                )
+            if loss.value.requires_grad:
+                loss.value.backward()
+            values[f"{where.stage}/loss"] += loss.value.item()
+            for name, value in loss.metrics.items():
+                values[f"{where.stage}/{name}"] = values.get(f"{where.stage}/{name}", 0.0) + value
+    limit = cfg.clip if cfg.clip > 0 else math.inf
+    norm = nn.utils.clip_grad_norm_(trained.values(), limit)
+    if not norm.isfinite():
+        raise DivergedError(
+            f"{where.prefix} round {where.round} update {progress.step}: the gradient's norm is "
+            f"{norm.item()}; the last saved state stays. Try a lower learning rate"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return values | {f"{where.stage}/grad_norm": norm.item(), f"{where.stage}/lr": progress.lr}
+
+
+@contextmanager
+def seeded(seed: int):
+    """Torch's global generators (dropout) seeded inside, and left as they were outside."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        yield
+
+
+def _validated(
+    model: nn.Module,
+    validate: Validate,
+    select: str,
+    cfg: FitConfig,
+    where: Where,
+    progress: Progress,
+    log: RunLog,
+) -> bool:
+    """Validate, log, and adapt rate and patience. True if this is the best so far."""
+    training = model.training
+    model.eval()
+    values = validate()
+    model.train(training)
+    log.metrics(where.prefix, where.round, progress.step, values)
+    value = values[select]
+    if math.isnan(value):
+        raise DivergedError(
+            f"{where.prefix} round {where.round} update {progress.step}: {select} is NaN"
+        )
+    better = value < progress.best_value
+    if better:
+        progress.best_value, progress.best_step = value, progress.step
+    progress.bad_validations = 0 if better else progress.bad_validations + 1
+    progress.plateau = 0 if better else progress.plateau + 1
+    if cfg.schedule == "plateau" and progress.plateau > cfg.plateau_patience:
+        progress.lr, progress.plateau = progress.lr * cfg.plateau_factor, 0
+    progress.stopped = 0 < cfg.patience <= progress.bad_validations
+    return better
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put trained weights, by parameter name, back into a model."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+
+def _optimizer_tensors(
+    optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """The optimiser's state as flat tensors, named <parameter>|<slot>."""
+    return {
+        f"{name}|{slot}": value
+        for name, parameter in trained.items()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _set_optimizer(
+    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    for key, value in tensors.items():
+        name, slot = key.rsplit("|", 1)
+        optimizer.state[trained[name]][slot] = value.clone()
+
+
+def _save_state(
+    states: Artifact,
+    inputs: str,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    best: Mapping[str, Tensor] | None,
+    position: int,
+) -> None:
+    folder = states.working(inputs)
+    save_tensors(folder / "weights.safetensors", {n: p.detach() for n, p in trained.items()})
+    save_tensors(folder / "optimizer.safetensors", _optimizer_tensors(optimizer, trained))
+    if best is not None:
+        save_tensors(folder / "best.safetensors", dict(best))
+    numbers = asdict(progress) | {"best_value": repr(progress.best_value)}  # repr: JSON has no inf
+    states.commit(inputs=inputs, metrics={}, position=position, progress=numbers)
+
+
+def _load_state(
+    states: Artifact, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor] | None]:
+    states.verify()
+    numbers = dict(states.manifest()["extra"]["progress"])
+    progress = Progress(**numbers | {"best_value": float(numbers["best_value"])})
+    with torch.no_grad():
+        for name, value in load_tensors(states.file("weights.safetensors")).items():
+            trained[name].copy_(value)
+    _set_optimizer(optimizer, trained, load_tensors(states.file("optimizer.safetensors")))
+    for group in optimizer.param_groups:
+        group["lr"] = progress.lr
+    best = states.file("best.safetensors")
+    return progress, load_tensors(best) if best.is_file() else None

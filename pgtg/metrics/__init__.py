@@ -1,0 +1,74 @@
+"""Text metrics: thin over the libraries, one score per example, all in [0, 100].
+
+A metric whose resource is not on this machine is reported as absent, with the reason and what mends
+it; nothing is replaced by something else. Importing this module imports none of the libraries.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from pgtg.config import MetricsConfig
+from pgtg.errors import ConfigError, MissingResourceError, PgtgError
+from pgtg.metrics.bertscore import BertScore, build_bertscore
+from pgtg.metrics.lookup import look_up
+from pgtg.metrics.meteor import Meteor, build_meteor, build_meteor_stem
+from pgtg.metrics.rouge import Rouge, build_rouge
+
+TextMetric = Rouge | Meteor | BertScore
+
+METRICS: dict[str, Callable[[MetricsConfig, str | None], TextMetric]] = {
+    "rouge": lambda cfg, device: build_rouge(cfg.sentence_splitter),
+    "meteor": lambda cfg, device: build_meteor(cfg.sentence_splitter),
+    "meteor_stem": lambda cfg, device: build_meteor_stem(cfg.sentence_splitter),
+    "bertscore": lambda cfg, device: build_bertscore(
+        cfg.bertscore_model, cfg.bertscore_layers, device
+    ),
+}
+
+
+def build_metrics(
+    cfg: MetricsConfig, device: str | None = None
+) -> tuple[list[TextMetric], dict[str, str]]:
+    """The metrics at hand, in the config's order, and the absent ones.
+
+    Args:
+        device: Torch device of the metrics that use a model; the first GPU if there is one when
+            None.
+
+    Returns:
+        Metrics, and name -> reason with what mends it for those whose resource is missing.
+
+    Raises:
+        ConfigError: Unknown names (all of them together) or wrong options.
+    """
+    problems: list[str] = []
+    present: list[TextMetric] = []
+    absent: dict[str, str] = {}
+    for name in dict.fromkeys(cfg.names):
+        try:
+            present.append(look_up(METRICS, name, "metrics.names")(cfg, device))
+        except ConfigError as error:
+            problems.extend(error.problems)
+        except MissingResourceError as error:
+            absent[name] = str(error)
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return present, absent
+
+
+def compute(
+    metrics: Sequence[TextMetric], texts: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, list[float]]:
+    """Scores per example by column; means over examples are the caller's.
+
+    Raises:
+        PgtgError: A score is not finite; names metric and row.
+    """
+    columns: dict[str, list[float]] = {}
+    for metric in metrics:
+        for column, scores in metric.score(texts, references).items():
+            for row, score in enumerate(scores):
+                if not math.isfinite(score):
+                    raise PgtgError(f"metric {metric.name}: {column} of example {row} is {score}")
+            columns[column] = scores
+    return columns

@@ -1,0 +1,71 @@
+"""Text to token ids and back, for sources, targets and generations. Ids stay ids after this."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from pgtg.errors import ConfigError
+from pgtg.types import TokenIds
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a policy reads sources and writes targets.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+        is_encoder_decoder: Sources of an encoder-decoder end with its special tokens; a causal LM's
+            source runs straight into the target.
+        prefix: Text before the source ("summarize: ").
+        suffix: Text after the source (a causal LM's "\\nTL;DR:"); never cut.
+        target_prefix: Text before a target (a causal LM's " ").
+        max_source_tokens: Longest source with prefix, suffix and special tokens.
+        max_target_tokens: Longest target with its end token.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    is_encoder_decoder: bool
+    prefix: str
+    suffix: str
+    target_prefix: str
+    max_source_tokens: int
+    max_target_tokens: int
+
+    @cached_property
+    def _wrapping(self) -> tuple[TokenIds, TokenIds]:
+        """Special tokens that the tokenizer puts before and after a text."""
+        bare = self._ids("a")
+        full = list(self.tokenizer("a")["input_ids"])
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+        return [], full[len(bare) :]
+
+    @property
+    def eos_ids(self) -> TokenIds:
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise ConfigError("policy.path: its tokenizer has no end-of-text token; set one in it")
+        return [eos]
+
+    def _ids(self, text: str) -> TokenIds:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def encode_source(self, text: str) -> tuple[TokenIds, bool]:
+        """Ids of prefix + text + suffix, and whether the text was cut at its end to fit."""
+        before, after = self._wrapping
+        tail = self._ids(self.suffix) + (after if self.is_encoder_decoder else [])
+        body = before + self._ids(self.prefix + text)
+        room = self.max_source_tokens - len(tail)
+        return body[:room] + tail, len(body) > room
+
+    def encode_target(self, text: str) -> tuple[TokenIds, bool]:
+        """Ids of a target with its end token, and whether it was cut (and has no end) to fit."""
+        before, after = self._wrapping if self.is_encoder_decoder else ([], self.eos_ids)
+        ids = before + self._ids(self.target_prefix + text) + after
+        return ids[: self.max_target_tokens], len(ids) > self.max_target_tokens
+
+    def decode(self, ids: TokenIds) -> str:
+        """Text of a generation without special tokens and outer white space."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

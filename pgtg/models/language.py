@@ -1,0 +1,171 @@
+"""One view of any language model that Transformers loads, encoder–decoder or causal.
+
+Both kinds are read in two passes: `prefill` reads each of B sources once and leaves a key–value
+cache; `extend` reads N token sequences, each continuing one source, on rows of that cache. Sampling,
+token rewards and policy losses all use these two, so each source is encoded once however many
+sequences continue it, and there is one convention for where a token's reward stands:
+
+    outputs 0..T of a row of T tokens: output t has read tokens 1..t (and the source), so
+    output t-1 is the state *before* token t, output t the state *after* it.
+
+The decoder start token of an encoder–decoder is always fed and never scored (METHOD deviation 2).
+Sharing one encoding among K generations also shares its dropout mask; with dropout off (always,
+except while that very model is trained) it is exact.
+Left out: gradient checkpointing, which Transformers does not combine with a cache.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from pgtg.ops.masking import move_padding
+from pgtg.types import TokenBatch
+
+
+@dataclass
+class Reading:
+    """What a model remembers of N rows: changed in place by `extend`, narrowed by `select`."""
+
+    output: Float[Tensor, "N 1 D"]  # states or logits after the last token read
+    cache: Any  # Transformers' key-value cache of N rows
+    mask: Bool[Tensor, "N L"]  # causal: real tokens read so far; encoder-decoder: of the source
+    encoded: Float[Tensor, "N S D"] | None  # the encoder's output, encoder-decoder only
+
+    def select(self, rows: Int[Tensor, " M"]) -> "Reading":
+        """The rows named, in that order; a row may come several times. The cache is changed."""
+        self.cache.batch_select_indices(rows)
+        encoded = None if self.encoded is None else self.encoded[rows]
+        return Reading(self.output[rows], self.cache, self.mask[rows], encoded)
+
+
+class LanguageModel(nn.Module):
+    """A Transformers model with one way to read sources and continuations.
+
+    Args:
+        model: An encoder-decoder with a language-model head, or a causal LM.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        decoder = model.get_decoder()
+        self._takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def width(self) -> int:
+        """Size of a state."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "hidden_size", None) or config.d_model)
+
+    @property
+    def start_id(self) -> int:
+        """The token an encoder-decoder's decoder starts with."""
+        for config in (self.model.generation_config, self.model.config):
+            value = getattr(config, "decoder_start_token_id", None)
+            if value is not None:
+                return int(value)
+        raise ValueError(f"{type(self.model).__name__} has no decoder_start_token_id in its config")
+
+    def states(self, batch: TokenBatch) -> Float[Tensor, "N T+1 D"]:
+        """Last hidden states before the first token (column 0) and after each of the T tokens."""
+        return self._read(batch, batch.tokens, batch.mask, logits=False)
+
+    def logits(self, batch: TokenBatch) -> Float[Tensor, "N T V"]:
+        """Logits from which each of the T tokens was, or would be, drawn."""
+        return self._read(batch, batch.tokens[:, :-1], batch.mask[:, :-1], logits=True)
+
+    def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
+        reading = self.prefill(batch.source, batch.source_mask, logits=logits)
+        reading = reading.select(batch.origin)
+        if tokens.shape[1] == 0:
+            return reading.output
+        tokens, mask = move_padding(tokens, mask, side="right")
+        return torch.cat([reading.output, self.extend(reading, tokens, mask, logits=logits)], dim=1)
+
+    def prefill(
+        self, source: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"], *, logits: bool
+    ) -> Reading:
+        """Read each source once. `output` is the state (or logits) before the first token."""
+        if self.is_encoder_decoder:
+            source, mask = move_padding(source, mask, side="right")
+            encoded = self.model.get_encoder()(source, attention_mask=mask.long())[0]
+            start = torch.full((len(source), 1), self.start_id, device=source.device)
+            output, cache = self._decode(start, None, mask, encoded, logits)
+            return Reading(output, cache, mask, encoded)
+        source, mask = move_padding(source, mask, side="left")
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        keep = {"logits_to_keep": 1} if logits else {}
+        output, cache = self._continue(source, None, mask, positions, logits, **keep)
+        return Reading(output[:, -1:], cache, mask, None)
+
+    def extend(
+        self,
+        reading: Reading,
+        tokens: Int[Tensor, "N T"],
+        mask: Bool[Tensor, "N T"],
+        *,
+        logits: bool,
+    ) -> Float[Tensor, "N T D"]:
+        """Read T more tokens on each row (right-padded); `reading` then includes them."""
+        if self.is_encoder_decoder:
+            assert reading.encoded is not None
+            output, reading.cache = self._decode(
+                tokens, reading.cache, reading.mask, reading.encoded, logits
+            )
+        else:
+            before = reading.mask.sum(-1, keepdim=True)
+            positions = (before + mask.cumsum(-1) - 1).clamp(min=0)
+            reading.mask = torch.cat([reading.mask, mask], dim=1)
+            output, reading.cache = self._continue(
+                tokens, reading.cache, reading.mask, positions, logits
+            )
+        reading.output = output[:, -1:]
+        return output
+
+    def _decode(self, tokens: Tensor, cache: Any, mask: Tensor, encoded: Tensor, logits: bool):
+        """One pass of an encoder-decoder's decoder; later tokens never reach earlier ones, so the
+        right-padded tokens need no mask of their own."""
+        if logits:
+            out = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),  # type: ignore[arg-type]
+                attention_mask=mask.long(),
+                decoder_input_ids=tokens,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            return out.logits, out.past_key_values
+        out = self.model.get_decoder()(
+            input_ids=tokens,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state, out.past_key_values
+
+    def _continue(
+        self, tokens: Tensor, cache: Any, mask: Tensor, positions: Tensor, logits: bool, **keep: int
+    ):
+        """One pass of a causal LM."""
+        module = self.model if logits else self.model.get_decoder()
+        if self._takes_positions:
+            keep = keep | {"position_ids": positions}  # type: ignore[dict-item]
+        out = module(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+            **keep,
+        )
+        return (out.logits if logits else out.last_hidden_state), out.past_key_values

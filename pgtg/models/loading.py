@@ -1,0 +1,101 @@
+"""Loading and saving models and tokenizers through Transformers: safetensors only, never remote code."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from pgtg.errors import MissingResourceError
+from pgtg.models.language import LanguageModel
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+# names under which configs of one or two stacks keep their number of layers
+DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+
+
+def load_language_model(
+    path: str, *, revision: str | None = None, dtype: str = "float32", layers: int | None = None
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer from a Transformers folder or a hub id.
+
+    Args:
+        path: Folder or hub id of an encoder-decoder or causal LM.
+        revision: Hub revision, pinned in the paper experiments.
+        dtype: Name of a torch dtype for the weights.
+        layers: Keep only the first n layers (of both stacks of an encoder-decoder).
+
+    Raises:
+        MissingResourceError: It cannot be loaded: not there, offline, no safetensors, or custom code.
+    """
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+        if layers is not None:
+            _keep_first_layers(config, layers)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(
+            path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise MissingResourceError(
+            f"model {path!r} cannot be loaded: {reason} (name a local Transformers folder, or a hub "
+            "id while online; HF_HUB_OFFLINE and HF_HOME are honoured)"
+        ) from error
+    return LanguageModel(model.eval()), tokenizer
+
+
+def _keep_first_layers(config: Any, layers: int) -> None:
+    """Shorten the config's stacks, so that loading leaves the upper layers out."""
+    for name in DEPTHS:
+        depth = getattr(config, name, None)
+        if isinstance(depth, int):
+            setattr(config, name, min(depth, layers))
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:layers]
+
+
+def save_language_model(
+    lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Write a folder that plain `from_pretrained` loads."""
+    lm.model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def train_only_top_layers(lm: LanguageModel, layers: int | None) -> int:
+    """Freeze all but the top `layers` layers of the (decoder) stack and what follows them.
+
+    Embeddings, the encoder and a tied LM head stay as they are. Backward then stops at the lowest
+    trained layer, and the optimiser keeps no state for the rest.
+
+    Returns:
+        Number of trained parameters.
+    """
+    if layers is not None:
+        lm.model.requires_grad_(False)
+        stack = lm.model.get_decoder()
+        blocks = max(
+            (m for m in stack.children() if isinstance(m, torch.nn.ModuleList)), key=len
+        )
+        for block in list(blocks)[-layers:]:
+            block.requires_grad_(True)
+        seen = False
+        for child in stack.children():  # the final norm comes after the blocks
+            if seen and not isinstance(child, torch.nn.Embedding):
+                child.requires_grad_(True)
+            seen = seen or child is blocks
+    return sum(p.numel() for p in lm.parameters() if p.requires_grad)

@@ -1,0 +1,162 @@
+"""The token reward model r_phi(s_t, a_t): a language model's states or logits, a head, a bound.
+
+Heads, each a function of the state s_t before a token and the token a_t itself:
+
+| head | reads | why |
+|---|---|---|
+| paper | the state after a_t, through an MLP | the paper's, and the released code's |
+| state_action | states before and after a_t, a_t's embedding, and state-before times embedding | the state after a_t need not remember how a_t had been predicted |
+| logprob | log-probability of a_t under the reward net's own LM head, scaled and shifted | starts as the confidence of the LM, and is trained from there |
+
+The raw output z is bounded in float32 (`ops/bounds.py`). Saved as a Transformers folder that plain
+`from_pretrained` loads, with `reward_head.safetensors` and `reward_head.json` beside the backbone.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pgtg.errors import ArtifactError
+from pgtg.models.language import LanguageModel
+from pgtg.models.loading import load_language_model, save_language_model
+from pgtg.ops.bounds import BOUNDS
+from pgtg.ops.sampling import log_probability
+from pgtg.store import load_tensors, read_json, save_tensors, write_json
+from pgtg.types import TokenBatch
+
+HEAD_JSON, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """All that is needed to rebuild a head beside its backbone."""
+
+    head: str
+    bound: str
+    mlp_width: int
+
+
+def mlp(inputs: int, width: int) -> nn.Sequential:
+    """inputs -> width -> ReLU -> 1, Xavier-uniform with gain 1e-4 and bias -1e-4 (METHOD, B)."""
+    layers = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 1))
+    for layer in (layers[0], layers[2]):
+        assert isinstance(layer, nn.Linear)
+        nn.init.xavier_uniform_(layer.weight, gain=1e-4)
+        nn.init.constant_(layer.bias, -1e-4)
+    return layers
+
+
+class PaperHead(nn.Module):
+    """z_t = MLP(state after a_t)."""
+
+    def __init__(self, width: int, spec: HeadSpec):
+        super().__init__()
+        self.mlp = mlp(width, spec.mlp_width)
+
+    def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        return self.mlp(lm.states(batch)[:, 1:].float()).squeeze(-1)
+
+
+class StateActionHead(nn.Module):
+    """z_t = MLP([h_t, h_{t-1}, e(a_t), h_{t-1} * e(a_t)]), h_{t-1} before and h_t after a_t.
+
+    Each part is normalised on its own, since states and embeddings differ in scale by orders.
+    """
+
+    def __init__(self, width: int, spec: HeadSpec):
+        super().__init__()
+        self.mlp = mlp(4 * width, spec.mlp_width)
+
+    def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        states = lm.states(batch).float()
+        before, after = states[:, :-1], states[:, 1:]
+        action = lm.model.get_input_embeddings()(batch.tokens).float()
+        parts = [_unit(after), _unit(before), _unit(action)]
+        return self.mlp(torch.cat([*parts, parts[1] * parts[2]], dim=-1)).squeeze(-1)
+
+
+def _unit(x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+    """Layer normalisation without weights."""
+    return nn.functional.layer_norm(x, x.shape[-1:])
+
+
+class LogProbHead(nn.Module):
+    """z_t = a log p_phi(a_t | s_t) + b under the reward net's own LM head; a = b = 1 at the start."""
+
+    def __init__(self, width: int, spec: HeadSpec):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.shift = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        return self.scale * log_probability(lm.logits(batch).float(), batch.tokens) + self.shift
+
+
+HEADS: dict[str, type[nn.Module]] = {
+    "paper": PaperHead,
+    "state_action": StateActionHead,
+    "logprob": LogProbHead,
+}
+
+
+class RewardModel(nn.Module):
+    """r_phi(s_t, a_t) for each token of N sequences that continue B sources.
+
+    Args:
+        backbone: The language model whose states or logits the head reads; all weights are trained.
+        spec: Head, bound and width.
+    """
+
+    def __init__(self, backbone: LanguageModel, spec: HeadSpec):
+        super().__init__()
+        self.backbone, self.spec = backbone, spec
+        self.head = HEADS[spec.head](backbone.width, spec)
+        self.bound = BOUNDS[spec.bound]
+
+    def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        """Token rewards in float32; what stands at padding has no meaning."""
+        return self.bound(self.head(self.backbone, batch))
+
+
+def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> RewardModel:
+    """A fresh head on a pretrained backbone, drawn from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RewardModel(backbone, spec).to(backbone.device)
+
+
+def save_reward_model(model: RewardModel, folder: Path, probe: TokenBatch, tokenizer) -> None:
+    """Write a Transformers folder and the head, then check that it reloads to the same rewards.
+
+    Raises:
+        ArtifactError: The reloaded model gives other rewards on the probe batch.
+    """
+    save_language_model(model.backbone, tokenizer, folder)
+    save_tensors(folder / HEAD_WEIGHTS, dict(model.head.state_dict()))
+    write_json(folder / HEAD_JSON, asdict(model.spec))
+    reloaded = load_reward_model(folder).to(probe.tokens.device)
+    with torch.no_grad():
+        expected, found = model.eval()(probe)[probe.mask], reloaded.eval()(probe)[probe.mask]
+    if not torch.allclose(expected, found, rtol=1e-5, atol=1e-6):
+        gap = (expected - found).abs().max().item()
+        raise ArtifactError(
+            f"{folder}: the saved reward model reloads to other rewards (largest gap {gap:.2e} on "
+            "a probe batch); please report this with the backbone's name"
+        )
+
+
+def load_reward_model(folder: Path) -> RewardModel:
+    """Rebuild a saved reward model.
+
+    Raises:
+        ArtifactError: The folder holds no reward head.
+    """
+    if not (folder / HEAD_JSON).is_file():
+        raise ArtifactError(f"{folder}: no {HEAD_JSON} here; a saved reward model has one")
+    backbone, _ = load_language_model(str(folder))
+    model = RewardModel(backbone, HeadSpec(**read_json(folder / HEAD_JSON)))
+    model.head.load_state_dict(load_tensors(folder / HEAD_WEIGHTS))
+    return model

@@ -1,0 +1,131 @@
+"""Objectives of policy improvement (stage 2), as pure functions of tensors.
+
+Two families: reward-weighted MLE on given targets, and the policy gradient on the policy's own
+samples. Each returns one value per token or per sequence, so that the caller can take the mean over
+a whole accumulation window (METHOD deviation 11). No function here knows a model.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+PerToken = Float[Tensor, "N T"]
+Mask = Bool[Tensor, "N T"]
+
+
+def reward_to_go(rewards: PerToken, mask: Mask) -> PerToken:
+    """R_t = sum_{t' >= t} r_t' over real tokens; 0 at padding."""
+    real = rewards.where(mask, 0.0)
+    return real.flip(-1).cumsum(-1).flip(-1).where(mask, 0.0)
+
+
+def mle_weights(
+    rewards: PerToken, mask: Mask, *, transform: str = "none", to_go: bool = False
+) -> PerToken:
+    """Token weights w_t = g(r_t) / sum_t' g(r_t'), which add up to 1 over each target.
+
+    Args:
+        rewards: Token rewards of the targets, without gradient, positive unless transform is exp.
+        mask: Real tokens.
+        transform: "none" for g(r) = r, "exp" for g(r) = exp(r).
+        to_go: Use the reward-to-go instead of the token's own reward.
+
+    Source: arXiv:2306.00398, Sec. 2.2, reward-weighted MLE; options of the released code.
+    """
+    value = reward_to_go(rewards, mask) if to_go else rewards
+    if transform == "exp":  # shifted by the row's maximum: the same weights, no overflow
+        peak = value.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
+        value = (value - peak.where(peak.isfinite(), 0.0)).exp()
+    value = value.where(mask, 0.0)
+    total = value.sum(-1, keepdim=True)
+    return torch.where(total > 0, value / total, torch.zeros_like(value))
+
+
+def uniform_weights(mask: Mask) -> PerToken:
+    """w_t = 1/|y|: plain MLE as a mean over each target's tokens."""
+    return mask.float() / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def shuffled_weights(weights: PerToken, mask: Mask, seed: int) -> PerToken:
+    """The same weights in a random order within each target: a control that keeps their spread."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(mask.shape, generator=generator).to(weights.device)
+    # sorting by (padding last, noise) permutes the real tokens among themselves
+    order = (noise + (~mask).float() * 2).argsort(-1)
+    positions = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
+    return torch.zeros_like(weights).scatter(-1, positions, weights.gather(-1, order)).where(mask, 0.0)
+
+
+def weighted_nll(log_probs: PerToken, weights: PerToken, mask: Mask) -> Float[Tensor, " N"]:
+    """-sum_t w_t log pi(y_t | s_t) per target [nats]."""
+    return -(weights * log_probs).where(mask, 0.0).sum(-1)
+
+
+def advantages(
+    token_rewards: PerToken,
+    evaluations: Float[Tensor, " N"],
+    mask: Mask,
+    group: Int[Tensor, " N"],
+    *,
+    baseline: str = "none",
+    token_share: float = 1.0,
+    to_go: bool = False,
+) -> PerToken:
+    """Advantage of each sampled token, from the token rewards and the sequence's evaluation.
+
+    A_t = (1 - lambda) (E - b(E)) + lambda (R_t - b(R)), where R_t is the token reward or its
+    reward-to-go, E the sequence's evaluation, and b the baseline. lambda = 0 is the sparse control:
+    every token of a sequence has the sequence's advantage. lambda = 1 with baseline "none" is the
+    paper's REINFORCE.
+
+    Args:
+        token_rewards: r_phi(s_t, a_t) without gradient.
+        evaluations: One value per sequence, e.g. e / C or a judge's score, without gradient.
+        mask: Real tokens.
+        group: The source that each sequence continues, any labels.
+        baseline: "none"; "batch": mean over all sequences (tokens for R); "group": for a sequence,
+            the mean over the *other* sequences of its group (their tokens for R), so it is
+            unbiased; 0 where a group has one sequence only.
+        token_share: lambda in [0, 1].
+        to_go: Reward-to-go in place of the token's own reward.
+
+    Raises:
+        ValueError: An unknown baseline.
+    """
+    value = reward_to_go(token_rewards, mask) if to_go else token_rewards.where(mask, 0.0)
+    real = mask.to(value.dtype)
+    if baseline == "none":
+        of_sequence, of_token = torch.zeros_like(evaluations), torch.zeros_like(evaluations)
+    elif baseline == "batch":
+        of_sequence = evaluations.mean().expand_as(evaluations)
+        of_token = (value.sum() / real.sum().clamp(min=1)).expand_as(evaluations)
+    elif baseline == "group":
+        others = (group[:, None] == group[None, :]) & ~torch.eye(
+            len(group), dtype=torch.bool, device=group.device
+        )
+        weight = others.to(value.dtype)
+        of_sequence = weight @ evaluations / weight.sum(-1).clamp(min=1)
+        of_token = weight @ value.sum(-1) / (weight @ real.sum(-1)).clamp(min=1)
+    else:
+        raise ValueError(f"baseline {baseline!r}: known are none, batch, group")
+    sparse = (evaluations - of_sequence)[:, None]
+    dense = value - of_token[:, None]
+    return ((1 - token_share) * sparse + token_share * dense).where(mask, 0.0)
+
+
+def reinforce(log_probs: PerToken, advantage: PerToken) -> PerToken:
+    """-A_t log pi(a_t | s_t) per token; its gradient is the policy gradient's, negated."""
+    return -advantage.detach() * log_probs
+
+
+def kl_to_start(log_probs: PerToken, start_log_probs: PerToken) -> PerToken:
+    """Per-token estimate of KL(pi || pi_start) [nats] on the policy's own samples.
+
+    k3 = exp(d) - 1 - d with d = log pi_start - log pi, at least 0; its gradient is that of the
+    estimate, not the exact score-function gradient (Schulman 2020, "Approximating KL divergence").
+    """
+    d = start_log_probs.detach() - log_probs
+    return d.exp() - 1 - d
+
+

@@ -1,0 +1,169 @@
+"""Trackers: where metrics go besides metrics.jsonl. A null object where none is wanted.
+
+Each method may raise; `RunLog` says the first failure once and goes on without the tracker. W&B
+is imported only when `logger.name` is wandb, never asks for a login, and waits for the network for
+a bounded time only: where going online fails, the same run id goes on offline (`wandb sync` later).
+"""
+
+import contextlib
+import netrc
+import os
+import re
+import secrets
+import urllib.parse
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pgtg.config import LoggerConfig
+from pgtg.files import atomic
+
+INIT_SECONDS = 30.0  # wait at most so long to get online
+FINISH_SECONDS = 60.0  # and so long to upload what is left at the end
+_ID = re.compile(r"[a-z0-9]{8,32}")
+
+
+class Tracker(Protocol):
+    """What `RunLog` tells a tracker."""
+
+    def start(self) -> None: ...
+
+    def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None: ...
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+
+    def close(self, exit_code: int) -> None: ...
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None:
+        """Drops the values."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Drops the values."""
+
+    def close(self, exit_code: int) -> None:
+        """Nothing to close."""
+
+
+class WandbTracker:
+    """One W&B run per run folder: its id is kept there, so that a resumed run goes on in it."""
+
+    def __init__(self, cfg: LoggerConfig, folder: Path, config: Mapping[str, Any]):
+        self._cfg, self._folder, self._config = cfg, folder, config
+        self._run: Any = None
+        self._stages: set[str] = set()
+
+    def start(self) -> None:
+        """Starts or resumes the W&B run; offline where nobody is logged in or the net is down."""
+        mode = online_mode(self._cfg.mode)
+        with _quiet():
+            try:
+                self._run = self._init(mode)
+            except Exception:
+                if mode != "online":
+                    raise
+                self._run = self._init("offline")
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        directory = os.environ.get("WANDB_DIR") or str(self._folder)
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        return wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            id=_run_id(self._folder / "wandb_id"),
+            resume="allow",
+            project=os.environ.get("WANDB_PROJECT") or self._cfg.project,
+            entity=self._cfg.entity or os.environ.get("WANDB_ENTITY"),
+            group=self._cfg.group or os.environ.get("WANDB_RUN_GROUP"),
+            name=self._config.get("name"),
+            config=dict(self._config),
+            dir=directory,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+            ),
+        )
+
+    def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None:
+        """Values under "<stage>/…" on the stage's own axis, so that a resumed run drops none."""
+        axis = f"{stage}/step"
+        with _quiet():
+            if stage not in self._stages:
+                self._run.define_metric(axis)
+                self._run.define_metric(f"{stage}/*", step_metric=axis)
+                self._stages.add(stage)
+            named = {k if k.startswith(f"{stage}/") else f"{stage}/{k}": values[k] for k in values}
+            self._run.log({**named, f"{stage}/round": round, axis: step})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's summary values, as in the results table."""
+        with _quiet():
+            self._run.summary.update(dict(values))
+
+    def close(self, exit_code: int) -> None:
+        """Ends the W&B run as finished or failed, so that the next job starts one of its own."""
+        run, self._run = self._run, None
+        if run is not None:
+            with _quiet():
+                run.finish(exit_code=exit_code)
+
+
+def tracker(cfg: LoggerConfig, folder: Path, config: Mapping[str, Any]) -> Tracker:
+    """The tracker that `logger.name` names: none or wandb. Nothing is started yet."""
+    if cfg.name == "wandb":
+        return WandbTracker(cfg, folder, config)
+    return NullTracker()
+
+
+def online_mode(mode: str | None) -> str:
+    """W&B's mode: from the config, else WANDB_MODE, else online only where a key is at hand."""
+    chosen = mode or os.environ.get("WANDB_MODE")
+    if chosen:
+        return {"dryrun": "offline", "run": "online"}.get(chosen, chosen)
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    """Whether the environment or netrc holds a key for the W&B server; it is not looked at."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    host = urllib.parse.urlsplit(url).hostname or ""
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            if netrc.netrc(path).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _run_id(path: Path) -> str:
+    """The id kept in the run folder; a new one (not from the seeded generators) where none is."""
+    if path.is_file() and not path.is_symlink():
+        kept = path.read_text(encoding="ascii", errors="replace").strip()
+        if _ID.fullmatch(kept):
+            return kept
+    fresh = secrets.token_hex(8)
+    with atomic(path) as temporary:
+        temporary.write_text(fresh + "\n", encoding="ascii")
+    return fresh
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """W&B's own deprecation warnings are not the user's to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,125 @@
+"""The data that passes between the parts of pgtg: small frozen dataclasses, shapes in the types.
+
+Shape letters, everywhere: `B` sources · `S` source tokens · `N` generations · `T` generated tokens
+(right-padded) · `G` comparison groups · `J` candidates per group · `V` vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+TokenIds = list[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task's data.
+
+    Args:
+        id: Unique within its split.
+        source: What the policy reads, before prefix or template.
+        references: Texts that the judge and the metrics compare with, at least one.
+        target: Text that supervised training learns from; the first reference in ordinary data.
+        truth: Planted ground truth, in generated data only.
+    """
+
+    id: str
+    source: str
+    references: tuple[str, ...]
+    target: str
+    truth: Any = None
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What became of the rows of one split: nothing is dropped or cut without being counted."""
+
+    split: str
+    rows: int
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
+    truncated: Mapping[str, int] = field(default_factory=dict)  # column -> rows cut to fit
+    examples: Mapping[str, str] = field(default_factory=dict)  # reason -> id of the first such row
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """N token sequences, each continuing one of B sources. Masks mark real tokens."""
+
+    source: Int[Tensor, "B S"]
+    source_mask: Bool[Tensor, "B S"]
+    tokens: Int[Tensor, "N T"]
+    mask: Bool[Tensor, "N T"]
+    origin: Int[Tensor, " N"]  # the source, a row in 0..B-1, that each sequence continues
+
+    def to(self, device: Any) -> "TokenBatch":
+        """The same batch on another device."""
+        parts = (self.source, self.source_mask, self.tokens, self.mask, self.origin)
+        return TokenBatch(*(part.to(device) for part in parts))
+
+
+@dataclass(frozen=True)
+class Generations:
+    """N generations with the judge's scores, and the groups in which they are compared."""
+
+    source_ids: list[str]  # B ids of the sources
+    sources: list[TokenIds]  # B tokenised sources
+    origin: list[int]  # N rows into sources
+    tokens: list[TokenIds]  # N generations as sampled; ids, never text, go from stage to stage
+    texts: list[str]  # N decoded generations, for people and for the judge
+    scores: list[float]  # N judge's scores, higher is better
+    groups: Int[Tensor, "G J"]  # rows into the N generations
+
+
+@dataclass(frozen=True)
+class Window:
+    """Counts over one accumulation window: what its losses are means over."""
+
+    sequences: int
+    tokens: int
+
+    def __add__(self, other: "Window") -> "Window":
+        return Window(self.sequences + other.sequences, self.tokens + other.tokens)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective returns: the value to minimise and what to log beside it.
+
+    Everything is already divided by the whole accumulation window's counts, so that over the
+    window's micro-batches values, gradients and metrics simply add up.
+    """
+
+    value: Float[Tensor, ""]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """A text metric: one score per example, so that means are means over examples."""
+
+    name: str  # as in the config
+    columns: tuple[str, ...]  # names of the scores that `score` returns
+    scale: str  # "[0, 100]", "[0, 1]"
+
+    def describe(self) -> Mapping[str, Any]:
+        """Version, tokeniser, splitter, model: all that the numbers depend on."""
+        ...
+
+    def score(
+        self, texts: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> dict[str, list[float]]:
+        """Scores by column name, one per text."""
+        ...
+
+
+class Judge(Protocol):
+    """The true preference: a score per generation, higher is better."""
+
+    name: str
+
+    def describe(self) -> Mapping[str, Any]: ...
+
+    def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]: ...

@@ -1,0 +1,17 @@
+"""What all tests share: no network, no W&B, one thread, and no trace in the user's caches."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of a test share a cache with nobody."""
+    monkeypatch.setenv("PGTG_CACHE", str(tmp_path_factory.mktemp("cache")))

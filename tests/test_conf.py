@@ -1,0 +1,129 @@
+"""Every file under conf/: it composes, its keys are commented, and its names are the code's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pgtg.checks import CHOICES
+from pgtg.compose import composed, run_config, tasks
+from pgtg.config import RunConfig, known_keys
+from pgtg.groups import CONF, option_files
+
+FILES = sorted(CONF.rglob("*.yaml"))
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in option_files(group)]
+
+
+@pytest.mark.parametrize("override", OPTIONS)
+def test_every_option_composes(override: str):
+    cfg, problems = composed("summarize", [override])
+    assert problems == [] and set(cfg) == set(RunConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_every_file_has_a_title_and_every_key_a_comment(path: Path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    titles = [line for line in lines[:2] if line.startswith("# ") and "@package" not in line]
+    assert titles
+    if path.parent == CONF:
+        lines = lines[: lines.index("hydra:")]
+    bare = [line for line in lines if _holds_value(line) and "#" not in line]
+    assert bare == []
+
+
+def _holds_value(line: str) -> bool:
+    key, colon, value = line.partition(":")
+    return bool(colon) and bool(value.strip()) and not key.lstrip().startswith(("-", "#"))
+
+
+def test_the_base_gives_every_key_a_value():
+    """A key of the schema that no file names would be reported as missing by every run."""
+    for experiment in ("null", "quickstart"):
+        cfg = run_config("summarize", [f"experiment={experiment}"])
+        assert isinstance(cfg, RunConfig)
+
+
+def test_no_file_names_what_the_schema_does_not_know():
+    known = set(known_keys())
+    for group in GROUPS:
+        for path in option_files(group):
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            prefix = "" if group == "experiment" else f"{group}."
+            assert {prefix + key for key in content if key != "defaults"} <= known
+
+
+@pytest.mark.parametrize("group", ["aggregator", "judge", "method", "logger"])
+def test_option_files_are_the_names_of_the_config(group: str):
+    files = {path.stem for path in option_files(group)}
+    named = {yaml.safe_load(path.read_text())["name"] for path in option_files(group)}
+    assert files == named == set(CHOICES[f"{group}.name"])
+
+
+def test_names_of_the_config_are_the_tables_of_the_code():
+    from pgtg.judges import JUDGES
+    from pgtg.metrics import METRICS
+    from pgtg.metrics.sentences import SPLITTERS
+    from pgtg.models.reward import BOUNDS, HEADS
+    from pgtg.ops.aggregate import AGGREGATORS
+
+    tables = {
+        "aggregator.name": AGGREGATORS,
+        "judge.name": JUDGES,
+        "metrics.names": METRICS,
+        "metrics.sentence_splitter": SPLITTERS,
+        "reward.head": HEADS,
+        "reward.bound": BOUNDS,
+    }
+    assert {key: set(table) for key, table in tables.items()} == {
+        key: set(CHOICES[key]) for key in tables
+    }
+
+
+@pytest.mark.parametrize("data", ["cnn_dm", "xsum"])
+@pytest.mark.parametrize("policy", ["t5_small", "t5_base"])
+def test_paper_experiments_carry_the_papers_numbers(data: str, policy: str):
+    """The table of the reference's hyper-parameters, summarize column."""
+    cfg = run_config("summarize", [f"experiment={data}_{policy}"])
+    window = {"cnn_dm": 898, "xsum": 638}[data]
+    assert cfg.policy.path == f"google-t5/{policy.replace('_', '-')}"
+    assert (cfg.policy.prefix, cfg.policy.max_source_tokens) == ("summarize: ", 1024)
+    assert (cfg.sample.k, cfg.sample.temperature, cfg.sample.top_k) == (3, 1.0, 50)
+    assert cfg.sample.max_new_tokens == cfg.policy.max_target_tokens == 128
+    assert (cfg.reward.head, cfg.reward.bound, cfg.reward.mlp_width) == ("paper", "softplus", 2048)
+    fit = cfg.reward.fit
+    assert (fit.updates, fit.micro_batch, fit.accumulate, fit.lr) == (window, 8, 4, 5e-5)
+    assert (fit.optimizer, fit.schedule, fit.plateau_factor) == ("adam", "plateau", 0.8)
+    assert (fit.plateau_patience, fit.patience) == (2, 7)
+    assert cfg.sample.sources == window * 8 * 4
+    fit = cfg.improve
+    assert (fit.optimizer, fit.lr, fit.schedule, fit.weight_decay) == ("adamw", 5e-5, "constant", 0)
+    assert (fit.micro_batch, fit.accumulate, fit.clip) == (8, 4, 5.0)
+    plan = cfg.schedule
+    assert (plan.total, plan.retrain_every, plan.retrain_until) == (5.0, 0.5, 2.0)
+    assert (cfg.aggregator.name, cfg.aggregator.temperature) == ("avg", 2.0)
+    assert cfg.judge.name == "meteor" and tasks() == ["summarize"]
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_composes_from_any_folder(tmp_path: Path):
+    """Builds the wheel, installs it into a folder of its own, and composes from elsewhere."""
+    wheel, site, elsewhere = (tmp_path / name for name in ("wheel", "site", "elsewhere"))
+    elsewhere.mkdir()
+    build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheel), str(CONF.parent)]
+    subprocess.run([sys.executable, *build], check=True, capture_output=True)
+    (file,) = wheel.glob("*.whl")
+    install = ["-m", "pip", "install", "--no-deps", "--target", str(site), str(file)]
+    subprocess.run([sys.executable, *install], check=True, capture_output=True)
+    code = (
+        "from pgtg.compose import run_config; from pgtg.groups import CONF;"
+        "print(run_config('summarize', ['experiment=xsum_t5_base']).name, CONF)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=env, check=True, capture_output=True
+    )
+    assert done.stdout.decode().split() == ["xsum_t5_base", str(site / "pgtg" / "conf")]

@@ -1,0 +1,185 @@
+"""Composition and checks: each mistake is named with its key, what was found and what mends it."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from pgtg.compose import folder_name, run_config, sweep, swept_keys
+from pgtg.config import RunConfig, expected_type, is_open, known_keys
+from pgtg.errors import ConfigError
+
+
+def problems(*overrides: str, **more) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        run_config("summarize", overrides, **more)
+    assert all("\n" not in line for line in caught.value.problems)
+    return caught.value.problems
+
+
+def one_problem(*overrides: str) -> str:
+    (line,) = problems(*overrides)
+    return line
+
+
+def test_the_command_line_wins_over_the_experiment_and_that_over_the_base():
+    base = run_config("summarize", ["experiment=null"])
+    quick = run_config("summarize")
+    mine = run_config("summarize", ["sample.sources=7"])
+    assert [c.sample.sources for c in (base, quick, mine)] == [1024, quick.sample.sources, 7]
+    assert quick.sample.sources not in (1024, 7)
+    assert (base.experiment, quick.experiment) == (None, "quickstart")
+
+
+def test_inner_code_gets_plain_dataclasses_and_a_real_cache_path():
+    cfg = run_config("summarize", ["cache=~/x"])
+    assert type(cfg) is RunConfig and type(cfg.method.controls) is list
+    assert cfg.cache == str(Path.home() / "x")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("sampel.k=3", ["sampel.k", "no such key", "'sample.k'"]),
+        ("sample.kk=3", ["sample.kk", "'sample.k'"]),
+        ("aggregatr=max", ["aggregatr", "'aggregator'"]),
+        ("+new.key=1", ["new.key", "no such key"]),
+        ("aggregator=mox", ["no aggregator 'mox'", "'max'", "known: avg, max, min, sum"]),
+        ("experiment=quikstart", ["no experiment 'quikstart'", "'quickstart'"]),
+        ("sample.k=three", ["sample.k=three", "expected a whole number", "found 'three'"]),
+        ("sample.k=null", ["sample.k=null", "expected a whole number"]),
+        ("improve.lr=fast", ["expected a number"]),
+        ("evaluate.start_policy=maybe", ["expected true or false"]),
+        ("metrics.names=rouge", ["expected a list [a,b]"]),
+        ("sample=3", ["expected a section of keys"]),
+        ("data.limit.train=many", ["data.limit.train", "expected a whole number or null"]),
+        ("seed=0,1", ["a sweep needs -m", "[a,b]"]),
+        ("nonsense", ["'nonsense'", "key=value"]),
+        ("sample.k=1", ["sample.k: found 1, expected at least 2"]),
+        ("sample.temperature=0", ["sample.temperature: found 0", "above 0"]),
+        ("aggregator.temperature=-1", ["aggregator.temperature: found -1"]),
+        ("aggregator.name=mex", ["aggregator.name: there is no 'mex'", "'max'"]),
+        ("metrics.names=[rouge,rogue]", ["metrics.names: there is no 'rogue'", "'rouge'"]),
+        ("reward.head=papr", ["reward.head", "'paper'"]),
+        ("reward.compare_heads=[logprobs]", ["reward.compare_heads", "'logprob'"]),
+        ("reward.layers=0", ["reward.layers: found 0, expected at least 1"]),
+        ("reward.fit.keep=first", ["reward.fit.keep: there is no 'first'", "best, last"]),
+        ("reward.fit.lr=-1", ["reward.fit.lr: found -1"]),
+        ("reward.fit.validate_every=0", ["patience", "need validations"]),
+        ("improve.updates=5", ["improve.updates: found 5", "schedule.total"]),
+        ("improve.schedule=cosine", ["improve.schedule", "constant, plateau"]),
+        ("schedule.retrain_every=0", ["schedule.retrain_every: found 0", "above 0"]),
+        ("schedule.total=2.5", ["schedule.total", "whole number of updates"]),
+        ("schedule.retrain_until=1000", ["schedule.retrain_until", "at most schedule.total"]),
+        ("method.name=mle", ["method.controls", "mle is itself the control"]),
+        ("data.newswire.noise=1.5", ["data.newswire.noise: found 1.5", "[0, 1]"]),
+        ("data.limit.train=0", ["data.limit.train: found 0"]),
+        ("device=gpu", ["device: found 'gpu'", "cuda"]),
+        ("reward=pretrained", ["reward.path: no value"]),
+        ("policy=t5_small policy.path=./none", ["policy.path: there is no folder './none'"]),
+        ("evaluate.splits=[tset]", ["evaluate.splits: there is no 'tset'", "'test'"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_and_how(override: str, parts: list[str]):
+    overrides = override.split()
+    if override.startswith("schedule.total"):
+        overrides += ["schedule.retrain_until=0"]
+    line = one_problem(*overrides)
+    assert all(part in line for part in parts), line
+
+
+def test_several_problems_are_reported_together():
+    lines = problems(
+        "aggregator=mox", "sample.k=1", "foo.bar=2", "improve.lr=x", "judge.workers=-1"
+    )
+    assert len(lines) == 5
+    for key in ("aggregator", "sample.k", "foo.bar", "improve.lr", "judge.workers"):
+        assert any(line.startswith(key) for line in lines), key
+
+
+def test_missing_values_do_not_hide_other_problems():
+    lines = problems("reward=pretrained", "sample.k=1")
+    assert [line.split(":")[0] for line in lines] == ["reward.path", "sample.k"]
+
+
+def test_tiny_policy_refuses_own_data(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    line = one_problem("data=files", f"data.path={tmp_path}")
+    assert "tiny_t5" in line and "policy=t5_small" in line
+
+
+def test_missing_files_are_named(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    mine = ["data=files", "policy=t5_small"]
+    assert "data.path: no value" in one_problem(*mine)
+    assert "there is no folder" in one_problem(*mine, f"data.path={tmp_path / 'x'}")
+    line = one_problem(*mine, f"data.path={tmp_path}", "data.splits.train=trian.jsonl")
+    assert "data.splits.train" in line and "'train.jsonl'" in line
+
+
+def test_a_local_bertscore_model_needs_its_layer(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    line = one_problem("metrics=full", f"metrics.bertscore_model={tmp_path}")
+    assert line.startswith("metrics.bertscore_layers: no value")
+
+
+def test_own_config_files_come_first(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    own = tmp_path / "experiment" / "mine.yaml"
+    own.write_text("# @package _global_\nname: mine\nsample: {k: 5}\n")
+    cfg = run_config("summarize", ["experiment=mine"], config_dir=tmp_path)
+    assert (cfg.name, cfg.sample.k) == ("mine", 5)
+    own.write_text("# @package _global_\nsample: {kk: 5}\n")
+    (line,) = problems("experiment=mine", config_dir=tmp_path)
+    assert "kk" in line and "mine" in line
+    assert "no folder" in problems(config_dir=tmp_path / "none")[0]
+
+
+def test_a_saved_config_is_the_base_of_later_calls():
+    saved = asdict(run_config("summarize", ["sample.k=5", "aggregator=max", "seed=3"]))
+    same = run_config("summarize", [], saved=saved)
+    assert asdict(same) == saved
+    other = run_config("summarize", ["aggregator=min", "sample.k=4"], saved=saved)
+    assert (other.aggregator.name, other.sample.k, other.seed) == ("min", 4, 3)
+    fresh = run_config("summarize", ["experiment=quickstart"], saved=saved)
+    assert (fresh.sample.k, fresh.seed) == (3, 0)
+    with pytest.raises(ConfigError, match="another version"):
+        run_config("summarize", [], saved={**saved, "old_key": 1})
+
+
+def test_a_saved_config_belongs_to_its_task():
+    saved = {**asdict(run_config("summarize")), "task": "prompt"}
+    with pytest.raises(ConfigError, match="belongs to the task 'prompt'"):
+        run_config("summarize", [], saved=saved)
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(ConfigError, match="did you mean 'summarize'"):
+        run_config("sumarize")
+
+
+def test_new_keys_of_open_mappings_need_no_plus():
+    cfg = run_config("summarize", ["data.splits.train=a.csv"])
+    assert cfg.data.splits == {"train": "a.csv"}
+    assert is_open("data.splits.x") and not is_open("data.path") and not is_open("sample.k")
+
+
+def test_a_sweep_is_all_combinations_without_hydras_own_keys():
+    jobs = sweep(
+        "summarize", ["aggregator=avg,max", "seed=0,1", "sample.k=2", "hydra.verbose=true"]
+    )
+    assert jobs[1] == ["aggregator=avg", "seed=1", "sample.k=2"] and len(jobs) == 4
+    assert swept_keys(["aggregator=avg,max", "sample.k=2"]) == ({"aggregator"}, {"sample.k"})
+
+
+def test_expected_types_and_known_keys():
+    assert expected_type("sample.k") == "a whole number"
+    assert expected_type("policy.path") == "a text or null"
+    assert expected_type("policy.tiny_t5.warm_start.lr") == "a number"
+    assert expected_type("nothing") is None
+    assert {"sample", "sample.k", "policy.tiny_t5.warm_start.lr"} <= set(known_keys())
+
+
+def test_folder_names_are_safe():
+    assert folder_name("data.path=/a b/c,seed=1") == "data.path=_a_b_c,seed=1"
+    assert len(folder_name("x" * 999)) <= 255

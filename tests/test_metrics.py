@@ -1,0 +1,414 @@
+"""Text metrics against hand arithmetic and direct calls of the libraries."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, cast
+
+import nltk
+import pytest
+from nltk.tokenize import NLTKWordTokenizer
+from nltk.translate.meteor_score import meteor_score
+from rouge_score.rouge_scorer import RougeScorer
+
+from pgtg.config import MetricsConfig
+from pgtg.errors import ConfigError, MissingResourceError, PgtgError
+from pgtg.metrics import METRICS, build_metrics, compute
+from pgtg.metrics.bertscore import build_bertscore
+from pgtg.metrics.meteor import (
+    _WORDNET_FILES,
+    CachedStemmer,
+    CachedSynonyms,
+    NoSynonyms,
+    build_meteor,
+    build_meteor_stem,
+    require_wordnet,
+)
+from pgtg.metrics.rouge import TYPES, build_rouge
+from pgtg.metrics.sentences import SPLITTERS, build_splitter, split_regex
+
+ASSETS = Path(os.environ.get("PGTG_ASSETS", "/nonexistent"))
+TEXTS = [
+    "The storm closed the harbour. Boats were waiting outside!",
+    "storms close harbours",
+    "A U.S. judge, Dr. Smith, ruled on Monday that the firms' merger can go on.",
+    "",
+    "  \n ",
+    "Nothing in common",
+    "the the the the",
+]
+REFERENCES = [
+    ["The harbour was closed by a storm. Boats waited outside."],
+    ["Storms closed the harbour", "the storm is closing all harbours today"],
+    ["Judge Smith ruled that the firms may merge.", "A merger goes on."],
+    ["Some reference."],
+    ["Some reference."],
+    ["Entirely other words."],
+    ["the cat and the dog"],
+]
+
+
+def config(*names: str, **more) -> MetricsConfig:
+    return MetricsConfig(names=list(names), **{"sentence_splitter": "regex", **more})
+
+
+class ToyReader:
+    """A WordNet of two synonym sets, with a compound that must not match."""
+
+    class _Set(list):
+        def lemmas(self):
+            return [type("Lemma", (), {"name": lambda _, word=word: word})() for word in self]
+
+    def __init__(self):
+        self.calls = 0
+
+    def synsets(self, word):
+        self.calls += 1
+        sets = [["boat", "ship", "water_craft"], ["close", "shut"], ["ship", "vessel"]]
+        return [self._Set(group) for group in sets if word in group]
+
+
+# --- sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
+        ("It cost 3.5 million. It sold.", ["It cost 3.5 million.", "It sold."]),
+        ("Dr. Smith of the U.S. Navy met J. Doe. He left.", None),
+        ("prices rose . more details follow .", ["prices rose .", "more details follow ."]),
+        ("He said e.g. this and so on... and went.", None),
+        ('"Go!" he said. "Now."', ['"Go!" he said.', '"Now."']),
+        ("first line\nsecond line\r\n\nthird", ["first line", "second line", "third"]),
+        ("no end", ["no end"]),
+        ("", []),
+        (" \n ", []),
+    ],
+)
+def test_regex_splitter(text, sentences):
+    if sentences is None:  # one sentence, or two where a new one begins with a capital
+        parts = split_regex(text)
+        assert " ".join(parts) == text
+        assert len(parts) == text.count(". He left.") + 1
+    else:
+        assert split_regex(text) == sentences
+
+
+def test_splitter_keeps_every_character_but_white_space():
+    for text in [t for refs in REFERENCES for t in refs] + TEXTS:
+        assert "".join("".join(split_regex(text)).split()) == "".join(text.split())
+
+
+def test_unknown_splitter_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'punkt'"):
+        build_splitter("punk")
+
+
+def test_missing_punkt_is_never_replaced(monkeypatch):
+    from nltk.tokenize import _get_punkt_tokenizer
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    _get_punkt_tokenizer.cache_clear()
+    with pytest.raises(MissingResourceError, match=r"nltk.downloader punkt_tab"):
+        SPLITTERS["punkt"]()
+    metrics, absent = build_metrics(config("rouge", "meteor_stem", sentence_splitter="punkt"))
+    assert metrics == []
+    assert set(absent) == {"rouge", "meteor_stem"}
+
+
+# --- METEOR
+
+
+def test_meteor_stem_by_hand():
+    """3 of 3 words match 3 of 4 (one by its stem) in one chunk."""
+    precision, recall = 3 / 3, 3 / 4
+    mean = precision * recall / (0.9 * precision + 0.1 * recall)
+    expected = 100 * mean * (1 - 0.5 * (1 / 3) ** 3)
+    metric = build_meteor_stem("regex")
+    assert metric.pair("The cats sat", ["the cat sat down"]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_meteor_stem_by_hand_in_two_chunks():
+    """ "b c" and "a": 3 matches, 2 chunks; and an empty text has none."""
+    expected = 100 * (1 - 0.5 * (2 / 3) ** 3)
+    metric = build_meteor_stem("regex")
+    assert metric.pair("b c a", ["a b c"]) == pytest.approx(expected, rel=1e-12)
+    assert metric.pair("", ["a b c"]) == 0.0
+    assert metric.pair("a", ["x", "a"]) == pytest.approx(50.0)  # one word is one whole chunk
+
+
+def plain_words(text: str) -> list[str]:
+    words = NLTKWordTokenizer()
+    return [word for sentence in split_regex(text) for word in words.tokenize(sentence)]
+
+
+def plain_meteor(text: str, references: list[str], wordnet) -> float:
+    return 100.0 * meteor_score(
+        [plain_words(ref) for ref in references], plain_words(text), wordnet=wordnet
+    )
+
+
+def test_meteor_stem_is_nltk_without_synonyms_in_every_bit():
+    metric = build_meteor_stem("regex")
+    expected = [plain_meteor(t, r, NoSynonyms()) for t, r in zip(TEXTS, REFERENCES, strict=True)]
+    for _ in range(2):  # the second time from the caches
+        assert metric.score(TEXTS, REFERENCES)["meteor_stem"] == expected
+
+
+def test_cached_synonyms_match_as_the_reader_does():
+    reader = cast(Any, ToyReader())
+    pairs = [
+        ("the ship will shut", "a boat will close"),
+        ("vessel", "boat"),  # not in one set
+        ("vessel ship", "ship vessel"),
+        ("water_craft", "boat"),  # a compound is no synonym
+    ]
+    cached: Any = CachedSynonyms(ToyReader())
+    stemmer: Any = CachedStemmer()
+    for text, reference in pairs * 2:
+        words, other = text.split(), reference.split()
+        plain = meteor_score([other], words, wordnet=reader)
+        ours = meteor_score([other], words, stemmer=stemmer, wordnet=cached)
+        assert ours == plain
+    assert meteor_score([["boat"]], ["ship"], wordnet=cached) > 0
+    assert cached._reader.calls < reader.calls
+
+
+def test_missing_wordnet_is_named_with_its_mending(monkeypatch, tmp_path):
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    with pytest.raises(MissingResourceError, match=r"nltk.downloader wordnet"):
+        build_meteor("regex")
+    metrics, absent = build_metrics(config("rouge", "meteor"))
+    assert [metric.name for metric in metrics] == ["rouge"]
+    assert "NLTK_DATA" in absent["meteor"]
+
+
+def test_incomplete_wordnet_names_the_file(monkeypatch, tmp_path):
+    folder = tmp_path / "corpora" / "wordnet"
+    folder.mkdir(parents=True)
+    for name in _WORDNET_FILES:
+        (folder / name).touch()
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    require_wordnet()
+    (folder / "index.sense").unlink()
+    with pytest.raises(MissingResourceError, match=r"lacks index.sense"):
+        require_wordnet()
+
+
+def test_zipped_wordnet_is_found(monkeypatch, tmp_path):
+    """What `nltk.downloader` leaves on some machines."""
+    (tmp_path / "corpora").mkdir()
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    for names, complete in ((_WORDNET_FILES, True), (_WORDNET_FILES[1:], False)):
+        with zipfile.ZipFile(tmp_path / "corpora" / "wordnet.zip", "w") as file:
+            file.writestr("wordnet/", "")
+            for name in names:
+                file.writestr(f"wordnet/{name}", "")
+        if complete:
+            require_wordnet()
+        else:
+            with pytest.raises(MissingResourceError, match="lacks lexnames"):
+                require_wordnet()
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not (ASSETS / "nltk_data").is_dir(), reason="set PGTG_ASSETS to try WordNet")
+def test_meteor_is_plain_nltk_with_wordnet_in_every_bit(monkeypatch):
+    monkeypatch.setattr(nltk.data, "path", [str(ASSETS / "nltk_data")])
+    from nltk.corpus import wordnet
+
+    metric = build_meteor("regex")
+    expected = [plain_meteor(t, r, wordnet) for t, r in zip(TEXTS, REFERENCES, strict=True)]
+    assert metric.score(TEXTS, REFERENCES)["meteor"] == expected
+    assert metric.pair("the auto", ["the car"]) > build_meteor_stem("regex").pair(
+        "the auto", ["the car"]
+    )
+
+
+# --- ROUGE
+
+
+def test_rouge_by_hand():
+    """Text: 3 words, 2 in the reference of 4; bigrams: 1 of 2 and 3."""
+    scores = build_rouge("regex").pair("storms hit Rome", ["a storm hit town"])
+    assert scores["rouge1"] == pytest.approx(100 * 2 * 2 / (3 + 4))
+    assert scores["rouge2"] == pytest.approx(100 * 2 * 1 / (2 + 3))
+    assert scores["rougeL"] == pytest.approx(100 * 2 * 2 / (3 + 4))
+
+
+def test_rouge_is_rouge_score_in_every_bit():
+    plain = RougeScorer(list(TYPES), use_stemmer=True)
+    rouge = build_rouge("regex")
+    for _ in range(2):  # the second time from the caches
+        columns = rouge.score(TEXTS, REFERENCES)
+        for row, (text, references) in enumerate(zip(TEXTS, REFERENCES, strict=True)):
+            lines = ["\n".join(split_regex(reference)) for reference in references]
+            best = plain.score_multi(lines, "\n".join(split_regex(text)))
+            assert {c: columns[c][row] for c in TYPES} == {
+                c: 100.0 * best[c].fmeasure for c in TYPES
+            }
+
+
+def test_rouge_l_and_lsum_differ_when_sentences_change_places():
+    """One sequence keeps one sentence only; sentence by sentence, everything is found."""
+    scores = build_rouge("regex").pair("Bees sting. Ants bite.", ["Ants bite. Bees sting."])
+    assert scores["rougeLsum"] == pytest.approx(100.0)
+    assert scores["rougeL"] == pytest.approx(50.0)
+
+
+def test_each_rouge_column_takes_its_own_best_reference():
+    references = ["d c b a", "a b"]
+    scores = build_rouge("regex").pair("a b c d", references)
+    assert scores["rouge1"] == pytest.approx(100.0)  # by the first
+    assert scores["rouge2"] == pytest.approx(100 * 2 * 1 / (3 + 1))  # by the second
+
+
+# --- BERTScore
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory):
+    """A BERT of two layers and 16 positions with random weights, saved as Transformers does."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz."]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=16,
+        )
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # with no limit: 1e30
+    return folder
+
+
+WORDY = ["a cat sat", "b d e f g", "same text", "", "x y z"]
+WORDY_REFERENCES = [["a cat sat there", "dog"], ["g f e"], ["same text"], ["a b"], ["z", "x y"]]
+
+
+def test_bertscore_is_bert_scores_own(tiny_bert):
+    """Against BERTScorer.score; float32 sums in another batch shape differ by about 1e-7."""
+    from bert_score import BERTScorer
+
+    ours = build_bertscore(str(tiny_bert), 2, "cpu").score(WORDY, WORDY_REFERENCES)
+    scorer: Any = BERTScorer(str(tiny_bert), num_layers=2, device="cpu", use_fast_tokenizer=True)
+    scorer._tokenizer.model_max_length = 16  # without a limit bert-score overflows
+    full = [row for row in range(len(WORDY)) if WORDY[row]]
+    f1 = scorer.score([WORDY[row] for row in full], [WORDY_REFERENCES[row] for row in full])[2]
+    expected = dict(zip(full, (100 * f1).tolist(), strict=True))
+    assert ours["bertscore_f1"] == pytest.approx(
+        [expected.get(row, 0.0) for row in range(len(WORDY))], abs=1e-4
+    )
+    assert ours["bertscore_f1"][2] == pytest.approx(100.0, abs=1e-4)
+
+
+def test_bertscore_counts_the_texts_it_cuts(tiny_bert):
+    metric = build_bertscore(str(tiny_bert), 1, "cpu")
+    assert metric.describe()["truncated_texts"] == 0
+    long, kept = "a " * 30, "a " * 14  # 14 words and two frame tokens just fit 16 positions
+    scores = metric.score([long, kept, long], [["a b"], ["a b"], ["b"]])["bertscore_f1"]
+    assert metric.describe()["truncated_texts"] == 1
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)  # what is over the limit is not read
+
+
+def test_bertscore_batches_in_a_fixed_order(tiny_bert, monkeypatch):
+    """Longest first, ties as they came: bert-score's own order follows the hash seed."""
+    from bert_score import utils
+
+    batches, embed = [], utils.get_bert_embedding
+    monkeypatch.setattr(
+        utils,
+        "get_bert_embedding",
+        lambda texts, *a, **k: batches.append(texts) or embed(texts, *a, **k),
+    )
+    build_bertscore(str(tiny_bert), 2, "cpu").score(["a", "b", "c d"], [["e"], ["f g"], ["a"]])
+    assert batches == [["f g", "c d", "a", "e", "b"]]
+
+
+def test_bertscore_options_and_absence(tiny_bert, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="go together"):
+        build_metrics(config("bertscore", bertscore_model=str(tiny_bert)))
+    with pytest.raises(ConfigError, match="layers 1 to 2"):
+        build_metrics(config("bertscore", bertscore_model=str(tiny_bert), bertscore_layers=3))
+    missing = config("bertscore", bertscore_model=str(tmp_path / "no"), bertscore_layers=2)
+    assert "no folder" in build_metrics(missing)[1]["bertscore"]
+    empty = config("bertscore", bertscore_model=str(tmp_path), bertscore_layers=2)
+    assert "no config.json" in build_metrics(empty)[1]["bertscore"]
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    reason = build_metrics(config("bertscore"))[1]["bertscore"]
+    assert "metrics.bertscore_layers=n" in reason
+    assert "hf download roberta-large" in reason
+    monkeypatch.setattr("pgtg.metrics.bertscore.find_spec", lambda _: None)
+    assert "pip install bert-score" in build_metrics(config("bertscore"))[1]["bertscore"]
+
+
+def test_bertscore_refuses_a_path_that_bert_score_takes_for_t5(tiny_bert, tmp_path):
+    link = tmp_path / "t5-run"
+    link.symlink_to(tiny_bert)
+    build_bertscore(str(link), 2)  # resolved: the real path has no t5
+    folder = tmp_path / "my-t5-encoder"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((tiny_bert / name).read_bytes())
+    with pytest.raises(MissingResourceError, match=r"takes .* for a T5"):
+        build_bertscore(str(folder), 2)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not (ASSETS / "minilm").is_dir(), reason="set PGTG_ASSETS to try MiniLM")
+def test_bertscore_with_minilm():
+    metric = build_bertscore(str(ASSETS / "minilm"), 6, "cpu")
+    texts = ["The harbour was shut by a storm.", "Prices of wheat rose.", ""]
+    references = [["A storm closed the port."], ["A storm closed the port."], ["A storm."]]
+    near, far, empty = metric.score(texts, references)["bertscore_f1"]
+    assert 100 > near > far > 0
+    assert empty == 0.0
+
+
+# --- the table
+
+
+def test_every_metric_in_the_table_says_what_its_numbers_depend_on():
+    metrics, absent = build_metrics(config(*METRICS))
+    assert {metric.name for metric in metrics} | set(absent) == set(METRICS)
+    for metric in metrics:
+        description = metric.describe()
+        assert description["scale"] == "[0, 100]"
+        assert "implementation" in description
+        assert metric.name == "bertscore" or description["sentence_splitter"] == "regex"
+
+
+def test_unknown_metrics_are_reported_together():
+    with pytest.raises(ConfigError) as caught:
+        build_metrics(config("rogue", "meteor_stems", "rouge"))
+    assert len(caught.value.problems) == 2
+    assert "did you mean 'rouge'" in caught.value.problems[0]
+    assert "did you mean 'meteor_stem'" in caught.value.problems[1]
+
+
+def test_compute_gives_columns_per_example():
+    metrics, _ = build_metrics(config("rouge", "meteor_stem", "rouge"))
+    columns = compute(metrics, TEXTS, REFERENCES)
+    assert list(columns) == [*TYPES, "meteor_stem"]
+    for scores in columns.values():
+        assert len(scores) == len(TEXTS)
+        assert all(0 <= score <= 100 for score in scores)
+        assert scores[3] == scores[4] == 0.0  # the empty texts
+
+
+def test_compute_refuses_a_score_that_is_not_finite(monkeypatch):
+    metrics, _ = build_metrics(config("meteor_stem"))
+    monkeypatch.setattr(type(metrics[0]), "pair", lambda *_: float("nan"))
+    with pytest.raises(PgtgError, match=r"meteor_stem.*example 0 is nan"):
+        compute(metrics, ["a"], [["a"]])

@@ -1,0 +1,75 @@
+"""The counts of --dry-run, against hand arithmetic."""
+
+from pathlib import Path
+
+import pytest
+
+from pgtg import plan
+from pgtg.compose import run_config
+from pgtg.errors import MissingResourceError
+
+SPLITS = {"train": 640, "validation": 50, "test": None}
+
+
+def counts(*overrides: str) -> plan.Counts:
+    mine = ["experiment=none", "policy=t5_small", "reward=t5_small", "evaluate.splits=[validation]"]
+    return plan.count(run_config("summarize", [*mine, *overrides]), SPLITS)
+
+
+def test_counts_of_a_small_run():
+    """640 examples at 8 x 4: 20 updates an epoch; 5 rounds at 0, 0.5, ..., 2 of 5 epochs."""
+    found = counts("sample.sources=10", "sample.heldout_sources=2", "sample.k=3")
+    assert found.rounds == 5 and found.policy_updates == [10, 10, 10, 10, 60]
+    assert found.generations == (10 + 2) * 3
+    assert found.reward_updates == 898 and found.compared_heads == 0
+    assert found.gradient_generations == 0
+    assert found.controls == 2 and found.evaluated == 50 * 4  # start policy, main line, controls
+
+
+def test_counts_of_the_policy_gradient_term():
+    found = counts("method.reinforce=0.1", "method.samples=4")
+    assert found.gradient_generations == 100 * 32 * 4
+
+
+def test_counts_of_plain_mle():
+    found = counts("method=mle", "evaluate.decodings=[greedy,sample]", "evaluate.examples=20")
+    assert found.rounds == found.generations == found.reward_updates == 0
+    assert found.policy_updates == [100] and found.evaluated == 20 * 2 * 2
+
+
+def test_what_is_not_on_this_machine_is_unknown():
+    cfg = run_config("summarize", ["experiment=cnn_dm_t5_small"])
+    found = plan.count(cfg, plan.split_sizes(cfg))
+    assert found.rounds == 5 and found.generations == (28736 + 512) * 3
+    assert found.policy_updates is None and found.evaluated is None
+    assert "unknown" in plan.describe(cfg)
+
+
+def test_parameters_come_from_the_config_alone(tmp_path: Path):
+    """A GPT-2 of 2 layers, width 8, 16 words and 4 places; weights are not on disk."""
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=16, n_positions=4).save_pretrained(
+        tmp_path
+    )
+    layer = 4 * 8 + 8 * 24 + 24 + 8 * 8 + 8 + 8 * 32 + 32 + 32 * 8 + 8
+    rest = 16 * 8 + 4 * 8 + 2 * 8
+    mine = [f"policy.path={tmp_path}", "policy.trainable_layers=1", "reward.layers=1"]
+    cfg = run_config("summarize", ["experiment=none", "policy=pretrained", *mine])
+    expected = {"policy": 2 * layer + rest, "reward": layer + rest, "trained": layer}
+    assert plan.model_sizes(cfg) == expected
+
+
+def test_the_tiny_policy_is_counted_as_built():
+    text = plan.describe(run_config("summarize"))
+    assert "copy" in text and "unknown" not in text
+
+
+def test_a_missing_judge_is_refused(monkeypatch: pytest.MonkeyPatch):
+    def build(*args: object) -> None:
+        raise MissingResourceError("no WordNet")
+
+    monkeypatch.setattr("pgtg.judges.build_judge", build)
+    with pytest.raises(MissingResourceError, match="no WordNet"):
+        plan.check_resources(run_config("summarize"))
+    plan.check_resources(run_config("summarize", ["method=mle"]))  # nothing is judged
