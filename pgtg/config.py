@@ -100,6 +100,7 @@ class PolicyConfig:
     trainable_layers: int | None = None
     prefix: str = MISSING
     suffix: str = MISSING
+    target_prefix: str = MISSING
     max_source_tokens: int = MISSING
     max_target_tokens: int = MISSING
     dropout: bool = MISSING
@@ -132,6 +133,7 @@ class RewardConfig:
     bound: str = MISSING
     mlp_width: int = MISSING
     compare_heads: list[str] = MISSING
+    score: list[str] = MISSING
     fit: FitConfig = field(default_factory=FitConfig)
 
 

@@ -42,7 +42,8 @@ class Where:
     seed: int
     stage: str
     round: int
-    label: str = ""  # a control's name, or "" for the main line
+    label: str = ""  # a control's or a compared head's name, or "" for the main line
+    offset: int = 0  # updates in the rounds before: logged steps go on counting
 
     @property
     def prefix(self) -> str:
@@ -127,7 +128,7 @@ def fit(
             with uninterrupted(save):  # a signal waits for the end of the update, then saves
                 values = _update(model, windows, objective, trained, optimizer, cfg, where, progress)
                 progress.step += 1
-                log.metrics(where.prefix, where.round, progress.step, values)
+                log.metrics(where.prefix, where.round, where.offset + progress.step, values)
                 last = progress.step == cfg.updates
                 due = cfg.validate_every > 0 and progress.step % cfg.validate_every == 0
                 if validate is not None and (last or due):
@@ -214,7 +215,7 @@ def _validated(
     model.eval()
     values = validate()
     model.train(training)
-    log.metrics(where.prefix, where.round, progress.step, values)
+    log.metrics(where.prefix, where.round, where.offset + progress.step, values)
     value = values[select]
     if math.isnan(value):
         raise DivergedError(
@@ -269,7 +270,7 @@ def _save_state(
     best: Mapping[str, Tensor] | None,
     position: int,
 ) -> None:
-    folder = states.working(inputs)
+    folder = states.working(inputs, fresh=True)
     save_tensors(folder / "weights.safetensors", {n: p.detach() for n, p in trained.items()})
     save_tensors(folder / "optimizer.safetensors", _optimizer_tensors(optimizer, trained))
     if best is not None:

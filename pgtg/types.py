@@ -78,11 +78,16 @@ class Generations:
 class Window:
     """Counts over one accumulation window: what its losses are means over."""
 
-    sequences: int
-    tokens: int
+    sequences: int  # targets, or comparison groups
+    tokens: int  # of the targets
+    sampled: int = 0  # tokens of the policy's own samples
 
     def __add__(self, other: "Window") -> "Window":
-        return Window(self.sequences + other.sequences, self.tokens + other.tokens)
+        return Window(
+            self.sequences + other.sequences,
+            self.tokens + other.tokens,
+            self.sampled + other.sampled,
+        )
 
 
 @dataclass(frozen=True)

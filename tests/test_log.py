@@ -41,7 +41,7 @@ class Terminal(io.StringIO):
 def test_metrics_lines_are_exact_and_hold_no_time(tmp_path: Path):
     """Floats by repr, ints as ints, keys in order: the bytes depend on the values only."""
     log = RunLog(tmp_path)
-    log.metrics("align", 0, 5, {"align/loss": 1 / 3, "n": 3, "x": np.float32(0.1)})
+    log.metrics("align", 0, 5, {"align/loss": 1 / 3, "n": 3, "x": np.float32(0.1)})  # type: ignore[dict-item]
     log.metrics("improve", 1, 6, {"a": torch.tensor(2.0)})  # type: ignore[dict-item]
     expected = (
         b'{"stage": "align", "round": 0, "step": 5, "align/loss": 0.3333333333333333, "n": 3, '
@@ -341,6 +341,7 @@ def test_a_failing_tracker_is_said_once_and_ends_nothing(tmp_path: Path, capsys,
     assert err.count("the tracker failed (RuntimeError: no ") == 1
     assert len(err.splitlines()) == 1
     assert broken.calls.count("close1") == 1
+    assert broken.calls.count("log") == {"start": 0, "all": 0, "log": 1}.get(at, 3)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 

@@ -1,4 +1,4 @@
-"""The generated newswire against its definition: hand-labelled texts, and invariants of every split."""
+"""The generated newswire: hand-labelled texts, and what holds in every split."""
 
 import re
 from collections import Counter
@@ -26,7 +26,6 @@ CONFIG = NewswireConfig(
 WEATHER = Truth(
     domain="weather",
     facts={"sky": "rain", "place": "oslo", "day": "friday", "degrees": "ten"},
-    summary="rain will reach oslo on friday with ten degrees .",
     target_labels=(),
 )
 
@@ -57,6 +56,13 @@ def test_splits_have_their_sizes_and_different_sources(splits: dict[str, list[Ex
     assert len({example.id for example in examples(splits)}) == 640
 
 
+def test_a_world_with_few_different_bulletins_repeats_none():
+    """Without distractors and fillers, some hundred of 3000 draws for one split come twice."""
+    bare = replace(CONFIG, test=3000, details=0.0, distractors=0, fillers=0)
+    rows = newswire.generate(bare)["test"]
+    assert len(rows) == len({row.source for row in rows}) == 3000
+
+
 def test_splits_share_no_entity_combination(splits: dict[str, list[Example]]):
     found = {name: {combination(row) for row in rows} for name, rows in splits.items()}
     assert not found["train"] & found["validation"]
@@ -84,7 +90,7 @@ def test_every_fact_stands_in_source_and_clean_summary(splits: dict[str, list[Ex
         source, summary = example.source.split(), example.references[0].split()
         for word in example.truth.facts.values():
             assert word in source and word in summary
-        assert example.references == (example.truth.summary,)
+        assert summary == newswire.summarize(example.truth.domain, example.truth.facts).split()
 
 
 def test_text_is_lower_case_words_of_the_vocabulary(splits: dict[str, list[Example]]):
@@ -147,12 +153,9 @@ def test_distractors_and_fillers_count_the_other_sentences():
     assert {row.source.split().count(".") for row in bare} == {1}
 
 
-def test_settings_outside_the_world_are_refused_together():
-    bad = replace(CONFIG, noise=1.5, fillers=99)
-    with pytest.raises(ConfigError) as caught:
-        newswire.generate(bad)
-    assert len(caught.value.problems) == 2
-    assert "data.newswire.noise=1.5" in str(caught.value) and "fillers=99" in str(caught.value)
+def test_more_fillers_than_there_are_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.newswire\.fillers=99"):
+        newswire.generate(replace(CONFIG, fillers=99))
 
 
 def test_the_world_is_unambiguous():
@@ -174,7 +177,12 @@ def test_the_world_is_unambiguous():
         ("rain will reach oslo on friday with ten degrees .", 1.0, True, False),
         ("snow will reach oslo on monday with ten degrees .", 0.5, True, False),
         # a made-up detail adds a wrong slot: 4 of 5
-        ("rain will reach oslo on friday with ten degrees and stay for two hours .", 0.8, True, False),
+        (
+            "rain will reach oslo on friday with ten degrees and stay for two hours .",
+            0.8,
+            True,
+            False,
+        ),
         # a tail spoils the form, not the facts
         ("rain will reach oslo on friday with ten degrees . see the next page .", 1.0, False, True),
         # not the domain's pattern: facts found anywhere
@@ -193,12 +201,12 @@ def test_swapped_roles_are_wrong_in_place():
     truth = Truth(
         domain="sport",
         facts={"winner": "lions", "loser": "bears", "margin": "two", "place": "rome"},
-        summary="the lions beat the bears by two goals in rome .",
         target_labels=(),
     )
-    words = "the bears beat the lions by two goals in rome .".split()
-    assert check(" ".join(words), truth).fact_accuracy == 0.5
-    assert [label for label in label_words(truth, words) if label != "content"] == [
+    text = "the bears beat the lions by two goals in rome ."
+    assert check(text, truth).fact_accuracy == 0.5
+    assert check(text + " see the next page .", truth).fact_accuracy == 0.5
+    assert [label for label in label_words(truth, text.split()) if label != "content"] == [
         "wrong",
         "wrong",
         "fact",
@@ -210,7 +218,10 @@ def test_swapped_roles_are_wrong_in_place():
     ("text", "labels"),
     [
         ("rain will reach rome on friday with ten degrees .", "f c c w c f c f c c"),
-        ("rain will reach oslo on friday with ten degrees . see here .", "f c c f c f c f c c b b b"),
+        (
+            "rain will reach oslo on friday with ten degrees . see here .",
+            "f c c f c f c f c c b b b",
+        ),
         ("rain oslo rome", "f f w"),  # no pattern: any fact counts, wherever it stands
         ("rain . in rome", "f c b w"),
     ],

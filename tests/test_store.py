@@ -566,6 +566,14 @@ def test_readers_answer_damage_with_one_line(tmp_path: Path, name: str, damage: 
     assert "\n" not in str(caught.value)
 
 
+def test_jsonl_without_its_last_line_end_is_cut(tmp_path: Path):
+    """One byte short: the last row still parses, but a longer number may have lost its end."""
+    store.write_jsonl(tmp_path / "a.jsonl", [{"n": 1}])
+    (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="cut short"):
+        store.read_jsonl(tmp_path / "a.jsonl")
+
+
 def test_size_limits_and_read_only_folders(tmp_path: Path):
     store.save_tensors(tmp_path / "t.safetensors", {"x": torch.zeros(1000)})
     with pytest.raises(ArtifactError, match="more than the 100 allowed"):

@@ -112,8 +112,8 @@ class BertScore:
 def _weights(scorer: Any) -> dict[int, float]:
     """Weight per token id: 1, and 0 for the tokens that frame a text."""
     weights: dict[int, float] = defaultdict(lambda: 1.0)
-    weights[scorer._tokenizer.sep_token_id] = 0
-    weights[scorer._tokenizer.cls_token_id] = 0
+    weights[scorer._tokenizer.sep_token_id] = 0.0
+    weights[scorer._tokenizer.cls_token_id] = 0.0
     return weights
 
 

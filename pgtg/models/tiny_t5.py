@@ -1,10 +1,10 @@
 """The tiny T5 of the embedded default, with a tokenizer of one word a token.
 
-Stock initialisation hardly learns within minutes (embeddings of standard deviation 1, tied to logits
-that are scaled by 1/sqrt(d): Adam needs hundreds of steps to move a logit). So here the embeddings
-start 20 times smaller and the decoder's output is not scaled (`scale_decoder_outputs`, an option of
-Transformers' T5 that is saved with the model). Learning to copy random words first is what brings a
-model of this size to copying facts; see `copy_pairs`.
+Stock initialisation hardly learns within minutes (embeddings of standard deviation 1, tied to
+logits that are scaled by 1/sqrt(d): Adam needs hundreds of steps to move a logit). So here the
+embeddings start 20 times smaller and the decoder's output is not scaled (`scale_decoder_outputs`,
+an option of Transformers' T5 that is saved with the model). Learning to copy random words first is
+what brings a model of this size to copying facts; see `copy_pairs`.
 """
 
 import random
@@ -45,8 +45,8 @@ def build(
         dropout_rate=cfg.dropout,
         pad_token_id=0,
         eos_token_id=1,
-        decoder_start_token_id=0,
     )
+    config.decoder_start_token_id = 0
     config.scale_decoder_outputs = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

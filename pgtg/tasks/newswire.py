@@ -1,18 +1,18 @@
 """A generated newswire: short English bulletins whose newsworthy facts are known.
 
 A bulletin is one key sentence (one of several patterns of its domain), perhaps a detail sentence
-after it, distractors (older news of the same domain, with slot words of the same kinds) and fillers.
-Its clean summary states the facts in the domain's one summary pattern, with a further clause if there
-is a detail: how long a summary should be depends on its source. Judge and metrics know the clean
-summary. The *target*, which supervised training learns from, is spoilt with probability `noise`: by a
-boilerplate tail, or by one wrong fact.
+after it, distractors (older news of the same domain, with slot words of the same kinds) and
+fillers. Its clean summary states the facts in the domain's one summary pattern, with a further
+clause if there is a detail: how long a summary should be depends on its source. Judge and metrics
+know the clean summary. The *target*, which supervised training learns from, is spoilt with
+probability `noise`: by a boilerplate tail, or by one wrong fact.
 
 Text is lower case; words and '.' are split by single spaces; every slot takes one word.
 
 Splits share no entity combination: the set of a bulletin's entities (names, days, causes, whatever
 their roles; no numbers, no details) is hashed, and each hash belongs to one split. Distractors are
-old news and may name anything. Left out: paraphrase in summaries, since with two patterns a domain a
-text metric rewards wording more than facts.
+old news and may name anything. Left out: paraphrase in summaries, since with two patterns a domain
+a text metric rewards wording more than facts.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ KINDS: dict[str, tuple[str, ...]] = {
         "panthers stallions pirates rovers rangers saints titans vikings",
         "city": "oslo rome paris madrid berlin vienna lisbon dublin athens prague warsaw budapest "
         "zurich geneva milan naples turin lyon porto seville hamburg munich bergen krakow",
-        "company": "acme vortex nimbus zenith apex orion delta quantum stellar pioneer summit atlas "
-        "phoenix horizon beacon cobalt ember granite harbor juniper",
-        "person": "smith jones brown taylor wilson davies evans thomas roberts walker wright green "
-        "hall wood harris clark lewis baker turner cooper",
+        "company": "acme vortex nimbus zenith apex orion delta quantum stellar pioneer summit "
+        "atlas phoenix horizon beacon cobalt ember granite harbor juniper",
+        "person": "smith jones brown taylor wilson davies evans thomas roberts walker wright "
+        "green hall wood harris clark lewis baker turner cooper",
         "day": "monday tuesday wednesday thursday friday saturday sunday",
-        "number": "two three four five six seven eight nine ten eleven twelve fifteen twenty thirty "
-        "forty",
+        "number": "two three four five six seven eight nine ten eleven twelve fifteen twenty "
+        "thirty forty",
         "move": "rose fell",
         "reason": "profits exports orders layoffs costs taxes lawsuits debts",
         "sky": "rain snow fog hail thunder sunshine frost wind",
@@ -54,14 +54,13 @@ KINDS: dict[str, tuple[str, ...]] = {
 class Domain:
     """Slots and patterns of one kind of news. In patterns, {slot} stands for one word.
 
-    Args:
-        slots: Slot -> kind of its words; the last one is the detail's.
-        entities: Slots whose words make up the entity combination.
-        summary: The summary pattern without its full stop.
-        clause: What follows in the summary if there is a detail.
-        sources: Patterns of the key sentence.
-        details: Patterns of the detail sentence.
-        old: Patterns of a distractor.
+    slots: Slot -> kind of its words; the last one is the detail's.
+    entities: Slots whose words make up the entity combination.
+    summary: The summary pattern without its full stop.
+    clause: What follows in the summary if there is a detail.
+    sources: Patterns of the key sentence.
+    details: Patterns of the detail sentence.
+    old: Patterns of a distractor.
     """
 
     slots: Mapping[str, str]
@@ -77,13 +76,13 @@ class Domain:
         return list(self.slots)[-1]
 
 
-def _kinds(**kinds: str) -> dict[str, str]:
-    return kinds
+def _slots(text: str) -> dict[str, str]:
+    return dict(pair.split(":") for pair in text.split())
 
 
 DOMAINS = {
     "sport": Domain(
-        slots=_kinds(winner="team", loser="team", margin="number", place="city", scorer="person"),
+        slots=_slots("winner:team loser:team margin:number place:city scorer:person"),
         entities=("winner", "loser", "place"),
         summary="the {winner} beat the {loser} by {margin} goals in {place}",
         clause="as {scorer} scored first",
@@ -101,7 +100,7 @@ DOMAINS = {
         ),
     ),
     "market": Domain(
-        slots=_kinds(company="company", move="move", percent="number", day="day", reason="reason"),
+        slots=_slots("company:company move:move percent:number day:day reason:reason"),
         entities=("company", "move", "day"),
         summary="shares of {company} {move} {percent} percent on {day}",
         clause="on news of its {reason}",
@@ -119,7 +118,7 @@ DOMAINS = {
         ),
     ),
     "weather": Domain(
-        slots=_kinds(sky="sky", place="city", day="day", degrees="number", hours="number"),
+        slots=_slots("sky:sky place:city day:day degrees:number hours:number"),
         entities=("sky", "place", "day"),
         summary="{sky} will reach {place} on {day} with {degrees} degrees",
         clause="and stay for {hours} hours",
@@ -137,7 +136,7 @@ DOMAINS = {
         ),
     ),
     "travel": Domain(
-        slots=_kinds(origin="city", goal="city", cause="cause", delay="number", trains="number"),
+        slots=_slots("origin:city goal:city cause:cause delay:number trains:number"),
         entities=("origin", "goal", "cause"),
         summary="trains from {origin} to {goal} run {delay} minutes late after {cause}",
         clause="and {trains} are cancelled",
@@ -158,7 +157,7 @@ DOMAINS = {
         ),
     ),
     "vote": Domain(
-        slots=_kinds(winner="person", place="city", lead="number", day="day", rival="person"),
+        slots=_slots("winner:person place:city lead:number day:day rival:person"),
         entities=("winner", "place", "day"),
         summary="{winner} won the {day} vote in {place} by {lead} points",
         clause="ahead of {rival}",
@@ -190,8 +189,7 @@ FILLERS = (
     "a full review is planned for next year .",
 )
 
-# Many tails with different first words: no single one outweighs the plain end of a summary. They
-# differ in length, and their words also occur elsewhere.
+# Many tails with different first words: no single one outweighs the plain end of a summary.
 TAILS = (
     "more details follow .",
     "read the full story in our paper .",
@@ -221,14 +219,12 @@ class Truth:
     Args:
         domain: Key of DOMAINS.
         facts: Slot -> right word; the detail's slot only where the bulletin has a detail.
-        summary: The clean summary.
         target_labels: One label per word of the target: "content" (words of the pattern), "fact"
             (a right slot word), "wrong" (the planted wrong one) or "boilerplate" (the tail).
     """
 
     domain: str
     facts: Facts
-    summary: str
     target_labels: tuple[str, ...]
 
 
@@ -246,16 +242,12 @@ def generate(cfg: NewswireConfig) -> dict[str, list[Example]]:
     larger split begins with the smaller one's bulletins.
 
     Raises:
-        ConfigError: A share outside [0, 1], or more fillers than there are.
+        ConfigError: More fillers than there are.
     """
-    shares = {"noise": cfg.noise, "wrong_fact_share": cfg.wrong_fact_share, "details": cfg.details}
-    problems = [
-        f"{key}={x}: need a share in [0, 1]" for key, x in shares.items() if not 0 <= x <= 1
-    ]
-    if not 0 <= cfg.fillers <= len(FILLERS):
-        problems.append(f"fillers={cfg.fillers}: the newswire has 0 to {len(FILLERS)} of them")
-    if problems:
-        raise ConfigError(*(f"data.newswire.{problem}" for problem in problems))
+    if cfg.fillers > len(FILLERS):
+        raise ConfigError(
+            f"data.newswire.fillers={cfg.fillers}: there are {len(FILLERS)} to choose"
+        )
     sizes = {"train": cfg.train, "validation": cfg.validation, "test": cfg.test}
     return {split: list(_bulletins(cfg, split, size)) for split, size in sizes.items()}
 
@@ -282,11 +274,10 @@ def _bulletins(cfg: NewswireConfig, split: str, size: int) -> Iterator[Example]:
             del facts[DOMAINS[name].detail]
         old = [_draw_facts(rng, name) for _ in range(cfg.distractors)]
         source = _source(rng, name, facts, old, cfg.fillers)
-        summary = summarize(name, facts)
         target, labels = _target(rng, cfg, name, facts, old)
         if source not in seen:
-            truth = Truth(name, facts, summary, labels)
-            yield Example(f"{split}-{len(seen)}", source, (summary,), target, truth)
+            clean, truth = (summarize(name, facts),), Truth(name, facts, labels)
+            yield Example(f"{split}-{len(seen)}", source, clean, target, truth)
             seen.add(source)
 
 
@@ -298,14 +289,10 @@ def _draw_facts(rng: random.Random, name: str) -> dict[str, str]:
     return facts
 
 
-def entity_combination(name: str, facts: Facts) -> tuple[str, ...]:
-    """The domain and its entities, sorted: who plays which role does not matter."""
-    return (name, *sorted(facts[slot] for slot in DOMAINS[name].entities))
-
-
 def split_of(name: str, facts: Facts) -> str:
-    """The one split that may report these entities together: a hash, the same for every seed."""
-    digest = hashlib.blake2b(" ".join(entity_combination(name, facts)).encode()).digest()
+    """The one split that may report these entities together, whatever their roles, for any seed."""
+    entities = sorted(facts[slot] for slot in DOMAINS[name].entities)
+    digest = hashlib.blake2b(" ".join([name, *entities]).encode()).digest()
     return next(split for split, shares in SPLITS.items() if digest[0] % 10 in shares)
 
 
@@ -328,8 +315,8 @@ def summarize(name: str, facts: Facts) -> str:
 
 def _pattern(name: str, with_detail: bool) -> list[str]:
     """The words of the summary pattern, slots as "{slot}"."""
-    domain = DOMAINS[name]
-    return f"{domain.summary} {domain.clause if with_detail else ''} .".split()
+    clause = DOMAINS[name].clause if with_detail else ""
+    return f"{DOMAINS[name].summary} {clause} .".split()
 
 
 def _target(
@@ -363,10 +350,7 @@ def _label(part: str, told: Facts, facts: Facts) -> str:
 
 
 def parse(name: str, words: Sequence[str]) -> dict[str, str] | None:
-    """Slot -> word of one sentence in the domain's summary pattern, else None.
-
-    Slots take words of their own kind only.
-    """
+    """Slot -> word of a sentence in the summary pattern, each of its slot's kind; else None."""
     domain = DOMAINS[name]
     for with_detail in (False, True):
         pattern = _pattern(name, with_detail)
@@ -406,9 +390,8 @@ def label_words(truth: Truth, words: Sequence[str]) -> list[str]:
 
 
 def _loose_label(truth: Truth, word: str) -> str:
-    if word not in SLOT_WORDS:
-        return CONTENT
-    return FACT if word in truth.facts.values() else WRONG
+    known = FACT if word in truth.facts.values() else WRONG
+    return known if word in SLOT_WORDS else CONTENT
 
 
 def check(text: str, truth: Truth) -> Checked:

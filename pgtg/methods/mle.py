@@ -1,0 +1,8 @@
+"""Plain MLE: uniform token weights, no reward model. The paper's "Supervised" row, and the control
+beside every result. Each target's loss is its mean over tokens, as in the reward-weighted form, so
+that the two differ in the weights alone."""
+
+from pgtg.methods.method import Method
+from pgtg.ops.objectives import uniform_weights
+
+METHOD = Method("mle", False, lambda rewards, mask, cfg, seed: uniform_weights(mask))

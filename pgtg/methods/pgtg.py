@@ -1,0 +1,31 @@
+"""PGTG: reward-weighted MLE with token weights from the learned r_phi (arXiv:2306.00398, Sec. 2.2).
+
+`SHUFFLED` is its control: the same weights in a random order within each target. If it does as well,
+the weights' positions did not matter.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pgtg.config import MethodConfig
+from pgtg.methods.method import Method
+from pgtg.ops.objectives import mle_weights, shuffled_weights
+
+
+def weigh(
+    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: MethodConfig, seed: int
+) -> Float[Tensor, "N T"]:
+    """w_t = g(r_t) / sum g(r)."""
+    assert rewards is not None
+    return mle_weights(rewards, mask, transform=cfg.transform, to_go=cfg.reward_to_go)
+
+
+def weigh_shuffled(
+    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: MethodConfig, seed: int
+) -> Float[Tensor, "N T"]:
+    """The weights of `weigh`, permuted among the tokens of each target."""
+    return shuffled_weights(weigh(rewards, mask, cfg, seed), mask, seed)
+
+
+METHOD = Method("pgtg", True, weigh, samples=True)
+SHUFFLED = Method("shuffled", True, weigh_shuffled)

@@ -1,0 +1,55 @@
+"""Token lists to batches, and a model's value per token over many sequences, length-sorted."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pgtg.ops.masking import length_sorted, pad
+from pgtg.types import TokenBatch, TokenIds
+
+
+def token_batch(
+    sources: Sequence[TokenIds],
+    tokens: Sequence[TokenIds],
+    origin: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> TokenBatch:
+    """B tokenised sources and N token lists that continue them, as one padded batch."""
+    source, source_mask = pad(sources)
+    ids, mask = pad(tokens)
+    return TokenBatch(source, source_mask, ids, mask, torch.tensor(origin)).to(device)
+
+
+@torch.no_grad()
+def per_token(
+    value: Callable[[TokenBatch], Float[Tensor, "N T"]],
+    sources: Sequence[TokenIds],
+    tokens: Sequence[TokenIds],
+    origin: Sequence[int],
+    *,
+    batch_tokens: int,
+    device: torch.device | str = "cpu",
+) -> list[np.ndarray]:
+    """`value` of each token of N sequences, one float32 array a sequence.
+
+    Each source is read once, with all of its sequences, in batches of similar length.
+    """
+    continuing: list[list[int]] = [[] for _ in sources]
+    for row, source in enumerate(origin):
+        continuing[source].append(row)
+    used = [i for i, rows in enumerate(continuing) if rows]
+    lengths = [len(sources[i]) + sum(len(tokens[row]) for row in continuing[i]) for i in used]
+    out: list[np.ndarray] = [np.empty(0, np.float32) for _ in tokens]
+    for places in length_sorted(lengths, budget=batch_tokens):
+        rows = [row for p in places for row in continuing[used[p]]]
+        local = [n for n, p in enumerate(places) for _ in continuing[used[p]]]
+        batch = token_batch(
+            [sources[used[p]] for p in places], [tokens[row] for row in rows], local, device
+        )
+        values = value(batch).float().cpu().numpy()
+        for row, line in zip(rows, values, strict=True):
+            out[row] = line[: len(tokens[row])].copy()
+    return out

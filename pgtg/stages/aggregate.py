@@ -1,0 +1,131 @@
+"""(C) Aggregate: sequence evaluations of the scored generations, held against the judge and the rulers.
+
+Rulers are what needs no learning: "longer wins", and the start policy's own mean log-probability.
+Where truth is planted, the same is asked of single tokens of the held-out targets.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pgtg.ops.aggregate import evaluate_groups
+from pgtg.ops.masking import masked_mean
+from pgtg.ops.ranking import (
+    auc,
+    kendall_tau,
+    pair_accuracy,
+    plackett_luce_nll,
+    stratified_auc,
+    top1_accuracy,
+)
+from pgtg.stages.align import usable
+from pgtg.stages.context import Context
+from pgtg.stages.sample import read_generations
+from pgtg.store import Artifact, hash_of, read_table, write_table
+from pgtg.types import Generations
+
+
+def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
+    """Write evaluations per sequence, and how well they order the generations as the judge does."""
+    samples = ctx.need(ctx.artifact(round, "sample"), "sample")
+    scored = ctx.need(ctx.artifact(round, "score", head=head), "score")
+    artifact = ctx.artifact(round, "aggregate", head=head)
+    inputs = hash_of([samples, scored], ctx.config_part("aggregator"))
+    if artifact.exists() and artifact.manifest()["inputs"] == inputs:
+        return artifact
+    working = artifact.working(inputs)
+    metrics: dict[str, float] = {}
+    for part in ctx.cfg.reward.score:
+        table = read_table(scored.file(f"{part}.parquet"))
+        if part == "targets":
+            found = token_truth(table)
+        else:
+            generations = read_generations(samples, part)
+            evaluations = _evaluations(ctx, generations, table)
+            columns = {"source_id": table["source_id"], "evaluation": evaluations.tolist()}
+            write_table(working / f"{part}.parquet", columns | {"score": generations.scores})
+            found = _ranking(generations, evaluations, table)
+        metrics |= {f"aggregate/{part}_{name}": value for name, value in found.items()}
+    metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    name = f"aggregate.{head}" if head else "aggregate"
+    ctx.log.metrics(name, round, 0, metrics)
+    return artifact.commit(
+        inputs=inputs, metrics=metrics, position=ctx.log.position(), round=round, head=head
+    )
+
+
+def _evaluations(ctx: Context, generations: Generations, table: dict) -> Tensor:
+    """e of each generation, in the group that it was sampled in."""
+    rewards, mask = _padded(table["reward"])
+    cfg = ctx.cfg.aggregator
+    grouped = evaluate_groups(
+        cfg.name,
+        rewards,
+        mask,
+        generations.groups,
+        temperature=cfg.temperature,
+        length_normalized=cfg.length_normalized,
+    )
+    out = torch.zeros(len(rewards), dtype=rewards.dtype)
+    return out.scatter(0, generations.groups.flatten(), grouped.flatten())
+
+
+def _padded(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    values = torch.zeros(len(rows), width, dtype=torch.float64)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        values[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
+        mask[i, : len(row)] = True
+    return values, mask
+
+
+def _ranking(generations: Generations, evaluations: Tensor, table: dict) -> dict[str, float]:
+    """How evaluations and rulers order the informative groups."""
+    groups = generations.groups[usable(generations)]
+    if not len(groups):
+        return {"groups": 0}
+    preference = torch.tensor(generations.scores, dtype=torch.float64)[groups]
+    lengths = torch.tensor([len(t) for t in generations.tokens], dtype=torch.float64)[groups]
+    log_probs = masked_mean(*_padded(table["start_log_prob"]))[groups]
+    chosen = evaluations[groups]
+    return {
+        "groups": len(groups),
+        "pair_accuracy": pair_accuracy(chosen, preference),
+        "kendall_tau": kendall_tau(chosen, preference),
+        "top1_accuracy": top1_accuracy(chosen, preference),
+        "nll": plackett_luce_nll(chosen, preference).mean().item(),
+        "longer_wins": pair_accuracy(lengths, preference),
+        "shorter_wins": pair_accuracy(-lengths, preference),
+        "log_prob_wins": pair_accuracy(log_probs, preference),
+    }
+
+
+def token_truth(table: dict) -> dict[str, float]:
+    """AUCs of token rewards and of the log-probability ruler against the planted labels.
+
+    `auc_boilerplate`: a token of the summary proper above a boilerplate one. `auc_facts`: a right
+    slot word above a wrong one. `_within`: the same within ten strata of log-probability.
+    """
+    if "label" not in table:
+        return {}
+    labels = [label for row in table["label"] for label in row]
+    reward = torch.tensor([value for row in table["reward"] for value in row])
+    ruler = torch.tensor([value for row in table["start_log_prob"] for value in row])
+
+    def where(*names: str) -> Tensor:
+        return torch.tensor([label in names for label in labels])
+
+    pairs = {
+        "boilerplate": (where("content", "fact", "wrong"), where("boilerplate")),
+        "facts": (where("fact"), where("wrong")),
+    }
+    found: dict[str, float] = {}
+    for name, (up, down) in pairs.items():
+        found[f"auc_{name}"] = auc(reward[up], reward[down])
+        found[f"log_prob_auc_{name}"] = auc(ruler[up], ruler[down])
+        found[f"auc_{name}_within"] = stratified_auc(
+            reward[up], reward[down], ruler[up], ruler[down]
+        )
+    return found

@@ -1,0 +1,82 @@
+"""(B) Score: a reward for each token of a round's generations and held-out targets.
+
+The start policy's log-probability of the same tokens is written beside it: the ruler that a learned
+reward has to beat.
+"""
+
+import numpy as np
+
+from pgtg.models.batch import per_token
+from pgtg.models.language import LanguageModel
+from pgtg.models.reward import RewardModel, load_reward_model
+from pgtg.ops.sampling import log_probability
+from pgtg.stages.context import Context
+from pgtg.stages.sample import read_generations
+from pgtg.store import Artifact, hash_of, write_table
+from pgtg.types import TokenBatch, TokenIds
+
+
+def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
+    """Write token rewards of the parts in reward.score by the round's reward model."""
+    samples = ctx.need(ctx.artifact(round, "sample"), "sample")
+    aligned = ctx.need(ctx.artifact(round, "align", head=head), "align")
+    artifact = ctx.artifact(round, "score", head=head)
+    parts = ctx.cfg.reward.score
+    inputs = hash_of([*ctx.parents(0), samples, aligned], {"parts": parts})
+    if artifact.exists() and artifact.manifest()["inputs"] == inputs:
+        return artifact
+    working = artifact.working(inputs)
+    model = load_reward_model(aligned.file("reward")).to(ctx.device).eval()
+    start, codec = ctx.load_start()
+    for part in parts:
+        if part == "targets":
+            examples = ctx.task.heldout()
+            ids = [example.id for example in examples]
+            sources = [codec.encode_source(example.source)[0] for example in examples]
+            tokens = [codec.encode_target(example.target)[0] for example in examples]
+            origin, labels = list(range(len(ids))), [
+                ctx.task.target_labels(e, t) for e, t in zip(examples, tokens, strict=True)
+            ]
+        else:
+            generations = read_generations(samples, part)
+            sources, tokens = generations.sources, generations.tokens
+            origin, labels = generations.origin, [None]
+            ids = [generations.source_ids[o] for o in origin]
+        columns = {"source_id": ids, "tokens": tokens}
+        columns |= _values(ctx, model, start, sources, tokens, origin)
+        if all(row is not None for row in labels):
+            columns["label"] = labels
+        write_table(working / f"{part}.parquet", columns)
+    return artifact.commit(inputs=inputs, position=ctx.log.position(), round=round, head=head)
+
+
+def _values(
+    ctx: Context,
+    model: RewardModel,
+    start: LanguageModel,
+    sources: list[TokenIds],
+    tokens: list[TokenIds],
+    origin: list[int],
+) -> dict[str, list[list[float]]]:
+    """Token rewards, and log-probabilities [nats] under the start policy."""
+
+    def start_log_prob(batch: TokenBatch):
+        return log_probability(start.logits(batch).float(), batch.tokens)
+
+    values = {"reward": model, "start_log_prob": start_log_prob}
+    return {
+        name: [row.tolist() for row in rewards(ctx, value, sources, tokens, origin)]
+        for name, value in values.items()
+    }
+
+
+def rewards(ctx: Context, value, sources, tokens, origin) -> list[np.ndarray]:
+    """`value` of every token, in length-sorted batches under the sampling budget."""
+    return per_token(
+        value,
+        sources,
+        tokens,
+        origin,
+        batch_tokens=ctx.cfg.sample.batch_tokens,
+        device=ctx.device,
+    )

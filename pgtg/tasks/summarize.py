@@ -1,0 +1,160 @@
+"""The summarization task: which examples there are, which are used when, and how texts are checked.
+
+Everything that depends on chance here (which sources a round samples, the order of an epoch) is a
+function of the seed and of what it is for, so any stage can be run again alone.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pgtg.config import RunConfig
+from pgtg.errors import DataError
+from pgtg.models.codec import Codec
+from pgtg.ops.sampling import derive_seed
+from pgtg.schedule import segments, updates_per_epoch
+from pgtg.tasks import newswire
+from pgtg.tasks.data import load_split
+from pgtg.types import DataCounts, Example, TokenIds
+
+
+class SummarizeTask:
+    """Data and checks of one summarization run.
+
+    Args:
+        cfg: The run's config.
+    """
+
+    def __init__(self, cfg: RunConfig):
+        self.cfg = cfg
+        self.counts: dict[str, DataCounts] = {}
+        self._splits: dict[str, list[Example]] = {}
+
+    def examples(self, split: str) -> list[Example]:
+        """All examples of a split.
+
+        Raises:
+            DataError: The split is missing, unreadable or empty.
+        """
+        if split not in self._splits:
+            if self.cfg.data.name == "newswire":
+                self._splits |= self._newswire
+            else:
+                self._splits[split], self.counts[split] = load_split(self.cfg.data, split)
+            if not self._splits[split]:
+                raise DataError(f"the {split} split has no examples: check data.limit.{split}")
+        return self._splits[split]
+
+    @cached_property
+    def _newswire(self) -> dict[str, list[Example]]:
+        world = self.cfg.data.newswire
+        assert world is not None  # config check
+        made = newswire.generate(world)
+        limits = self.cfg.data.limit
+        made = {split: rows[: limits.get(split)] for split, rows in made.items()}
+        for split, rows in made.items():
+            self.counts[split] = DataCounts(split, len(rows), len(rows))
+        return made
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Words of the generated world, for the tiny T5's tokenizer."""
+        assert self.cfg.data.newswire is not None
+        return newswire.vocabulary(self.cfg.data.newswire)
+
+    def segments(self) -> list[int]:
+        """Policy updates after each reward training, one number a round."""
+        cfg = self.cfg.improve
+        epoch = 0
+        if self.cfg.schedule.unit == "epochs":
+            examples = len(self.examples("train"))
+            epoch = updates_per_epoch(examples, cfg.micro_batch, cfg.accumulate)
+        return segments(self.cfg.schedule, epoch)
+
+    def to_sample(self, round: int) -> dict[str, list[Example]]:
+        """Sources of a round: "train" for the reward model to learn from, "heldout" to check it.
+
+        Held-out sources come from the validation split and are the same in every round.
+        """
+        return {
+            "train": self._pick("train", self.cfg.sample.sources, "sources", round),
+            "heldout": self.heldout(),
+        }
+
+    def heldout(self) -> list[Example]:
+        return self._pick("validation", self.cfg.sample.heldout_sources, "heldout", 0)
+
+    def _pick(self, split: str, size: int, *key: int | str) -> list[Example]:
+        examples = self.examples(split)
+        order = np.random.default_rng(derive_seed(self.cfg.seed, *key)).permutation(len(examples))
+        return [examples[i] for i in order[:size]]
+
+    def groups(self, sources: int) -> Int[Tensor, "G J"]:
+        """Comparison groups: the K generations of each source."""
+        k = self.cfg.sample.k
+        return torch.arange(sources * k).reshape(sources, k)
+
+    def window(self, update: int) -> list[list[Example]]:
+        """Micro-batches of the policy's update number `update`, counted over all rounds."""
+        examples, cfg = self.examples("train"), self.cfg.improve
+        size = cfg.micro_batch * cfg.accumulate
+        epoch, place = divmod(update, updates_per_epoch(len(examples), size, 1))
+        rows = self._epoch_order(epoch)[place * size : (place + 1) * size]
+        chosen = [examples[i] for i in rows]
+        return [
+            chosen[i : i + cfg.micro_batch] for i in range(0, len(chosen), cfg.micro_batch)
+        ]
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            rng = np.random.default_rng(derive_seed(self.cfg.seed, "epoch", epoch))
+            self._orders.clear()  # one epoch at a time
+            self._orders[epoch] = rng.permutation(len(self.examples("train")))
+        return self._orders[epoch]
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def to_evaluate(self, split: str) -> list[Example]:
+        """The examples that the evaluation reads: the first evaluate.examples of the split."""
+        return self.examples(split)[: self.cfg.evaluate.examples]
+
+    def check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> dict[str, list]:
+        """Scores against planted truth, per example, in [0, 100]; empty for ordinary data."""
+        if not examples or examples[0].truth is None:
+            return {}
+        checked = [newswire.check(t, e.truth) for t, e in zip(texts, examples, strict=True)]
+        return {
+            "fact_accuracy": [100 * c.fact_accuracy for c in checked],
+            "well_formed": [100.0 * c.well_formed for c in checked],
+            "boilerplate": [100.0 * c.boilerplate for c in checked],
+        }
+
+    def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
+        """A planted label for each token of the example's target; None for ordinary data.
+
+        The end token, which has no word, is labelled "end".
+        """
+        if example.truth is None:
+            return None
+        labels = [*example.truth.target_labels, "end"]
+        return labels if len(labels) == len(tokens) else None
+
+
+def codec_for(cfg: RunConfig, tokenizer, is_encoder_decoder: bool) -> Codec:
+    """The codec of the run's policy."""
+    policy = cfg.policy
+    return Codec(
+        tokenizer,
+        is_encoder_decoder,
+        policy.prefix,
+        policy.suffix,
+        policy.target_prefix,
+        policy.max_source_tokens,
+        policy.max_target_tokens,
+    )
