@@ -164,9 +164,7 @@ def evaluate_saved(
     return results
 
 
-def show(
-    log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], absent: Absent
-) -> None:
+def show(log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], absent: Absent) -> None:
     """One table a decoding: a row a system, a column a metric."""
     decodings = next(iter(results.values()))["decodings"]
     for decoding in decodings:
@@ -176,15 +174,16 @@ def show(
         log.table(
             f"{title}, {decoding} decoding, {examples} examples (mean over examples, [0, 100])",
             ["policy", *columns],
-            [[name, *(round(mean[column], 2) for column in columns)] for name, mean in rows.items()],
+            [
+                [name, *(round(mean[column], 2) for column in columns)]
+                for name, mean in rows.items()
+            ],
         )
     for name, reason in absent.items():
         log.warn(f"metric {name} is absent: {reason}")
 
 
-def compare(
-    ours: Sequence[float], other: Sequence[float]
-) -> tuple[float, float, str]:
+def compare(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float, str]:
     """Mean paired difference, half of its 95 % interval (normal approximation), and a verdict."""
     differences = [a - b for a, b in zip(ours, other, strict=True)]
     n = len(differences)

@@ -126,7 +126,9 @@ def fit(
         bar.advance(progress.step)
         while progress.step < cfg.updates and not progress.stopped:
             with uninterrupted(save):  # a signal waits for the end of the update, then saves
-                values = _update(model, windows, objective, trained, optimizer, cfg, where, progress)
+                values = _update(
+                    model, windows, objective, trained, optimizer, cfg, where, progress
+                )
                 progress.step += 1
                 log.metrics(where.prefix, where.round, where.offset + progress.step, values)
                 last = progress.step == cfg.updates

@@ -153,6 +153,12 @@ class RunFolder:
             and _show(old_flat, key) != _show(new_flat, key)
         ]
 
+    def reset_config(self, config: Mapping[str, Any]) -> None:
+        """Puts another config in the place of the run's (the user forced it)."""
+        text = _yaml_text(config)
+        with atomic(self.path / CONFIG) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
     @contextlib.contextmanager
     def lock(self) -> Iterator["RunFolder"]:
         """Holds the folder for one writer; the kernel frees it when the process ends, however.

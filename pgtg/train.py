@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.config import RunConfig
-from pgtg.errors import ArtifactError, ConfigError, PgtgError
+from pgtg.errors import ConfigError, PgtgError
 from pgtg.evaluate import compare, evaluate, show
 from pgtg.interrupt import Interrupted
 from pgtg.log import RunLog, tracker
@@ -176,7 +176,10 @@ def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
         if not head:
             last = found
             rulers = [
-                ["log-probability of the start policy", *_columns(found, "heldout_log_prob_wins", "log_prob_")],
+                [
+                    "log-probability of the start policy",
+                    *_columns(found, "heldout_log_prob_wins", "log_prob_"),
+                ],
                 ["longer wins", *_columns(found, "heldout_longer_wins", None)],
             ]
             rows += [[f"  ruler, round {number}: {row[0]}", *row[1:]] for row in rulers]
@@ -218,7 +221,9 @@ def run_stage(
             raise ConfigError(f"--round {round}: this schedule has rounds 0 to {rounds - 1}")
         missing = [i for i in range(rounds) if not ctx.artifact(i, stage).exists()]
         if round is None and not missing:
-            ctx.log.say(f"{stage}: all {rounds} rounds are there already; --round N makes one again")
+            ctx.log.say(
+                f"{stage}: all {rounds} rounds are there already; --round N makes one again"
+            )
             return
         number = missing[0] if round is None else round
         artifact = STAGES[stage](ctx, number)
@@ -257,7 +262,6 @@ def _session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
             code = stop.exit_code
             raise
         except PgtgError as error:
-            log.note_error(str(error))
             code = error.exit_code
             raise
         finally:
@@ -274,4 +278,4 @@ def _same_config(folder: RunFolder, config: Mapping[str, Any], force: bool) -> N
             f"{folder.path} was begun with another config; --force goes on with the new one:",
             *changes,
         )
-    raise ArtifactError("--force: not reached")
+    folder.reset_config(config)

@@ -22,7 +22,13 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 # names under which configs of one or two stacks keep their number of layers
-DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+DEPTHS = (
+    "num_hidden_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
 
 
 def load_language_model(
@@ -88,9 +94,7 @@ def train_only_top_layers(lm: LanguageModel, layers: int | None) -> int:
     if layers is not None:
         lm.model.requires_grad_(False)
         stack = lm.model.get_decoder()
-        blocks = max(
-            (m for m in stack.children() if isinstance(m, torch.nn.ModuleList)), key=len
-        )
+        blocks = max((m for m in stack.children() if isinstance(m, torch.nn.ModuleList)), key=len)
         for block in list(blocks)[-layers:]:
             block.requires_grad_(True)
         seen = False

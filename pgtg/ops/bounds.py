@@ -20,4 +20,7 @@ def sigmoid_bound(z: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     return z.sigmoid()
 
 
-BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": softplus_bound, "sigmoid": sigmoid_bound}
+BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": softplus_bound,
+    "sigmoid": sigmoid_bound,
+}

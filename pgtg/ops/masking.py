@@ -39,9 +39,7 @@ def move_padding(
     return ids.gather(-1, order), mask.gather(-1, order)
 
 
-def masked_mean(
-    values: Float[Tensor, "*N T"], mask: Bool[Tensor, "*N T"]
-) -> Float[Tensor, "*N"]:
+def masked_mean(values: Float[Tensor, "*N T"], mask: Bool[Tensor, "*N T"]) -> Float[Tensor, "*N"]:
     """Mean over the real tokens of each row; 0 for a row without any."""
     total = values.where(mask, 0.0).sum(-1)
     return total / mask.sum(-1).clamp(min=1)

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
 PerToken = Float[Tensor, "N T"]
 Mask = Bool[Tensor, "N T"]
 
@@ -54,7 +53,9 @@ def shuffled_weights(weights: PerToken, mask: Mask, seed: int) -> PerToken:
     # sorting by (padding last, noise) permutes the real tokens among themselves
     order = (noise + (~mask).float() * 2).argsort(-1)
     positions = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
-    return torch.zeros_like(weights).scatter(-1, positions, weights.gather(-1, order)).where(mask, 0.0)
+    return (
+        torch.zeros_like(weights).scatter(-1, positions, weights.gather(-1, order)).where(mask, 0.0)
+    )
 
 
 def weighted_nll(log_probs: PerToken, weights: PerToken, mask: Mask) -> Float[Tensor, " N"]:
@@ -127,5 +128,3 @@ def kl_to_start(log_probs: PerToken, start_log_probs: PerToken) -> PerToken:
     """
     d = start_log_probs.detach() - log_probs
     return d.exp() - 1 - d
-
-

@@ -20,7 +20,9 @@ def uniforms(length: int, *key: int | str) -> np.ndarray:
     on the order of batches, or on what was drawn before.
     """
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64))).random(length)
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64))).random(
+        length
+    )
 
 
 def derive_seed(*key: int | str) -> int:

@@ -196,9 +196,7 @@ def usable(generations: Generations) -> list[int]:
     return informative(scores[generations.groups]).nonzero().squeeze(-1).tolist()
 
 
-def group_batch(
-    generations: Generations, rows: Sequence[int], device: torch.device
-) -> GroupBatch:
+def group_batch(generations: Generations, rows: Sequence[int], device: torch.device) -> GroupBatch:
     """The groups named, with each candidate and each source once."""
     groups = generations.groups[list(rows)]
     members = sorted(set(groups.flatten().tolist()))

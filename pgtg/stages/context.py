@@ -29,8 +29,14 @@ class Context:
     folder: RunFolder
     log: RunLog
     task: SummarizeTask
-    judge: JudgePool
+    judge_pool: JudgePool | None  # None where nothing is judged: in `pgtg eval`
     device: torch.device
+
+    @property
+    def judge(self) -> JudgePool:
+        """The true preference."""
+        assert self.judge_pool is not None
+        return self.judge_pool
 
     def config_part(self, *names: str) -> dict[str, Any]:
         """The named sections of the config: what a stage's result depends on."""
@@ -108,8 +114,10 @@ class Context:
 
 
 @contextlib.contextmanager
-def opened(cfg: RunConfig, folder: RunFolder, log: RunLog) -> Iterator[Context]:
-    """The context of a run whose folder is locked: device, threads, judge's workers.
+def opened(
+    cfg: RunConfig, folder: RunFolder, log: RunLog, *, judging: bool = True
+) -> Iterator[Context]:
+    """The context of a run: device, threads, and the judge's workers if anything will be judged.
 
     Raises:
         MissingResourceError: The device or what the judge needs is not there.
@@ -117,12 +125,13 @@ def opened(cfg: RunConfig, folder: RunFolder, log: RunLog) -> Iterator[Context]:
     device = pick_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    with JudgePool(cfg.judge, cfg.metrics.sentence_splitter) as judge:
+    judge = JudgePool(cfg.judge, cfg.metrics.sentence_splitter) if judging else None
+    with judge or contextlib.nullcontext():
         yield Context(cfg, folder, log, SummarizeTask(cfg), judge, device)
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" takes a GPU where there is one."""
+    """ "auto" takes a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -130,7 +139,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
-        raise MissingResourceError(f"device={name} cannot be used here ({first}): device=cpu can")
+        raise MissingResourceError(f"device={name} cannot be used here: {first}") from error
     return device
 
 

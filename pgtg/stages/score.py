@@ -34,9 +34,10 @@ def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
             ids = [example.id for example in examples]
             sources = [codec.encode_source(example.source)[0] for example in examples]
             tokens = [codec.encode_target(example.target)[0] for example in examples]
-            origin, labels = list(range(len(ids))), [
-                ctx.task.target_labels(e, t) for e, t in zip(examples, tokens, strict=True)
-            ]
+            origin, labels = (
+                list(range(len(ids))),
+                [ctx.task.target_labels(e, t) for e, t in zip(examples, tokens, strict=True)],
+            )
         else:
             generations = read_generations(samples, part)
             sources, tokens = generations.sources, generations.tokens

@@ -105,9 +105,7 @@ class SummarizeTask:
         epoch, place = divmod(update, updates_per_epoch(len(examples), size, 1))
         rows = self._epoch_order(epoch)[place * size : (place + 1) * size]
         chosen = [examples[i] for i in rows]
-        return [
-            chosen[i : i + cfg.micro_batch] for i in range(0, len(chosen), cfg.micro_batch)
-        ]
+        return [chosen[i : i + cfg.micro_batch] for i in range(0, len(chosen), cfg.micro_batch)]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
