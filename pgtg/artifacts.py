@@ -96,8 +96,11 @@ class Artifact:
         here = dict(walk_files(self.path))
         here.pop(MANIFEST, None)
         redo = REDO.format(folder=self.path)
+        dropped = manifest["extra"].get("dropped", [])
         for name, expected in manifest["files"].items():
             path = here.pop(name, None)
+            if path is None and name in dropped:
+                continue
             if path is None:
                 raise ArtifactError(f"{self.path / name} is missing; {redo}")
             if path.stat().st_size != expected["bytes"]:
@@ -175,6 +178,17 @@ class Artifact:
         seal(partial, body)
         self._place(partial)
         return self
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Deletes files for good, to save room. The manifest goes on naming them, so that what was
+        made from this artifact still fits it."""
+        manifest = self.manifest()
+        names = sorted({*manifest["extra"].get("dropped", []), *names} & {*manifest["files"]})
+        body = {**manifest, "extra": {**manifest["extra"], "dropped": names}}
+        write_json(self.path / MANIFEST, {**body, "checksum": content_hash(body)})
+        with writing(self.path):
+            for name in names:
+                self.file(name).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Deletes the artifact and what was growing for it, at once."""

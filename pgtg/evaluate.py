@@ -4,7 +4,6 @@ Every text and every score is kept (`samples_*.jsonl`), so that any mean can be 
 whose resource is missing is reported as absent, with the reason.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from pgtg.compose import run_config
 from pgtg.config import RunConfig
-from pgtg.errors import ArtifactError, DataError
+from pgtg.errors import ArtifactError
+from pgtg.findings import show
 from pgtg.log import RunLog
 from pgtg.metrics import TextMetric, build_metrics, compute
 from pgtg.models.codec import Codec
@@ -44,8 +44,7 @@ def evaluate(
     described = [dict(metric.describe()) for metric in metrics[0]]
     part = ctx.config_part("data", "policy", "sample", "evaluate")
     inputs = hash_of(parents, part | {"split": split, "metrics": described, "system": system})
-    if artifact.exists() and artifact.manifest()["inputs"] == inputs:
-        artifact.verify()
+    if ctx.made(artifact, inputs):
         return artifact.manifest()["extra"]["results"]
     working = artifact.working(inputs)
     lm, codec = ctx.load_start() if policy is None else ctx.load(policy)
@@ -59,7 +58,7 @@ def evaluate(
         for name, value in found["mean"].items()
     }
     ctx.log.metrics(f"eval.{system}.{split}", 0, 0, flat)
-    artifact.commit(inputs=inputs, metrics=flat, position=ctx.log.position(), results=results)
+    artifact.commit(inputs=inputs, metrics=flat, position=ctx.committed(), results=results)
     return results
 
 
@@ -130,7 +129,6 @@ def evaluate_saved(
 
     Raises:
         ArtifactError: The run has no trained policy yet.
-        DataError: The split has no examples.
     """
     run = RunFolder(path)
     if cfg is None:
@@ -149,8 +147,6 @@ def evaluate_saved(
     present, absent = build_metrics(cfg.metrics)
     log = RunLog(None, quiet=quiet())
     with opened(replace(cfg, judge=replace(cfg.judge, workers=0)), run, log, judging=False) as ctx:
-        if not ctx.task.to_evaluate(split):
-            raise DataError(f"the {split} split has no examples")
         lm, codec = ctx.load(policy)
         results, samples = evaluate_policy(ctx, lm, codec, "policy", split, (present, absent))
     if out is not None:
@@ -162,33 +158,3 @@ def evaluate_saved(
         log.say(f"written to {out}")
     show(log, f"{path} on {split}", {"policy": results}, absent)
     return results
-
-
-def show(log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], absent: Absent) -> None:
-    """One table a decoding: a row a system, a column a metric."""
-    decodings = next(iter(results.values()))["decodings"]
-    for decoding in decodings:
-        rows = {name: found["decodings"][decoding]["mean"] for name, found in results.items()}
-        columns = list(next(iter(rows.values())))
-        examples = next(iter(results.values()))["examples"]
-        log.table(
-            f"{title}, {decoding} decoding, {examples} examples (mean over examples, [0, 100])",
-            ["policy", *columns],
-            [
-                [name, *(round(mean[column], 2) for column in columns)]
-                for name, mean in rows.items()
-            ],
-        )
-    for name, reason in absent.items():
-        log.warn(f"metric {name} is absent: {reason}")
-
-
-def compare(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float, str]:
-    """Mean paired difference, half of its 95 % interval (normal approximation), and a verdict."""
-    differences = [a - b for a, b in zip(ours, other, strict=True)]
-    n = len(differences)
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
-    half = 1.96 * math.sqrt(variance / n)
-    verdict = "better" if mean > half else "worse" if mean < -half else "no difference shown"
-    return mean, half, verdict

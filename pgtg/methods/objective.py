@@ -16,7 +16,7 @@ from pgtg.types import Loss, TokenBatch, Window
 
 @dataclass(frozen=True)
 class Sampled:
-    """The policy's own samples, with what their policy gradient needs; none of it has a gradient."""
+    """The policy's own samples, with what their policy gradient needs, all without gradient."""
 
     batch: TokenBatch
     advantage: Float[Tensor, "N T"]
@@ -86,8 +86,8 @@ def sampled_log_probs(
 ) -> Float[Tensor, "N T"]:
     """log pi(a_t|s_t) [nats] of the distribution that was sampled (METHOD deviation 4).
 
-    A sampled token that a later policy would cut off (top-k, top-p) keeps its unrestricted value, so
-    that its log-probability stays finite.
+    A sampled token that a later policy would cut off (top-k, top-p) keeps its unrestricted value,
+    so that its log-probability stays finite.
     """
     logits = policy.logits(batch).float()
     cut = restrict(

@@ -1,7 +1,7 @@
 """PGTG: reward-weighted MLE with token weights from the learned r_phi (arXiv:2306.00398, Sec. 2.2).
 
-`SHUFFLED` is its control: the same weights in a random order within each target. If it does as well,
-the weights' positions did not matter.
+`SHUFFLED` is its control: the same weights in a random order within each target. If it does as
+well, the weights' positions did not matter.
 """
 
 from jaxtyping import Bool, Float

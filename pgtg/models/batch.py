@@ -1,13 +1,14 @@
 """Token lists to batches, and a model's value per token over many sequences, length-sorted."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgtg.ops.masking import length_sorted, pad
+from pgtg.ops.masking import length_sorted, move_padding, pad
 from pgtg.types import TokenBatch, TokenIds
 
 
@@ -21,6 +22,12 @@ def token_batch(
     source, source_mask = pad(sources)
     ids, mask = pad(tokens)
     return TokenBatch(source, source_mask, ids, mask, torch.tensor(origin)).to(device)
+
+
+def right_padded(batch: TokenBatch) -> TokenBatch:
+    """The same batch with its tokens right-padded, as language models read them."""
+    tokens, mask = move_padding(batch.tokens, batch.mask, side="right")
+    return replace(batch, tokens=tokens, mask=mask)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -36,7 +37,8 @@ class Codec:
     def _wrapping(self) -> tuple[TokenIds, TokenIds]:
         """Special tokens that the tokenizer puts before and after a text."""
         bare = self._ids("a")
-        full = list(self.tokenizer("a")["input_ids"])
+        ids: Any = self.tokenizer("a")["input_ids"]
+        full = list(ids)
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
@@ -50,14 +52,24 @@ class Codec:
         return [eos]
 
     def _ids(self, text: str) -> TokenIds:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        ids: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return list(ids)
 
     def encode_source(self, text: str) -> tuple[TokenIds, bool]:
-        """Ids of prefix + text + suffix, and whether the text was cut at its end to fit."""
+        """Ids of prefix + text + suffix, and whether the text was cut at its end to fit.
+
+        Raises:
+            ConfigError: Prefix, suffix and special tokens alone leave no room for text.
+        """
         before, after = self._wrapping
         tail = self._ids(self.suffix) + (after if self.is_encoder_decoder else [])
         body = before + self._ids(self.prefix + text)
         room = self.max_source_tokens - len(tail)
+        if room <= len(before) + len(self._ids(self.prefix)):
+            raise ConfigError(
+                f"policy.max_source_tokens={self.max_source_tokens}: prefix, suffix and special "
+                "tokens leave no room for text; raise it or shorten them"
+            )
         return body[:room] + tail, len(body) > room
 
     def encode_target(self, text: str) -> tuple[TokenIds, bool]:
@@ -68,4 +80,6 @@ class Codec:
 
     def decode(self, ids: TokenIds) -> str:
         """Text of a generation without special tokens and outer white space."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        assert isinstance(text, str)  # a list only where a list of lists is decoded
+        return text.strip()

@@ -1,8 +1,8 @@
 """Sampling and greedy decoding: each source is read once, only unfinished rows are decoded.
 
 A generation's randomness is a stream of its own (`ops.sampling.uniforms`), one number a token, so
-what is sampled depends on neither batch size nor order. Left out: beam search, repetition penalties;
-the method samples, and the paper decodes greedily.
+what is sampled depends on neither batch size nor order. Left out: beam search, repetition
+penalties; the method samples, and the paper decodes greedily.
 """
 
 from collections.abc import Iterator, Sequence

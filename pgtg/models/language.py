@@ -1,9 +1,9 @@
 """One view of any language model that Transformers loads, encoder–decoder or causal.
 
 Both kinds are read in two passes: `prefill` reads each of B sources once and leaves a key–value
-cache; `extend` reads N token sequences, each continuing one source, on rows of that cache. Sampling,
-token rewards and policy losses all use these two, so each source is encoded once however many
-sequences continue it, and there is one convention for where a token's reward stands:
+cache; `extend` reads N token sequences, each continuing one source, on rows of that cache.
+Sampling, token rewards and policy losses all use these two, so each source is encoded once however
+many sequences continue it, and there is one convention for where a token's reward stands:
 
     outputs 0..T of a row of T tokens: output t has read tokens 1..t (and the source), so
     output t-1 is the state *before* token t, output t the state *after* it.
@@ -78,11 +78,14 @@ class LanguageModel(nn.Module):
         raise ValueError(f"{type(self.model).__name__} has no decoder_start_token_id in its config")
 
     def states(self, batch: TokenBatch) -> Float[Tensor, "N T+1 D"]:
-        """Last hidden states before the first token (column 0) and after each of the T tokens."""
+        """Last hidden states before the first token (column 0) and after each of the T tokens.
+
+        The tokens must be right-padded (`models.batch.right_padded`); sources may be either.
+        """
         return self._read(batch, batch.tokens, batch.mask, logits=False)
 
     def logits(self, batch: TokenBatch) -> Float[Tensor, "N T V"]:
-        """Logits from which each of the T tokens was, or would be, drawn."""
+        """Logits from which each of the T right-padded tokens was, or would be, drawn."""
         return self._read(batch, batch.tokens[:, :-1], batch.mask[:, :-1], logits=True)
 
     def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
@@ -90,7 +93,6 @@ class LanguageModel(nn.Module):
         reading = reading.select(batch.origin)
         if tokens.shape[1] == 0:
             return reading.output
-        tokens, mask = move_padding(tokens, mask, side="right")
         return torch.cat([reading.output, self.extend(reading, tokens, mask, logits=logits)], dim=1)
 
     def prefill(

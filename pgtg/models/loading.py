@@ -1,4 +1,4 @@
-"""Loading and saving models and tokenizers through Transformers: safetensors only, never remote code."""
+"""Loading and saving models and tokenizers: Transformers folders, safetensors, no remote code."""
 
 import os
 from pathlib import Path
@@ -30,6 +30,10 @@ DEPTHS = (
     "decoder_layers",
 )
 
+# names under which decoder stacks keep the norm after their last layer; by name, since the order of
+# children misleads (BART's norm of the embeddings comes after its layers, OPT's final norm before)
+FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "layer_norm")
+
 
 def load_language_model(
     path: str, *, revision: str | None = None, dtype: str = "float32", layers: int | None = None
@@ -43,7 +47,7 @@ def load_language_model(
         layers: Keep only the first n layers (of both stacks of an encoder-decoder).
 
     Raises:
-        MissingResourceError: It cannot be loaded: not there, offline, no safetensors, or custom code.
+        MissingResourceError: It is not there, or offline, has no safetensors, or is custom code.
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
@@ -58,8 +62,8 @@ def load_language_model(
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise MissingResourceError(
-            f"model {path!r} cannot be loaded: {reason} (name a local Transformers folder, or a hub "
-            "id while online; HF_HUB_OFFLINE and HF_HOME are honoured)"
+            f"model {path!r} cannot be loaded: {reason} (name a local Transformers folder, or a "
+            "hub id while online; HF_HUB_OFFLINE and HF_HOME are honoured)"
         ) from error
     return LanguageModel(model.eval()), tokenizer
 
@@ -83,9 +87,9 @@ def save_language_model(
 
 
 def train_only_top_layers(lm: LanguageModel, layers: int | None) -> int:
-    """Freeze all but the top `layers` layers of the (decoder) stack and what follows them.
+    """Freeze all but the top `layers` layers of the (decoder) stack and the norm after them.
 
-    Embeddings, the encoder and a tied LM head stay as they are. Backward then stops at the lowest
+    Embeddings, the encoder and the LM head stay as they are. Backward then stops at the lowest
     trained layer, and the optimiser keeps no state for the rest.
 
     Returns:
@@ -97,9 +101,7 @@ def train_only_top_layers(lm: LanguageModel, layers: int | None) -> int:
         blocks = max((m for m in stack.children() if isinstance(m, torch.nn.ModuleList)), key=len)
         for block in list(blocks)[-layers:]:
             block.requires_grad_(True)
-        seen = False
-        for child in stack.children():  # the final norm comes after the blocks
-            if seen and not isinstance(child, torch.nn.Embedding):
+        for name, child in stack.named_children():
+            if name in FINAL_NORMS:
                 child.requires_grad_(True)
-            seen = seen or child is blocks
     return sum(p.numel() for p in lm.parameters() if p.requires_grad)

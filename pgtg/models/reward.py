@@ -2,11 +2,11 @@
 
 Heads, each a function of the state s_t before a token and the token a_t itself:
 
-| head | reads | why |
-|---|---|---|
-| paper | the state after a_t, through an MLP | the paper's, and the released code's |
-| state_action | states before and after a_t, a_t's embedding, and state-before times embedding | the state after a_t need not remember how a_t had been predicted |
-| logprob | log-probability of a_t under the reward net's own LM head, scaled and shifted | starts as the confidence of the LM, and is trained from there |
+- `paper`: the state after a_t, through an MLP; the paper's, and the released code's.
+- `state_action`: states before and after a_t, a_t's embedding, and state-before times embedding,
+  through an MLP; the state after a_t need not remember how a_t had been predicted.
+- `logprob`: log-probability of a_t under the reward net's own LM head, scaled and shifted; starts
+  as the confidence of the LM, and is trained from there.
 
 The raw output z is bounded in float32 (`ops/bounds.py`). Saved as a Transformers folder that plain
 `from_pretrained` loads, with `reward_head.safetensors` and `reward_head.json` beside the backbone.
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError
+from pgtg.models.batch import right_padded
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, save_language_model
 from pgtg.ops.bounds import BOUNDS
@@ -84,7 +85,7 @@ def _unit(x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
 
 
 class LogProbHead(nn.Module):
-    """z_t = a log p_phi(a_t | s_t) + b under the reward net's own LM head; a = b = 1 at the start."""
+    """z_t = a log p_phi(a_t | s_t) + b under the reward net's LM head; a = b = 1 at the start."""
 
     def __init__(self, width: int, spec: HeadSpec):
         super().__init__()
@@ -117,8 +118,9 @@ class RewardModel(nn.Module):
         self.bound = BOUNDS[spec.bound]
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
-        """Token rewards in float32; what stands at padding has no meaning."""
-        return self.bound(self.head(self.backbone, batch))
+        """Token rewards in float32, where the tokens stand; what stands at padding has no meaning."""
+        rewards = self.bound(self.head(self.backbone, right_padded(batch)))
+        return rewards.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0))
 
 
 def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> RewardModel:

@@ -2,8 +2,8 @@
 
 Each is a pure function of (rewards [N, T], mask [N, T]) -> [N]. The paper multiplies all but `sum`
 by C, the mean length of the K generations of a source, so that evaluations of different sources are
-of one size; `evaluate_groups` does that. Left out: attention-like learned aggregators; the paper has
-none, and their weights could hide which token earned the preference.
+of one size; `evaluate_groups` does that. Left out: attention-like learned aggregators; the paper
+has none, and their weights could hide which token earned the preference.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Padding, made and moved by position. Nothing here compares ids with a pad id: pad may equal eos."""
+"""Padding, made and moved by position. Ids are never compared with a pad id: pad may equal eos."""
 
 from collections.abc import Sequence
 
@@ -32,8 +32,8 @@ def move_padding(
 ) -> tuple[Int[Tensor, "R L"], Bool[Tensor, "R L"]]:
     """The same rows with all padding on one side, real tokens in their order.
 
-    A model with absolute positions (BART, GPT-2) sees a row the same way wherever its caller put the
-    padding, because every row passes through here first.
+    A model with absolute positions (BART, GPT-2) sees a row the same way wherever its caller put
+    the padding, because every row passes through here first.
     """
     order = (~mask if side == "right" else mask).to(torch.uint8).argsort(dim=-1, stable=True)
     return ids.gather(-1, order), mask.gather(-1, order)

@@ -60,7 +60,7 @@ def kendall_tau(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G 
 
 
 def top1_accuracy(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> float:
-    """Share [0, 1] of the informative groups whose highest evaluation is one of the judge's best."""
+    """Share [0, 1] of informative groups whose highest evaluation is one of the judge's best."""
     keep = informative(preference)
     if not keep.any():
         return float("nan")

@@ -32,7 +32,7 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
     scored = ctx.need(ctx.artifact(round, "score", head=head), "score")
     artifact = ctx.artifact(round, "aggregate", head=head)
     inputs = hash_of([samples, scored], ctx.config_part("aggregator"))
-    if artifact.exists() and artifact.manifest()["inputs"] == inputs:
+    if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
     metrics: dict[str, float] = {}
@@ -51,7 +51,7 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
     name = f"aggregate.{head}" if head else "aggregate"
     ctx.log.metrics(name, round, 0, metrics)
     return artifact.commit(
-        inputs=inputs, metrics=metrics, position=ctx.log.position(), round=round, head=head
+        inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, head=head
     )
 
 

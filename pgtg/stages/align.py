@@ -85,14 +85,14 @@ def align(ctx: Context, round: int, *, head: str = "") -> Artifact:
     parents = [*ctx.parents(0), samples] + ([ctx.need(before, "align")] if before else [])
     part = ctx.config_part("policy", "reward", "aggregator") | {"round": round, "head": head}
     inputs = hash_of(parents, part)
-    if artifact.exists() and artifact.manifest()["inputs"] == inputs:
+    if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
     model, tokenizer = _reward_model(ctx, before, head or ctx.cfg.reward.head)
     metrics, probe = _train(ctx, model, samples, working, inputs, round, head)
     save_reward_model(model, working / "reward", probe, tokenizer)
     return artifact.commit(
-        inputs=inputs, metrics=metrics, position=ctx.log.position(), round=round, head=head
+        inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, head=head
     )
 
 

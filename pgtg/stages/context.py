@@ -31,6 +31,7 @@ class Context:
     task: SummarizeTask
     judge_pool: JudgePool | None  # None where nothing is judged: in `pgtg eval`
     device: torch.device
+    cursor: list[int]  # one number: where the log stood after the last artifact [bytes]
 
     @property
     def judge(self) -> JudgePool:
@@ -41,6 +42,7 @@ class Context:
     def config_part(self, *names: str) -> dict[str, Any]:
         """The named sections of the config: what a stage's result depends on."""
         whole = asdict(self.cfg)
+        whole["judge"].pop("workers")  # any number gives the same scores
         return {name: whole[name] for name in ("task", "seed", *names)}
 
     def artifact(self, round: int, stage: str, *, control: str = "", head: str = "") -> Artifact:
@@ -51,6 +53,12 @@ class Context:
         elif head:
             parts = ["rounds", f"{round:02d}", "heads", head]
         return self.folder.artifact(*parts, stage)
+
+    def heads(self, round: int) -> list[str]:
+        """Reward heads of a round: "" is the one that guides; in round 0 others beside it."""
+        own = self.cfg.reward.head
+        others = [head for head in self.cfg.reward.compare_heads if head != own]
+        return ["", *(others if round == 0 else [])]
 
     def need(self, artifact: Artifact, stage: str) -> Artifact:
         """The artifact, which an earlier stage must have made.
@@ -65,6 +73,34 @@ class Context:
             )
         artifact.verify()
         return artifact
+
+    def made(self, artifact: Artifact, inputs: str) -> bool:
+        """Whether the artifact is there, whole, and made from these inputs.
+
+        If not, it will be made now: what was made after this point rests on other inputs (a forced
+        change of the config, an artifact that the user deleted), so it goes, and so do its log
+        lines. Only the artifact's own half-done work stays.
+        """
+        if artifact.exists() and artifact.manifest()["inputs"] == inputs:
+            self.cursor[:] = [artifact.verify()["position"]]
+            return True
+        own = artifact.working(inputs)
+        stale = [
+            later
+            for later in self.folder.artifacts()
+            if later.path == artifact.path
+            or (later.manifest()["position"] > self.cursor[0] and own not in later.path.parents)
+        ]
+        for later in stale:
+            self.log.say(f"{later.path}: made from other inputs, so it is made again")
+            later.remove()
+        self.log.rewind(max(self.cursor[0], self.folder.last_position()))
+        return False
+
+    def committed(self) -> int:
+        """The log's position for a commit; what is made next comes after it."""
+        self.cursor[:] = [self.log.position()]
+        return self.cursor[0]
 
     def start_artifact(self) -> Artifact:
         return self.folder.artifact("start")
@@ -127,7 +163,7 @@ def opened(
         torch.set_num_threads(cfg.threads)
     judge = JudgePool(cfg.judge, cfg.metrics.sentence_splitter) if judging else None
     with judge or contextlib.nullcontext():
-        yield Context(cfg, folder, log, SummarizeTask(cfg), judge, device)
+        yield Context(cfg, folder, log, SummarizeTask(cfg), judge, device, [0])
 
 
 def pick_device(name: str) -> torch.device:

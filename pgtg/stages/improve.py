@@ -47,7 +47,7 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
         parents.append(ctx.need(aligned, "align"))
     names = ("data", "policy", "sample", "judge", "method", "aggregator", "improve", "schedule")
     inputs = hash_of(parents, ctx.config_part(*names) | {"round": round, "control": control})
-    if artifact.exists() and artifact.manifest()["inputs"] == inputs:
+    if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
     lm, codec = ctx.load_policy(round, control)
@@ -61,8 +61,23 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
         save_language_model(lm, codec.tokenizer, working / "best")
     save_tensors(working / "optimizer.safetensors", result.optimizer)
     return artifact.commit(
-        inputs=inputs, metrics=metrics, position=ctx.log.position(), round=round, control=control
+        inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, control=control
     )
+
+
+def kept_policy(ctx: Context, rounds: int, control: str = "") -> tuple[int, Path, Artifact]:
+    """Round, folder and artifact of the policy to keep among the first `rounds` rounds.
+
+    improve.keep: "best" by the judge's score of greedy text on held-out sources, or "last".
+    """
+    made = [ctx.artifact(i, "improve", control=control) for i in range(rounds)]
+    best = rounds - 1
+    if ctx.cfg.improve.keep == "best":
+        values = [a.manifest()["metrics"]["improve/best_heldout_score"] for a in made]
+        best = values.index(max(values))
+        if made[best].file("best").is_dir():
+            return best, made[best].file("best"), made[best]
+    return best, made[best].file("policy"), made[best]
 
 
 def _train(

@@ -33,7 +33,7 @@ def sample(ctx: Context, round: int) -> Artifact:
     inputs = hash_of(
         ctx.parents(round), ctx.config_part("data", "policy", "sample", "judge") | {"round": round}
     )
-    if artifact.exists() and artifact.manifest()["inputs"] == inputs:
+    if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
     lm, codec = ctx.load_policy(round)
@@ -57,7 +57,7 @@ def sample(ctx: Context, round: int) -> Artifact:
     ctx.log.metrics("sample", round, 0, metrics)
     judge = dict(ctx.judge.describe())
     return artifact.commit(
-        inputs=inputs, metrics=metrics, position=ctx.log.position(), round=round, judge=judge
+        inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, judge=judge
     )
 
 

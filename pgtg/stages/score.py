@@ -23,7 +23,7 @@ def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
     artifact = ctx.artifact(round, "score", head=head)
     parts = ctx.cfg.reward.score
     inputs = hash_of([*ctx.parents(0), samples, aligned], {"parts": parts})
-    if artifact.exists() and artifact.manifest()["inputs"] == inputs:
+    if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
     model = load_reward_model(aligned.file("reward")).to(ctx.device).eval()
@@ -48,7 +48,7 @@ def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
         if all(row is not None for row in labels):
             columns["label"] = labels
         write_table(working / f"{part}.parquet", columns)
-    return artifact.commit(inputs=inputs, position=ctx.log.position(), round=round, head=head)
+    return artifact.commit(inputs=inputs, position=ctx.committed(), round=round, head=head)
 
 
 def _values(

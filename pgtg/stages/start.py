@@ -2,7 +2,7 @@
 here and warm-started by plain MLE, once per content: the cache is shared by runs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ def start(ctx: Context) -> None:
             "torch": torch.__version__,
         }
     )
-    if here.exists() and here.manifest()["inputs"] == key:
+    if ctx.made(here, key):
         return
     if ctx.cfg.cache == "off":
         made = ctx.folder.artifact("warm_start")
@@ -64,7 +64,7 @@ def start(ctx: Context) -> None:
         (working / "policy" / file.name).write_bytes(file.read_bytes())
     metrics = made.manifest()["metrics"]
     ctx.log.metrics("start", 0, 0, metrics)
-    here.commit(inputs=key, metrics=metrics, position=ctx.log.position())
+    here.commit(inputs=key, metrics=metrics, position=ctx.committed())
 
 
 def warm_start(ctx: Context, tiny: TinyT5Config, made: Artifact, key: str) -> None:
@@ -101,7 +101,7 @@ def _fit(
     """One plain-MLE training; leaves the kept weights in `lm`."""
     tiny = ctx.cfg.policy.tiny_t5
     assert tiny is not None
-    cfg = type(tiny.warm_start)(**asdict(tiny.warm_start) | {"updates": updates})
+    cfg = replace(tiny.warm_start, updates=updates)
     if updates < 1:
         return {}
     encoded = [(codec.encode_source(s)[0], codec.encode_target(t)[0]) for s, t in pairs]

@@ -1,0 +1,146 @@
+"""Plackett–Luce and the ranking measures, against their definitions."""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from pgtg.ops.ranking import (
+    auc,
+    informative,
+    kendall_tau,
+    pair_accuracy,
+    plackett_luce_nll,
+    stratified_auc,
+    top1_accuracy,
+)
+
+numbers = st.floats(-30, 30, allow_nan=False, width=32)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_nll_is_the_product_of_draws_without_replacement(order: tuple[int, ...]):
+    """Exact on all 24 rankings of 4 candidates, against the definition [nats]."""
+    evaluations, preference = torch.tensor([0.3, -1.2, 2.0, 0.0]), torch.zeros(4)
+    preference[list(order)] = torch.tensor([4.0, 3.0, 2.0, 1.0])  # order[0] is the best
+    draws = [evaluations[order[i]] - evaluations[list(order[i:])].logsumexp(0) for i in range(4)]
+    loss = plackett_luce_nll(evaluations[None], preference[None])
+    assert_close(loss, -torch.stack(draws).sum()[None], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("j", [2, 3, 5])
+def test_likelihoods_of_all_orders_add_up_to_one(j: int):
+    orders = torch.tensor(list(itertools.permutations(range(j)))).double()
+    evaluations = torch.linspace(-2, 1, j, dtype=torch.double).expand(len(orders), j)
+    assert_close(plackett_luce_nll(evaluations, orders).neg().exp().sum().item(), 1.0)
+
+
+def test_a_wide_spread_in_the_right_order_costs_nothing():
+    """[30, 15, 0] in the right order is 0 (the reference's 1e-10 makes 6.98 of it)."""
+    right = plackett_luce_nll(torch.tensor([[30.0, 15.0, 0.0]]), torch.tensor([[3.0, 2.0, 1.0]]))
+    wrong = plackett_luce_nll(torch.tensor([[30.0, 15.0, 0.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
+    assert right.item() == pytest.approx(0.0, abs=1e-6)
+    assert wrong.item() == pytest.approx(45.0, abs=1e-5)  # 30 at the first draw, 15 at the second
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_gradient_equals_finite_differences(scale: float):
+    torch.manual_seed(0)
+    evaluations = (scale * torch.randn(3, 4, dtype=torch.double)).requires_grad_()
+    preference = torch.randn(3, 4, dtype=torch.double)
+    assert torch.autograd.gradcheck(lambda e: plackett_luce_nll(e, preference), (evaluations,))
+
+
+def test_gradient_is_finite_at_extreme_evaluations():
+    evaluations = torch.tensor([[-1e4, 0.0, 1e4]], requires_grad=True)
+    plackett_luce_nll(evaluations, torch.tensor([[3.0, 2.0, 1.0]])).sum().backward()
+    assert evaluations.grad is not None and evaluations.grad.isfinite().all()
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(st.lists(numbers, min_size=2, max_size=6), numbers, st.randoms(use_true_random=False))
+def test_shift_order_and_scale_do_not_matter(values: list[float], shift: float, rng: random.Random):
+    """A constant on e, the candidates' order and a monotone map of the scores change nothing."""
+    evaluations = torch.tensor([values], dtype=torch.double)
+    ranks = list(range(len(values)))
+    rng.shuffle(ranks)
+    preference = torch.tensor([ranks], dtype=torch.double)
+    loss = plackett_luce_nll(evaluations, preference)
+    places = list(ranks)
+    rng.shuffle(places)
+    moved = plackett_luce_nll(evaluations[:, places] + shift, (preference / 3).exp()[:, places])
+    assert_close(moved, loss, rtol=1e-9, atol=1e-9)
+    assert loss.item() >= -1e-12
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "preference"), [([[1.0]], [[1.0]]), ([[1.0, 2.0]], [[1.0, math.nan]])]
+)
+def test_too_few_candidates_or_a_score_that_is_no_number(evaluations, preference):
+    with pytest.raises(ValueError, match="2 candidates"):
+        plackett_luce_nll(torch.tensor(evaluations), torch.tensor(preference))
+
+
+def test_pair_and_top1_accuracy_and_tau_against_brute_force():
+    """Small integers, so that ties are frequent on both sides."""
+    torch.manual_seed(1)
+    evaluations, preference = torch.randint(0, 4, (50, 4)) * 1.0, torch.randint(0, 3, (50, 4)) * 1.0
+    hits, pairs, best, groups = 0.0, 0, 0, 0
+    for e, p in zip(evaluations.tolist(), preference.tolist(), strict=True):
+        for i, j in itertools.permutations(range(4), 2):
+            if p[i] > p[j]:
+                pairs += 1
+                hits += 1.0 if e[i] > e[j] else 0.5 if e[i] == e[j] else 0.0
+        if len(set(p)) > 1:
+            groups += 1
+            best += p[max(range(4), key=e.__getitem__)] == max(p)
+    assert pair_accuracy(evaluations, preference) == pytest.approx(hits / pairs)
+    assert kendall_tau(evaluations, preference) == pytest.approx(2 * hits / pairs - 1)
+    assert top1_accuracy(evaluations, preference) == pytest.approx(best / groups)
+    assert informative(preference).sum().item() == groups
+
+
+def test_all_equal_scores_say_nothing():
+    evaluations, tied = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 3.0]])
+    assert math.isnan(pair_accuracy(evaluations, tied))
+    assert math.isnan(top1_accuracy(evaluations, tied))
+    assert informative(tied).tolist() == [False]
+
+
+def brute_auc(positive: list[float], negative: list[float]) -> float:
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positive for n in negative]
+    return sum(wins) / len(wins)
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(*[st.lists(st.integers(-3, 3), min_size=1, max_size=9)] * 2)
+def test_auc_counts_pairs_with_half_for_ties(positive: list[int], negative: list[int]):
+    found = auc(torch.tensor(positive).float(), torch.tensor(negative).float())
+    assert found == pytest.approx(brute_auc(positive, negative))
+
+
+def test_stratified_auc_against_brute_force_within_strata():
+    """Two strata of a nuisance that moves both value and label: within each, 3 of 4 pairs."""
+    positive, negative = torch.tensor([1.0, 3.0, 11.0, 13.0]), torch.tensor([0.0, 2.0, 10.0, 12.0])
+    nuisance = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    found = stratified_auc(positive, negative, nuisance, nuisance, strata=2)
+    assert found == pytest.approx(3 / 4)
+    # a value that only copies the nuisance separates nothing once that is held fixed
+    p, q = torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
+    assert auc(p, q) > 0.7
+    assert stratified_auc(p, q, p, q, strata=2) == pytest.approx(0.5)
+    # strata of unequal size are weighted by their pairs: (4 * 1 + 1 * 0) / 5
+    p, q = torch.tensor([5.0, 5.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])
+    at_p, at_q = torch.tensor([0.0, 0.0, 9.0]), torch.tensor([0.0, 0.0, 9.0])
+    assert stratified_auc(p, q, at_p, at_q, strata=2) == pytest.approx(4 / 5)
+
+
+def test_an_empty_side_has_no_auc():
+    empty, some = torch.empty(0), torch.ones(2)
+    assert math.isnan(auc(empty, some))
+    assert math.isnan(stratified_auc(some, empty, some, empty))
