@@ -146,9 +146,9 @@ def evaluate_saved(
         cfg = replace(cfg, metrics=replace(cfg.metrics, names=metrics))
     present, absent = build_metrics(cfg.metrics)
     log = RunLog(None, quiet=quiet())
-    with opened(replace(cfg, judge=replace(cfg.judge, workers=0)), run, log, judging=False) as ctx:
-        lm, codec = ctx.load(policy)
-        results, samples = evaluate_policy(ctx, lm, codec, "policy", split, (present, absent))
+    ctx = opened(cfg, run, log)
+    lm, codec = ctx.load(policy)
+    results, samples = evaluate_policy(ctx, lm, codec, "policy", split, (present, absent))
     if out is not None:
         with run.lock():
             out.mkdir(exist_ok=True)

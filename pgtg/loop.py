@@ -174,8 +174,8 @@ def _update(
             if not loss.value.isfinite():
                 raise DivergedError(
                     f"{where.prefix} round {where.round} update {progress.step}: the loss is "
-                    f"{loss.value.item()} ({dict(loss.metrics)}); the last saved state stays. Try a "
-                    "lower learning rate or a smaller clip"
+                    f"{loss.value.item()} ({dict(loss.metrics)}); the last saved state stays. "
+                    "Try a lower learning rate or a smaller clip"
                 )
             if loss.value.requires_grad:
                 loss.value.backward()
@@ -285,8 +285,9 @@ def _load_state(
     states: Artifact, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Tensor] | None]:
     states.verify()
-    numbers = dict(states.manifest()["extra"]["progress"])
-    progress = Progress(**numbers | {"best_value": float(numbers["best_value"])})
+    numbers: dict[str, Any] = dict(states.manifest()["extra"]["progress"])
+    numbers["best_value"] = float(numbers["best_value"])
+    progress = Progress(**numbers)
     with torch.no_grad():
         for name, value in load_tensors(states.file("weights.safetensors")).items():
             trained[name].copy_(value)

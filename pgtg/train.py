@@ -18,6 +18,7 @@ from pgtg.errors import ConfigError, PgtgError
 from pgtg.evaluate import evaluate
 from pgtg.findings import reward_table, show, verdicts
 from pgtg.interrupt import Interrupted
+from pgtg.judges.pool import JudgePool
 from pgtg.log import RunLog, tracker
 from pgtg.methods import METHODS
 from pgtg.metrics import build_metrics
@@ -171,7 +172,8 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
     """The run folder, locked and healed, its log cut back to the last commit, with its context."""
     folder = RunFolder(run_dir)
     config = asdict(cfg) | {"run_dir": None}
-    with folder.lock():
+    # the judge first: if what it needs is missing, nothing is written
+    with JudgePool(cfg.judge, cfg.metrics.sentence_splitter) as judge, folder.lock():
         if folder.exists():
             folder.open()
             _same_config(folder, config, force)
@@ -182,8 +184,9 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
         try:
             log.say(f"run folder {run_dir}")
             log.rewind(folder.last_position())
-            with opened(cfg, folder, log) as ctx:
-                yield ctx
+            ctx = opened(cfg, folder, log, judge)
+            _report_data(ctx)
+            yield ctx
             log.say(f"run folder {run_dir}")
             code = 0
         except (Interrupted, PgtgError) as stop:
@@ -191,6 +194,21 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
             raise
         finally:
             log.close(code)
+
+
+def _report_data(ctx: Context) -> None:
+    """Read the splits, and say and keep what became of their rows."""
+    for split in dict.fromkeys(["train", "validation", *ctx.cfg.evaluate.splits]):
+        ctx.task.examples(split)
+        counts = ctx.task.counts[split]
+        lost = [
+            f"{number} {reason} (first: {counts.examples.get(reason, 'unnamed')})"
+            for reason, number in {**counts.dropped, **counts.truncated}.items()
+        ]
+        said = f"data {split}: {counts.kept} of {counts.rows} rows"
+        ctx.log.say("; ".join([said, *lost]))
+    found = {split: asdict(counts) for split, counts in ctx.task.counts.items()}
+    write_json(ctx.folder.path / "data.json", found)
 
 
 def _same_config(folder: RunFolder, config: Mapping[str, Any], force: bool) -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     {"tasks"},
     {"loop", "methods"},
     {"stages"},
-    {"train", "evaluate", "report", "plan"},
+    {"train", "evaluate", "findings", "report", "plan"},
     {"jobs", "calls", "completion", "listing", "cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

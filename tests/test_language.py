@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pgtg.ops.sampling import draw, restrict, uniforms
 from pgtg.types import TokenIds
 
 # float32 and another order of additions; states and logits here are of size 1 to 10
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 SAMPLING = Decoding(False, 9, temperature=0.8, top_k=12, top_p=0.95)
 GREEDY = Decoding(True, 9)
 ENDS = [EOS, 4, 7, 11, 19]  # many, so that generations end at different lengths

@@ -289,7 +289,7 @@ def test_the_comparison_sees_what_a_resume_loses(tmp_path: Path, lost: str, monk
 
         def forgetful(*arguments: Any):
             progress, best = load(*arguments)
-            progress.lr = FULL.lr
+            progress.lr = arguments[2].param_groups[0]["lr"] = FULL.lr
             return progress, best
 
         monkeypatch.setattr("pgtg.loop._load_state", forgetful)
@@ -364,15 +364,12 @@ def test_a_validation_that_is_not_finite_ends_the_run(folder: Path):
     model = network()
     validate = scripted([math.nan], [], model)
     with pytest.raises(DivergedError, match="align/value"):
-        run(
-            model, folder, replace(CFG, validate_every=1), validate=validate, select="align/value"
-        )
+        run(model, folder, replace(CFG, validate_every=1), validate=validate, select="align/value")
 
 
 def test_only_parameters_that_require_gradients_are_trained(folder: Path):
     model = network()
-    frozen = model[0]
-    assert isinstance(frozen, nn.Module)
+    frozen = next(model.children())
     frozen.requires_grad_(False)
     before = weights(model)
     result = run(model, folder)
@@ -422,8 +419,8 @@ def test_a_signal_waits_for_the_update_then_saves(tmp_path: Path, signum: int, c
             return cut(rows(step), 5, 3)
 
         folder = tmp_path / "b" / "fit"
+        cfg = replace(FULL, checkpoint_every=0)
         with pytest.raises(Interrupted) as stop:
-            cfg = replace(FULL, checkpoint_every=0)
             run(model, folder, cfg, windows, validate=by_step(model), select="align/value")
     finally:
         for number, handler in before.items():

@@ -45,7 +45,7 @@ def test_eight_runs_of_four_aggregators_and_two_seeds(tmp_path: Path):
 
 
 def test_a_failed_job_is_shown_when_it_fails_and_the_others_run(tmp_path: Path):
-    """Job 0 wants a source file that is not there; job 1 is fine."""
+    """The first job diverges at once, the second is fine."""
     done = sweep(tmp_path / "s", "improve.lr=1e38,0.005")
     lines = done.stderr.splitlines()
     errors = [i for i, line in enumerate(lines) if line.startswith("error: job 0 ")]

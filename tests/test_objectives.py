@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -194,8 +196,9 @@ def true_gradient(theta: Tensor, rewards: Tensor) -> Tensor:
     return finite_differences(objective, theta)
 
 
-DENSE, SPARSE = {"token_share": 1.0, "to_go": True}, {"token_share": 0.0}
-MIXED = {"token_share": 0.3, "to_go": True}
+DENSE: dict[str, Any] = {"token_share": 1.0, "to_go": True}
+SPARSE: dict[str, Any] = {"token_share": 0.0}
+MIXED: dict[str, Any] = {"token_share": 0.3, "to_go": True}
 
 
 @pytest.mark.parametrize("options", [DENSE, SPARSE, MIXED], ids=["dense", "sparse", "mixed"])
@@ -310,7 +313,7 @@ def gradients(model: nn.Module, objective, batches: list) -> tuple[Tensor, dict[
 @pytest.mark.parametrize("parts", [[[0], [1], [2], [3]], [[0, 1, 2], [3]], [[3, 1], [0, 2]]])
 def test_improvement_accumulates(parts: list[list[int]]):
     """Weighted MLE, entropy, policy gradient and KL over targets of unequal length."""
-    options = MethodConfig(**(vars(OPTIONS) | {"entropy": 0.3, "reinforce": 0.7, "kl": 0.2}))
+    options = replace(OPTIONS, entropy=0.3, reinforce=0.7, kl=0.2)
     policy = tiny_lm()
     objective = Improvement(policy, options, Decoding(False, 8, top_k=6))
     whole, metrics = gradients(policy, objective, [supervised([0, 1, 2, 3], [0, 1, 2, 3])])
@@ -323,7 +326,7 @@ def test_improvement_accumulates(parts: list[list[int]]):
 
 def test_improvement_by_hand():
     """The value is the formula, with means over targets, target tokens and sampled tokens."""
-    options = MethodConfig(**(vars(OPTIONS) | {"entropy": 0.3, "reinforce": 0.7}))
+    options = replace(OPTIONS, entropy=0.3, reinforce=0.7)
     policy, batch = tiny_lm(), supervised([0, 1, 2, 3], [1, 2])
     assert batch.sampled is not None
     batch = SupervisedBatch(

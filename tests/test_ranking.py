@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_all_equal_scores_say_nothing():
     assert informative(tied).tolist() == [False]
 
 
-def brute_auc(positive: list[float], negative: list[float]) -> float:
+def brute_auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positive for n in negative]
     return sum(wins) / len(wins)
 

@@ -35,7 +35,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def unique(run: Path) -> bool:
-    """Whether no line of the log was written twice: a stage, round, step and set of names is one."""
+    """Whether no line of the log was written twice, by stage, round, step and names."""
     keys = [(r["stage"], r["round"], r["step"], tuple(sorted(r))) for r in lines(run)]
     return len(keys) == len(set(keys))
 
@@ -49,7 +49,7 @@ def stamps(run: Path) -> dict[str, int]:
 
 
 def test_the_log_tells_the_order_of_the_work(finished: Path):
-    """start, then per round: sample, align, aggregate, improve and its control; then the results."""
+    """start; per round sample, align, aggregate, improve and its control; then the results."""
     stages = list(dict.fromkeys((r["stage"], r["round"]) for r in lines(finished)))
     per_round = ["sample", "align", "aggregate", "improve", "improve.uniform"]
     assert stages == [
@@ -57,7 +57,9 @@ def test_the_log_tells_the_order_of_the_work(finished: Path):
         *((stage, number) for number in (0, 1) for stage in per_round),
         *((f"eval.{name}.test", 0) for name in ("start", "pgtg", "uniform")),
     ]
-    updates = [r["step"] for r in lines(finished) if "improve/loss" in r and r["stage"] == "improve"]
+    updates = [
+        r["step"] for r in lines(finished) if "improve/loss" in r and r["stage"] == "improve"
+    ]
     assert updates == [1, 2, 3, 4]
     assert unique(finished)
 
@@ -69,6 +71,7 @@ def test_resuming_a_finished_run_does_nothing(finished: Path):
     assert stamps(finished) == written
 
 
+@pytest.mark.slow
 def test_the_seed_is_all_the_chance_there_is(finished: Path, tmp_path: Path):
     """The same bytes from another global random state; others with another seed."""
     torch.manual_seed(99)
@@ -100,9 +103,10 @@ def stopped_after(run: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
             raise KeyboardInterrupt
         return original(ctx, guide, round, *more)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(stage, "_train", killed)
-        train(tiny(*overrides), run)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(*overrides), run)
 
 
 def test_another_config_is_refused_with_its_difference(
@@ -121,7 +125,14 @@ def test_another_config_is_refused_with_its_difference(
     assert results(run) == results(finished)
 
 
-@pytest.mark.parametrize("change", ["improve.lr=0.1", "aggregator=max", "sample.temperature=0.9"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "improve.lr=0.1",
+        pytest.param("aggregator=max", marks=pytest.mark.slow),
+        pytest.param("sample.temperature=0.9", marks=pytest.mark.slow),
+    ],
+)
 def test_forced_it_is_the_run_of_the_new_config(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -137,6 +148,7 @@ def test_forced_it_is_the_run_of_the_new_config(
     assert not RunFolder(tmp_path / "new").config_diff(saved)
 
 
+@pytest.mark.slow
 def test_forced_on_a_finished_run_too(tmp_path: Path):
     run = tmp_path / "run"
     train(tiny(), run)
@@ -196,6 +208,7 @@ def test_the_published_policy_is_the_best_by_the_judge(finished: Path):
     assert all(torch.equal(published[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_keep_last_publishes_the_last(tmp_path: Path):
     train(tiny("improve.keep=last"), tmp_path)
     last = load_tensors(tmp_path / "rounds/01/improve/policy/model.safetensors")
@@ -203,6 +216,7 @@ def test_keep_last_publishes_the_last(tmp_path: Path):
     assert all(torch.equal(published[name], last[name]) for name in last)
 
 
+@pytest.mark.slow
 def test_keep_rounds_last_changes_no_result(finished: Path, tmp_path: Path):
     train(tiny("keep_rounds=last"), tmp_path)
     some, every = results(tmp_path), results(finished)
@@ -266,9 +280,8 @@ def test_eval_of_what_is_no_model_is_refused(tmp_path: Path):
         evaluate_saved(tmp_path / "empty", split="test", metrics=None, overrides=[], cfg=tiny())
 
 
-def test_a_damaged_artifact_is_named_and_a_deleted_one_made_again(
-    finished: Path, tmp_path: Path
-):
+@pytest.mark.slow
+def test_a_damaged_artifact_is_named_and_a_deleted_one_made_again(finished: Path, tmp_path: Path):
     run = tmp_path / "run"
     train(tiny(), run)
     table = run / "rounds" / "01" / "sample" / "train" / "00000.parquet"

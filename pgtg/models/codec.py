@@ -46,13 +46,15 @@ class Codec:
 
     @property
     def eos_ids(self) -> TokenIds:
-        eos = self.tokenizer.eos_token_id
+        eos = getattr(self.tokenizer, "eos_token_id", None)
         if eos is None:
             raise ConfigError("policy.path: its tokenizer has no end-of-text token; set one in it")
         return [eos]
 
     def _ids(self, text: str) -> TokenIds:
-        ids: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        if not text:
+            return []
+        ids: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return list(ids)
 
     def encode_source(self, text: str) -> tuple[TokenIds, bool]:

@@ -118,7 +118,7 @@ class RewardModel(nn.Module):
         self.bound = BOUNDS[spec.bound]
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
-        """Token rewards in float32, where the tokens stand; what stands at padding has no meaning."""
+        """Token rewards in float32, where the tokens stand; those at padding have no meaning."""
         rewards = self.bound(self.head(self.backbone, right_padded(batch)))
         return rewards.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0))
 

@@ -1,4 +1,4 @@
-"""(C) Aggregate: sequence evaluations of the scored generations, held against the judge and the rulers.
+"""(C) Aggregate: sequence evaluations of the scored generations, held against judge and rulers.
 
 Rulers are what needs no learning: "longer wins", and the start policy's own mean log-probability.
 Where truth is planted, the same is asked of single tokens of the held-out targets.

@@ -1,8 +1,8 @@
 """(D) Align: train r_phi so that its sequence evaluations order generations as the judge does.
 
-Scoring (B) and aggregating (C) happen inside the loss: token rewards of all candidates in a batch of
-comparison groups, the aggregator over each, Plackett–Luce over the group. Groups whose judge's scores
-are all equal teach nothing; they are left out and counted.
+Scoring (B) and aggregating (C) happen inside the loss: token rewards of all candidates in a batch
+of comparison groups, the aggregator over each, Plackett–Luce over the group. Groups whose judge's
+scores are all equal teach nothing; they are left out and counted.
 """
 
 from collections.abc import Sequence
@@ -143,9 +143,10 @@ def _train(
         "align/tied_groups_skipped": len(train.groups) - len(rows),
     }
     ctx.log.say(
-        f"{where.prefix} round {round}: {result.steps} updates, kept {metrics['align/kept_update']};"
-        f" held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %;"
-        f" {metrics['align/tied_groups_skipped']} of {len(train.groups)} groups all tied, left out"
+        f"{where.prefix} round {round}: {result.steps} updates, "
+        f"kept {metrics['align/kept_update']}; "
+        f"held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %;"
+        f" {metrics['align/tied_groups_skipped']} of {len(train.groups)} groups tied, left out"
     )
     return metrics, checks[0].batch
 

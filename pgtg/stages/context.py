@@ -1,8 +1,6 @@
 """What every stage is given, and where its artifacts and models are found."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,21 +147,18 @@ class Context:
         return [start] if start.exists() else []
 
 
-@contextlib.contextmanager
 def opened(
-    cfg: RunConfig, folder: RunFolder, log: RunLog, *, judging: bool = True
-) -> Iterator[Context]:
-    """The context of a run: device, threads, and the judge's workers if anything will be judged.
+    cfg: RunConfig, folder: RunFolder, log: RunLog, judge: JudgePool | None = None
+) -> Context:
+    """The context of a run: its device and threads. Without a judge nothing can be judged.
 
     Raises:
-        MissingResourceError: The device or what the judge needs is not there.
+        MissingResourceError: The device is not there.
     """
     device = pick_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    judge = JudgePool(cfg.judge, cfg.metrics.sentence_splitter) if judging else None
-    with judge or contextlib.nullcontext():
-        yield Context(cfg, folder, log, SummarizeTask(cfg), judge, device, [0])
+    return Context(cfg, folder, log, SummarizeTask(cfg), judge, device, [0])
 
 
 def pick_device(name: str) -> torch.device:

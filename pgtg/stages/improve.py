@@ -109,12 +109,19 @@ def _train(
         "improve/updates": result.steps,
         "improve/best_heldout_score": -result.best_value,
         "improve/best_update": offset + result.best_step,
-        "improve/sources_cut": guide.cut,
+        "improve/examples_cut": guide.cut,
     }
     label = control or ctx.cfg.method.name
+    if guide.cut:
+        ctx.log.warn(
+            f"improve {label} round {round}: {guide.cut} examples were cut to "
+            f"policy.max_source_tokens={ctx.cfg.policy.max_source_tokens} or "
+            f"policy.max_target_tokens={ctx.cfg.policy.max_target_tokens}"
+        )
     ctx.log.say(
-        f"improve {label} round {round}: {result.steps} updates; {ctx.cfg.judge.name} of greedy text "
-        f"on held-out sources {-result.best_value:.2f} (best, at update {offset + result.best_step})"
+        f"improve {label} round {round}: {result.steps} updates; {ctx.cfg.judge.name} of greedy "
+        f"text on held-out sources {-result.best_value:.2f} "
+        f"(best, at update {offset + result.best_step})"
     )
     return result, metrics
 
@@ -147,7 +154,15 @@ class Guide:
         self.options = extra if method.needs_reward else replace(extra, entropy=0.0)
         self.start = ctx.load_start()[0] if self.options.reinforce * self.options.kl > 0 else None
         self._encoded: dict[str, tuple[TokenIds, TokenIds]] = {}
-        self._rewards = self._target_rewards() if self.model is not None else {}
+        used = self._used()
+        for example in used.values():  # now, so that a resumed run counts the same cuts
+            self.encoded(example)
+        self._rewards = self._target_rewards(used) if self.model is not None else {}
+
+    def _used(self) -> dict[str, Example]:
+        """The examples of the round, by id."""
+        windows = (self.ctx.task.window(self.first + step) for step in range(self.updates))
+        return {e.id: e for window in windows for part in window for e in part}
 
     def encoded(self, example: Example) -> tuple[TokenIds, TokenIds]:
         """Ids of source and target; how many had to be cut is counted."""
@@ -182,16 +197,10 @@ class Guide:
         sampled = self._sampled(examples, update) if self.options.reinforce > 0 else None
         return SupervisedBatch(batch, weights, sampled)
 
-    def _target_rewards(self) -> dict[str, np.ndarray]:
+    def _target_rewards(self, used: dict[str, Example]) -> dict[str, np.ndarray]:
         """Token rewards of the targets that the round uses, kept in a file for a resume."""
         path = self.working / "target_rewards.parquet"
         if not path.is_file():
-            used = {
-                example.id: example
-                for step in range(self.updates)
-                for part in self.ctx.task.window(self.first + step)
-                for example in part
-            }
             pairs = [self.encoded(example) for example in used.values()]
             values = rewards(
                 self.ctx,

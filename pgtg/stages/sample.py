@@ -1,7 +1,7 @@
 """(A) Sample: K generations of each source from the policy, with the judge's scores.
 
-Sampling goes in chunks of sources. Each chunk is a file of its own, so a killed run samples on where
-it stopped; the judge scores one chunk in its processes while the next is generated.
+Sampling goes in chunks of sources. Each chunk is a file of its own, so a killed run samples on
+where it stopped; the judge scores one chunk in its processes while the next is generated.
 """
 
 from collections import deque

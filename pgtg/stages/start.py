@@ -1,5 +1,5 @@
-"""The start policy. A pretrained one is loaded where it lies; the embedded default's tiny T5 is built
-here and warm-started by plain MLE, once per content: the cache is shared by runs."""
+"""The start policy. A pretrained one is loaded where it lies; the embedded default's tiny T5 is
+built here and warm-started by plain MLE, once per content: the cache is shared by runs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -42,6 +42,7 @@ def start(ctx: Context) -> None:
             "world": world,
             "policy": asdict(ctx.cfg.policy),
             "seed": ctx.cfg.seed,
+            "heldout": ctx.cfg.sample.heldout_sources,  # they choose the weights that are kept
             "threads": torch.get_num_threads(),  # sums depend on it in the last bits
             "torch": torch.__version__,
         }
