@@ -55,6 +55,11 @@ CHOICES: dict[str, dict[str, str]] = {
         "uniform": "plain MLE from the same start",
         "shuffled": "the same weights in random order",
     },
+    "reward.score": {
+        "heldout": "the generations of held-out sources",
+        "train": "the generations that the reward model learned from",
+        "targets": "the held-out sources' targets",
+    },
     "metrics.names": {
         "rouge": "ROUGE-1, -2, -L and -Lsum",
         "meteor": "METEOR with WordNet synonyms",

@@ -152,9 +152,9 @@ def evaluate_saved(
     if out is not None:
         with run.lock():
             out.mkdir(exist_ok=True)
-            write_json(out / f"results_{split}.json", results)
+            write_json(out / f"policy_{split}.json", results)
             for decoding, rows in samples.items():
-                write_jsonl(out / f"samples_{split}_{decoding}.jsonl", rows)
+                write_jsonl(out / f"policy_{split}_{decoding}.jsonl", rows)
         log.say(f"written to {out}")
     show(log, f"{path} on {split}", {"policy": results}, absent)
     return results

@@ -158,7 +158,7 @@ def finish(ctx: Context) -> dict[str, float]:
 
 
 def _tidy(ctx: Context, round: int) -> None:
-    """keep_rounds=last: drop the weights of earlier rounds that no resume and no result will read."""
+    """keep_rounds=last: drop earlier rounds' weights that neither resume nor result will read."""
     for control in ("", *ctx.cfg.method.controls):
         kept = kept_policy(ctx, round + 1, control)[0]
         for earlier in range(round):

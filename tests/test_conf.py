@@ -65,6 +65,7 @@ def test_option_files_are_the_names_of_the_config(group: str):
 
 def test_names_of_the_config_are_the_tables_of_the_code():
     from pgtg.judges import JUDGES
+    from pgtg.methods import CONTROLS, METHODS
     from pgtg.metrics import METRICS
     from pgtg.metrics.sentences import SPLITTERS
     from pgtg.models.reward import BOUNDS, HEADS
@@ -73,6 +74,8 @@ def test_names_of_the_config_are_the_tables_of_the_code():
     tables = {
         "aggregator.name": AGGREGATORS,
         "judge.name": JUDGES,
+        "method.controls": CONTROLS,
+        "method.name": METHODS,
         "metrics.names": METRICS,
         "metrics.sentence_splitter": SPLITTERS,
         "reward.head": HEADS,

@@ -92,6 +92,7 @@ SCRIPT = """
 import os, signal, sys
 from pgtg.config import JudgeConfig
 from pgtg.judges.pool import JudgePool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 print("main module runs", flush=True)
 pool = JudgePool(JudgeConfig("meteor_stem", 1))
 print(pool.score(["the cats sat"], [["the cat sat down"]]), flush=True)

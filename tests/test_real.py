@@ -38,7 +38,7 @@ pytestmark = [
 
 
 def test_the_whole_alternation_with_a_real_causal_model(tmp_path: Path):
-    """Sampling to evaluation; the policy's folder loads with plain Transformers; BERTScore is real."""
+    """Sampling to evaluation, real METEOR and BERTScore; both folders load with Transformers."""
     run = tmp_path / "run"
     call = [sys.executable, "-m", "pgtg", "train", "summarize", "experiment=scitldr_smollm2"]
     call += [f"policy.path={ASSETS / 'smollm2-135m'}", f"data.path={DATA}", f"run_dir={run}"]

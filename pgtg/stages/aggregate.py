@@ -105,8 +105,8 @@ def _ranking(generations: Generations, evaluations: Tensor, table: dict) -> dict
 def token_truth(table: dict) -> dict[str, float]:
     """AUCs of token rewards and of the log-probability ruler against the planted labels.
 
-    `auc_boilerplate`: a token of the summary proper above a boilerplate one. `auc_facts`: a right
-    slot word above a wrong one. `_within`: the same within ten strata of log-probability.
+    `auc_boilerplate`: a right word of the summary above one of the tail. `auc_facts`: a right slot
+    word above a wrong one. `_within`: the same within ten strata of log-probability.
     """
     if "label" not in table:
         return {}
@@ -118,7 +118,7 @@ def token_truth(table: dict) -> dict[str, float]:
         return torch.tensor([label in names for label in labels])
 
     pairs = {
-        "boilerplate": (where("content", "fact", "wrong"), where("boilerplate")),
+        "boilerplate": (where("content", "fact"), where("boilerplate")),
         "facts": (where("fact"), where("wrong")),
     }
     found: dict[str, float] = {}
