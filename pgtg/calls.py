@@ -77,8 +77,12 @@ class Call:
         return runs
 
     def launch(self, *, force: bool, quiet: bool) -> None:
-        """Check everything, then hand the run or the sweep to Hydra."""
+        """Check everything, then hand run or sweep to Hydra. If refused, nothing is written."""
+        from pgtg.plan import check_resources
+
         runs = self.jobs()
+        for run in runs:
+            check_resources(run)
         flags = ["--config-name", self.task, *(["--multirun"] if self.multirun else [])]
         flags += ["--config-dir", str(self.config_dir)] if self.config_dir else []
         how = self._sweep_folder() if self.multirun else self._run_folder(runs[0])

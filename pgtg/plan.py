@@ -94,8 +94,6 @@ def check_resources(cfg: RunConfig) -> None:
     Raises:
         MissingResourceError: The judge lacks something; the message says what mends it.
     """
-    if cfg.method.name == "mle":
-        return  # nothing is judged
     from pgtg.judges import build_judge
 
     build_judge(cfg.judge, cfg.metrics.sentence_splitter)

@@ -72,4 +72,5 @@ def test_a_missing_judge_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pgtg.judges.build_judge", build)
     with pytest.raises(MissingResourceError, match="no WordNet"):
         plan.check_resources(run_config("summarize"))
-    plan.check_resources(run_config("summarize", ["method=mle"]))  # nothing is judged
+    with pytest.raises(MissingResourceError, match="WordNet"):  # MLE keeps its best by the judge
+        plan.check_resources(run_config("summarize", ["method=mle"]))
