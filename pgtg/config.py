@@ -11,6 +11,15 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
+# names under which Transformers configs of one or two stacks keep their number of layers
+DEPTHS = (
+    "num_hidden_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
+
 
 @dataclass
 class NewswireConfig:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import PolicyConfig, RunConfig
+from pgtg.config import DEPTHS, PolicyConfig, RunConfig
 from pgtg.errors import DataError
 from pgtg.schedule import segments, updates_per_epoch
 
@@ -14,13 +14,6 @@ WEIGHT = 4  # bytes of one float32 weight
 TRAINED = 16  # bytes of one weight that is trained: weight, gradient, Adam's two moments
 MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
 UNKNOWN = "unknown"
-DEPTHS = (
-    "num_hidden_layers",
-    "num_layers",
-    "num_decoder_layers",
-    "encoder_layers",
-    "decoder_layers",
-)
 
 
 @dataclass(frozen=True)

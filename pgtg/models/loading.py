@@ -14,21 +14,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from pgtg.config import DEPTHS
 from pgtg.errors import MissingResourceError
 from pgtg.models.language import LanguageModel
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
-
-# names under which configs of one or two stacks keep their number of layers
-DEPTHS = (
-    "num_hidden_layers",
-    "num_layers",
-    "num_decoder_layers",
-    "encoder_layers",
-    "decoder_layers",
-)
 
 # names under which decoder stacks keep the norm after their last layer; by name, since the order of
 # children misleads (BART's norm of the embeddings comes after its layers, OPT's final norm before)
