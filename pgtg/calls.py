@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -164,6 +165,23 @@ def evaluate_folder(
     from pgtg.evaluate import evaluate_saved
 
     evaluate_saved(path, split=split, metrics=names, overrides=values, cfg=run)
+
+
+def report_folders(
+    folders: Sequence[Path],
+    out: Path,
+    baseline: str | None,
+    metrics: str | None,
+    split: str | None,
+    layout: str,
+) -> None:
+    """Report on the runs below some folders: the main table to stdout, all of it to `out`."""
+    from pgtg.report.write import report
+
+    names = [name.strip() for name in metrics.split(",")] if metrics else None
+    options = {"baseline": baseline, "metrics": names, "split": split, "layout": layout}
+    print("\n".join(report(folders, out, **options)))
+    print(f"written to {out}", file=sys.stderr)
 
 
 def unique() -> str:

@@ -17,6 +17,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "newswire": "generated bulletins with planted truth",
         "files": "jsonl, json, csv, parquet or a save_to_disk folder",
         "hub": "a data set of the Hugging Face hub",
+        "reviews": "generated reviews with planted helpful prompt words",
     },
     "aggregator.name": {
         "avg": "C x mean of the token rewards (the paper's choice)",
@@ -40,10 +41,13 @@ CHOICES: dict[str, dict[str, str]] = {
         "rouge2": "ROUGE-2 F-measure",
         "rougeL": "ROUGE-L F-measure",
         "rougeLsum": "ROUGE-Lsum F-measure",
+        "classifier": "gap score of a frozen classifier LM (prompt task)",
     },
     "method.name": {
-        "pgtg": "reward-weighted MLE, with the paper's options",
-        "mle": "plain MLE: uniform weights, no reward model",
+        "pgtg": "the paper: reward-weighted MLE, or REINFORCE where there are no targets",
+        "mle": "plain MLE: uniform weights, no reward model (summarize)",
+        "sparse": "REINFORCE on the judge's own score, no reward model (prompt)",
+        "random": "random search: prompts of the start policy (prompt)",
     },
     "method.transform": {"none": "weights from r", "exp": "weights from exp(r)"},
     "method.baseline": {
@@ -52,8 +56,10 @@ CHOICES: dict[str, dict[str, str]] = {
         "group": "minus the mean of the source's own generations",
     },
     "method.controls": {
-        "uniform": "plain MLE from the same start",
-        "shuffled": "the same weights in random order",
+        "uniform": "plain MLE from the same start (summarize)",
+        "shuffled": "the same weights, or judge's scores, in random order",
+        "random": "random search with as many judged prompts (prompt)",
+        "sparse": "REINFORCE on the judge's own score (prompt)",
     },
     "reward.score": {
         "heldout": "the generations of held-out sources",
@@ -77,12 +83,21 @@ CHOICES: dict[str, dict[str, str]] = {
     "keep_rounds": {"all": "artifacts of every round", "last": "of the last round only"},
     "policy.dtype": {"float32": "32-bit floats", "bfloat16": "16-bit floats; slow on most CPUs"},
 }
+# what each task knows: its methods, and the controls that stand beside `pgtg` if none are named
+METHODS = {"summarize": ("pgtg", "mle"), "prompt": ("pgtg", "sparse", "random")}
+CONTROLS = {"summarize": ("uniform", "shuffled"), "prompt": ("random", "sparse", "shuffled")}
 FIT_CHOICES = {
     "optimizer": ("adam", "adamw"),
     "schedule": ("constant", "plateau"),
     "keep": ("best", "last"),
 }
-FITS = ("policy.tiny_t5.warm_start", "reward.fit", "improve")
+FITS = (
+    "policy.tiny_t5.warm_start",
+    "policy.tiny_lm.fit",
+    "judge.classifier.tiny.fit",
+    "reward.fit",
+    "improve",
+)
 
 Rule = tuple[str, Callable[[Any], bool], str]
 POSITIVE = (lambda v: v > 0, "above 0")
@@ -113,6 +128,20 @@ RULES: tuple[Rule, ...] = (
     ("data.newswire.noise", *SHARE),
     ("data.newswire.wrong_fact_share", *SHARE),
     ("reward.layers", *COUNT),
+    ("reward.replay", *NOT_NEGATIVE),
+    ("policy.adaptor.width", *COUNT),
+    ("judge.classifier.share", lambda v: 0 < v <= 1, "in (0, 1]"),
+    ("judge.classifier.correct", *POSITIVE),
+    ("judge.classifier.wrong", *POSITIVE),
+    ("judge.classifier.max_tokens", *COUNT),
+    ("data.fewshot.shots", *COUNT),
+    ("data_seed", *NOT_NEGATIVE),
+    ("method.sparse_updates", *COUNT),
+    ("method.sparse_lr", *POSITIVE),
+    ("prompt.first", lambda v: v >= 2, "at least 2 (the reward model learns from comparisons)"),
+    ("prompt.pool", lambda v: v >= 2, "at least 2"),
+    ("prompt.validation_prompts", *NOT_NEGATIVE),
+    *((f"prompt.{key}", *COUNT) for key in ("candidates", "tested", "top")),
     ("reward.mlp_width", *COUNT),
     ("aggregator.temperature", *POSITIVE),
     ("judge.workers", *NOT_NEGATIVE),
@@ -146,7 +175,8 @@ FIT_RULES: tuple[Rule, ...] = (
 def check(cfg: RunConfig) -> list[str]:
     """All that is wrong with a composed config, one line each; empty if it can be run."""
     problems = [*_names(cfg), *_numbers(cfg), *_fits(cfg), *_data(cfg), *_policy(cfg)]
-    return [*problems, *_reward(cfg), *_method(cfg), *_schedule(cfg), *_evaluation(cfg)]
+    problems += [*_reward(cfg), *_method(cfg), *_schedule(cfg), *_evaluation(cfg)]
+    return [*problems, *_prompt(cfg)]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -215,9 +245,13 @@ def _data(cfg: RunConfig) -> Iterator[str]:
         if data.newswire is None:
             yield "data.newswire: no values; choose data=newswire"
         return
+    if data.name == "reviews":
+        if data.reviews is None or data.fewshot is None:
+            yield "data.reviews: no values; choose dataset=reviews"
+        return
     if data.path is None:
         yield f"data.path: no value; data.name={data.name} needs data.path=<folder or hub id>"
-    if not data.columns.references:
+    if cfg.task != "prompt" and not data.columns.references:
         yield "data.columns.references: empty; name at least one column, e.g. [summary]"
     if data.splits.get("train", "") is None:
         yield "data.splits.train: found null; name the file or split to train on"
@@ -240,13 +274,13 @@ def _files(path: Path, splits: dict[str, str | None]) -> Iterator[str]:
 
 def _policy(cfg: RunConfig) -> Iterator[str]:
     yield from _local_model("policy.path", cfg.policy.path)
-    tiny = cfg.policy.tiny_t5 is not None
-    if tiny and cfg.data.name != "newswire":
+    tiny = cfg.policy.tiny_t5 is not None or cfg.policy.tiny_lm is not None
+    if cfg.policy.tiny_t5 is not None and cfg.data.name != "newswire":
         fix = "choose policy=t5_small, or policy=pretrained policy.path=<folder or hub id>"
         yield f"policy: tiny_t5 knows only the newswire's words; data.name={cfg.data.name}: {fix}"
     if tiny and cfg.policy.path:
         found = f"found '{cfg.policy.path}'"
-        yield f"policy.path: {found} beside policy.tiny_t5; choose policy=pretrained"
+        yield f"policy.path: {found} beside a tiny model of the set-up; choose policy=pretrained"
     if not tiny and cfg.policy.path is None:
         yield "policy.path: no value; give a folder or hub id of a Transformers model"
 
@@ -272,6 +306,16 @@ def _local_model(key: str, path: str | None) -> Iterator[str]:
 
 def _method(cfg: RunConfig) -> Iterator[str]:
     method = cfg.method
+    if method.name not in METHODS[cfg.task] and method.name in CHOICES["method.name"]:
+        yield f"method.name: the task {cfg.task} has no '{method.name}', it has " + ", ".join(
+            METHODS[cfg.task]
+        )
+    for control in method.controls or []:
+        if control not in CONTROLS[cfg.task] and control in CHOICES["method.controls"]:
+            known = ", ".join(CONTROLS[cfg.task])
+            yield f"method.controls: the task {cfg.task} has no '{control}', it has {known}"
+        if control == method.name:
+            yield f"method.controls: '{control}' is the method itself"
     if method.name == "mle" and method.controls:
         found = f"found {method.controls}"
         yield f"method.controls: {found}, but mle is itself the control; expected []"
@@ -305,3 +349,39 @@ def _evaluation(cfg: RunConfig) -> Iterator[str]:
     own = cfg.metrics.bertscore_model is not None and "bertscore" in cfg.metrics.names
     if own and cfg.metrics.bertscore_layers is None:
         yield "metrics.bertscore_layers: no value; a BERTScore model of your own needs the layer"
+
+
+def _prompt(cfg: RunConfig) -> Iterator[str]:
+    """What the prompt task needs, and what only it has."""
+    judged = cfg.judge.name == "classifier"
+    if cfg.task != "prompt":
+        if judged:
+            yield "judge: classifier judges prompts; choose a text judge, e.g. judge=meteor_stem"
+        for name, section in (("prompt", cfg.prompt), ("data.fewshot", cfg.data.fewshot)):
+            if section is not None:
+                yield f"{name}: only the prompt task has it; leave it out"
+        return
+    if not judged or cfg.judge.classifier is None:
+        yield f"judge: found '{cfg.judge.name}'; prompts are judged by judge=classifier"
+    elif cfg.judge.classifier.path is None and cfg.judge.classifier.tiny is None:
+        yield "judge.classifier.path: no value; give a folder or hub id of a masked or causal LM"
+    else:
+        yield from _local_model("judge.classifier.path", cfg.judge.classifier.path)
+        if cfg.judge.classifier.readout not in ("raw", "calibrated"):
+            found = cfg.judge.classifier.readout
+            yield f"judge.classifier.readout: found '{found}', expected raw or calibrated"
+    if cfg.data.fewshot is None:
+        yield "data.fewshot: no values; choose dataset=..., or write a yaml like conf/dataset/sst2"
+    if cfg.prompt is None:
+        yield "prompt: no values; see conf/prompt.yaml"
+        return
+    if cfg.improve.keep == "best" and not cfg.prompt.validation_prompts:
+        yield "improve.keep: found best, but prompt.validation_prompts=0 leaves nothing to judge by"
+    held = cfg.sample.heldout_sources
+    fit = cfg.reward.fit
+    watched = fit.keep == "best" or fit.patience or fit.schedule == "plateau"
+    if not held and watched:
+        fix = "reward.fit.keep=best, patience and plateau need some"
+        yield f"sample.heldout_sources: found 0, but {fix}"
+    if cfg.schedule.unit != "updates":
+        yield f"schedule.unit: found '{cfg.schedule.unit}'; the prompt task counts updates"

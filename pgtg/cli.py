@@ -180,6 +180,44 @@ def evaluate(
         evaluate_folder(path, split, metrics, task, overrides, config_dir, quiet=quiet)
 
 
+REPORT_EXAMPLES = """
+Examples:
+
+\b
+  pgtg report outputs/summarize/multirun/mine            a sweep: its groups over seeds
+  pgtg report a b --baseline method=mle --metrics rougeLsum,meteor_stem
+  pgtg report sweep --baseline uniform                   against each group's own control
+  pgtg report sweeps --layout poster                     the paper's tables, ours beside them
+"""
+
+
+@app.command(epilog=REPORT_EXAMPLES)
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders with runs below.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", help="Row to test against: method=mle, a control, a label, none."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="Columns to show, e.g. rougeLsum,meteor_stem.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split; test if all runs have it.")
+    ] = None,
+    layout: Annotated[str, typer.Option("--layout", help="full or poster.")] = "full",
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(
+        "outputs/report"
+    ),
+) -> None:
+    """Compare finished runs: tables, tests and figures, as Markdown, LaTeX, CSV, JSON and HTML."""
+    with reporting():
+        from pgtg.calls import report_folders
+
+        report_folders(folders, out, baseline, metrics, split, layout)
+
+
 @app.command("ls", epilog="Example: pgtg ls aggregators")
 def list_names(
     group: Annotated[

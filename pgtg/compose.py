@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
@@ -21,13 +22,21 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pgtg.checks import check, nearest
+from pgtg.checks import CONTROLS, check, nearest, value_at
 from pgtg.config import RunConfig, expected_type, is_open, known_keys, stand_in
 from pgtg.errors import ConfigError
-from pgtg.groups import CONF
+from pgtg.groups import CONF, option_files
 
 VERSION_BASE = "1.3"
-PATHS = ("data.path", "policy.path", "reward.path", "metrics.bertscore_model", "cache")
+PATHS = (
+    "data.path",
+    "policy.path",
+    "reward.path",
+    "judge.classifier.path",
+    "metrics.bertscore_model",
+    "cache",
+)
+SECTIONS = {"dataset": "data"}  # groups that fill a section of another name
 
 
 def folder_name(text: str) -> str:
@@ -92,6 +101,9 @@ def composed(
     if task not in tasks():
         raise ConfigError(f"there is no task '{task}'{nearest(task, tasks())}")
     parsed, problems = _parse(load, overrides)
+    problems += [text for override in parsed if (text := _other_task(override, task))]
+    if problems and any("belongs to the task" in text for text in problems):
+        raise ConfigError(*problems)
     if saved is not None and not any(o.key_or_group == "experiment" for o in parsed):
         cfg, more = _on_saved(load, task, parsed, saved)
     else:
@@ -109,6 +121,8 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
         raise ConfigError(*problems, one_line(error)) from error
     assert isinstance(run, RunConfig)
     _expand_home(run)
+    if run.method.controls is None:  # those of the task
+        run.method.controls = list(CONTROLS[run.task]) if run.method.name == "pgtg" else []
     return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
 
 
@@ -192,6 +206,20 @@ def _parse(load: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[list[Overr
     return parsed, problems
 
 
+def _other_task(override: Override, task: str) -> str | None:
+    """What to say of an experiment of another task."""
+    if override.key_or_group != "experiment":
+        return None
+    name = str(override.value())
+    for path in option_files("experiment"):
+        if path.stem == name:
+            own = yaml.safe_load(path.read_text(encoding="utf-8")).get("task", task)
+            if own != task:
+                say = f"pgtg train {own} experiment={name}"
+                return f"experiment={name}: it belongs to the task '{own}': {say}"
+    return None
+
+
 def _is_new_key(load: ConfigLoaderImpl, override: Override) -> bool:
     """Whether an override with a + would add what the schema does not know."""
     key = override.key_or_group
@@ -214,7 +242,7 @@ def _load(
             (groups if options else values).append(override)
     try:
         return _compose(load, task, [*groups, *values]), problems
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, AssertionError):
         pass  # the loop below finds the overrides at fault, unless the config files are
     try:
         base = _compose(load, task, groups)
@@ -238,7 +266,8 @@ def _on_saved(
     experiment = OverridesParser.create().parse_override(f"experiment={base.experiment or 'none'}")
     chosen, problems = _load(load, task, [experiment, *groups])
     for override in groups:
-        base[override.key_or_group] = chosen[override.key_or_group]
+        section = SECTIONS.get(override.key_or_group, override.key_or_group)
+        base[section] = chosen[section]
     values = [o for o in parsed if o not in groups]
     return base, problems + [p for p in (_apply(base, o) for o in values) if p]
 
@@ -275,6 +304,9 @@ def _apply(cfg: DictConfig, override: Override) -> str | None:
     if override.is_hydra_override():
         return None
     key = override.key_or_group
+    empty = _empty_section(cfg, key)
+    if empty is not None:
+        return f"{key}: {empty} is null here, so it has no keys; choose what fills it first"
     try:
         ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -285,6 +317,16 @@ def _apply(cfg: DictConfig, override: Override) -> str | None:
             found = override.get_value_element_as_str()
             return f"{key}={found}: expected {expected}, found {found!r}"
         return f"'{override.input_line}': {one_line(error)}"
+    return None
+
+
+def _empty_section(cfg: DictConfig, key: str) -> str | None:
+    """The section on the way to a key that is null; OmegaConf asserts that there is none."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        section = ".".join(parts[:end])
+        if expected_type(key) is not None and OmegaConf.select(cfg, section) is None:
+            return section
     return None
 
 
@@ -300,7 +342,7 @@ def _expand_home(run: RunConfig) -> None:
     """Replace a leading ~ in the keys that hold paths. Relative paths stay relative."""
     for key in PATHS:
         section, _, name = key.rpartition(".")
-        owner = getattr(run, section) if section else run
-        value = getattr(owner, name)
+        owner = value_at(run, section) if section else run
+        value = value_at(run, key)
         if isinstance(value, str) and value.startswith("~"):
             setattr(owner, name, str(Path(value).expanduser()))

@@ -37,6 +37,45 @@ class NewswireConfig:
 
 
 @dataclass
+class ReviewsConfig:
+    """The generated reviews: how much of them, and how hard the search for a prompt is."""
+
+    shots: int = MISSING
+    test: int = MISSING
+    seed: int = MISSING
+    length: int = MISSING
+    words: int = MISSING
+    strong: int = MISSING
+    weak: int = MISSING
+    harmful: int = MISSING
+    pairs: int = MISSING
+    sharpness: float = MISSING
+
+
+@dataclass
+class TemplateConfig:
+    """How a classifier LM reads a text, a prompt and the place of its answer."""
+
+    template: str = MISSING
+    rendering: str = MISSING
+    words: list[str] = MISSING
+    instruction: str | None = None
+
+
+@dataclass
+class FewshotConfig:
+    """A classification data set: its classes, its few examples, and how a classifier reads it."""
+
+    labels: list[str] = MISSING
+    text: list[str] = MISSING
+    label: str = MISSING
+    shots: int = MISSING
+    folders: list[str] = MISSING
+    masked: dict[str, TemplateConfig] = field(default_factory=dict)
+    causal: dict[str, TemplateConfig] = field(default_factory=dict)
+
+
+@dataclass
 class ColumnsConfig:
     id: str | None = None
     source: str = MISSING
@@ -55,6 +94,8 @@ class DataConfig:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     limit: dict[str, int | None] = field(default_factory=dict)
     newswire: NewswireConfig | None = None
+    fewshot: FewshotConfig | None = None
+    reviews: ReviewsConfig | None = None
 
 
 @dataclass
@@ -100,6 +141,24 @@ class TinyT5Config:
 
 
 @dataclass
+class AdaptorConfig:
+    """A trained MLP between a frozen causal LM's last hidden state and its LM head."""
+
+    width: int = MISSING
+    residual: bool = MISSING
+
+
+@dataclass
+class TinyLMConfig:
+    """A tiny language model of the generated reviews' words, trained in the run's set-up."""
+
+    d_model: int = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass
 class PolicyConfig:
     """The policy and how text becomes its input."""
 
@@ -114,6 +173,9 @@ class PolicyConfig:
     max_target_tokens: int = MISSING
     dropout: bool = MISSING
     tiny_t5: TinyT5Config | None = None
+    tiny_lm: TinyLMConfig | None = None
+    adaptor: AdaptorConfig | None = None
+    start_text: str | None = None
 
 
 @dataclass
@@ -143,6 +205,7 @@ class RewardConfig:
     mlp_width: int = MISSING
     compare_heads: list[str] = MISSING
     score: list[str] = MISSING
+    replay: int = MISSING
     fit: FitConfig = field(default_factory=FitConfig)
 
 
@@ -154,9 +217,26 @@ class AggregatorConfig:
 
 
 @dataclass
+class ClassifierConfig:
+    """The frozen classifier LM whose answers a prompt is to improve, and how its gap is scored."""
+
+    path: str | None = None
+    revision: str | None = None
+    dtype: str = MISSING
+    template: str = MISSING
+    readout: str = MISSING
+    correct: float = MISSING
+    wrong: float = MISSING
+    share: float = MISSING
+    max_tokens: int = MISSING
+    tiny: TinyLMConfig | None = None
+
+
+@dataclass
 class JudgeConfig:
     name: str = MISSING
     workers: int = MISSING
+    classifier: ClassifierConfig | None = None
 
 
 @dataclass
@@ -172,7 +252,15 @@ class MethodConfig:
     token_share: float = MISSING
     kl: float = MISSING
     samples: int = MISSING
-    controls: list[str] = MISSING
+    standardize: bool = MISSING
+    sparse_updates: int = MISSING
+    sparse_lr: float = MISSING
+    controls: list[str] | None = MISSING
+
+    @property
+    def beside(self) -> list[str]:
+        """The controls to run; `compose` has put the task's own in the place of null."""
+        return self.controls or []
 
 
 @dataclass
@@ -183,6 +271,19 @@ class ScheduleConfig:
     total: float = MISSING
     retrain_every: float = MISSING
     retrain_until: float = MISSING
+
+
+@dataclass
+class PromptConfig:
+    """The search for a prompt: how prompts are compared, chosen, and held against baselines."""
+
+    first: int = MISSING
+    pool: int = MISSING
+    validation_prompts: int = MISSING
+    candidates: int = MISSING
+    tested: int = MISSING
+    top: int = MISSING
+    baselines: list[str] = MISSING
 
 
 @dataclass
@@ -217,6 +318,7 @@ class RunConfig:
     task: str = MISSING
     name: str = MISSING
     seed: int = MISSING
+    data_seed: int | None = MISSING
     device: str = MISSING
     threads: int | None = None
     run_dir: str | None = None
@@ -234,6 +336,7 @@ class RunConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    prompt: PromptConfig | None = None
     experiment: str | None = None
 
 

@@ -25,14 +25,21 @@ from rich.text import Text
 
 LINE_SECONDS = 20.0  # a plain progress line at the latest after so long,
 LINE_SHARE = 0.1  # or after a tenth of the work,
+LINE_WORTH = 1.0  # seconds of work that are worth a line
 LINE_PAUSE = 5.0  # but never two within so long
 
 
 class Lines:
     """Progress as plain lines, for a console that is no terminal."""
 
-    def __init__(self, title: str, total: int | None, say: Callable[[str], None]):
-        self._title, self._total, self._say = title, total, say
+    def __init__(
+        self,
+        title: str,
+        total: int | None,
+        say: Callable[[str], None],
+        note: Callable[[str], None],
+    ):
+        self._title, self._total, self._say, self._note = title, total, say, note
         self._done, self._told_done = 0, 0
         self._start = self._told = time.monotonic()  # never jumps back, unlike the clock
         self._shown: Mapping[str, Any] = {}
@@ -50,9 +57,10 @@ class Lines:
             self._say(f"{self._count()}{self._left()}{_values(self._shown)}")
 
     def end(self) -> None:
-        """The last line."""
+        """The last line; of work that was done at once, for the log only."""
         seconds = time.monotonic() - self._start
-        self._say(f"{self._count()} in {_duration(seconds)}{_values(self._shown)}")
+        tell = self._say if seconds >= LINE_WORTH else self._note
+        tell(f"{self._count()} in {_duration(seconds)}{_values(self._shown)}")
 
     def _count(self) -> str:
         return f"{self._title}: {self._done}" + (f"/{self._total}" if self._total else "")

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pgtg.context import Context
 from pgtg.log import RunLog
-from pgtg.stages.context import Context
-from pgtg.store import read_jsonl
+from pgtg.store import Artifact, read_jsonl
 
 Absent = Mapping[str, str]
+PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
+MANY_ROUNDS = 4  # more of them are shown by the first and the last only
 NOT_COMPARED = ("tokens", "boilerplate", "rouge1", "rouge2", "rougeL")  # in the tables only
 
 
@@ -45,7 +47,7 @@ def compare(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float
 def verdicts(ctx: Context, split: str) -> None:
     """Say where the method helps, and where it does not, against its controls."""
     method = ctx.cfg.method.name
-    for control in ctx.cfg.method.controls:
+    for control in ctx.cfg.method.beside:
         for decoding in ctx.cfg.evaluate.decodings:
             ours, other = (_scores(ctx, split, name, decoding) for name in (method, control))
             said = []
@@ -63,38 +65,137 @@ def _scores(ctx: Context, split: str, system: str, decoding: str) -> dict[str, l
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
+CURVE = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the judged prompts at which a search is shown
+
+
+def judged_curve(artifacts: Sequence[Artifact]) -> list[dict[str, float]]:
+    """After each round: prompts judged so far, their best score, and the mean of that round's."""
+    rows, prompts, best = [], 0, -math.inf
+    for artifact in artifacts:
+        found = artifact.manifest()["metrics"]
+        prompts += int(found["sample/train_generations"])
+        best = max(best, found["sample/train_best_score"])
+        mean = found["sample/train_mean_score"]
+        rows.append({"prompts": prompts, "best": best, "mean": mean})
+    return rows
+
+
+def show_prompts(
+    log: RunLog, title: str, split: str, results: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The systems' best prompts, and how each search went at equal numbers of judged prompts."""
+    rows = []
+    for name, found in results.items():
+        best, search = found["best_prompt"], found.get("search", {})
+        top = found["decodings"].get("top", {}).get("mean", {})
+        mean = found["decodings"].get("best", {}).get("mean", {})
+        rows.append(
+            [
+                name,
+                search.get("judged_prompts", 0),
+                search.get("judged_sequences", 0),
+                *(_rounded(search.get(key)) for key in ("best_train_score", "last_mean_score")),
+                _rounded(best["dev_score"]),
+                _rounded(best["dev_accuracy"]),
+                _rounded(mean.get("accuracy"), "n/a"),
+                _rounded(top.get("accuracy"), "n/a" if split not in found["decodings"] else None),
+                repr(best["text"]),
+            ]
+        )
+    columns = ["system", "prompts", "sequences", "best train", "last mean", "dev", "dev %"]
+    log.table(
+        f"{title}: judged prompts and sequences, gap scores, accuracy (best by dev; mean of top)",
+        [*columns, f"{split} %", "top %", "prompt"],
+        rows,
+    )
+    _show_curves(log, results)
+    for name, found in results.items():
+        for metric, reason in found["absent"].items():
+            log.warn(f"{name}: {metric} is n/a: {reason}")
+        if rewards := found.get("search", {}).get("token_rewards"):
+            log.table(
+                f"{name}: learned reward of each token of its best prompt",
+                ["token", "reward"],
+                [[repr(word), round(value, 4)] for word, value in rewards],
+            )
+
+
+def _show_curves(log: RunLog, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Best score so far (mean of the newest prompts) at shares of the judged prompts."""
+    curves = {
+        name: found["search"]["curve"] for name, found in results.items() if "search" in found
+    }
+    if not curves:
+        return
+    total = max(curve[-1]["prompts"] for curve in curves.values())
+    rows = []
+    for name, curve in curves.items():
+        cells = []
+        for share in CURVE:
+            past = [row for row in curve if row["prompts"] <= share * total] or curve[:1]
+            cells.append(f"{past[-1]['best']:.1f} ({past[-1]['mean']:.1f})")
+        rows.append([name, *cells])
+    columns = [f"{round(share * total)} prompts" for share in CURVE]
+    log.table("best train score so far (mean of the newest)", ["system", *columns], rows)
+
+
+def _rounded(value: float | None, otherwise: str | None = None) -> float | str | None:
+    return otherwise if value is None else round(value, 2)
+
+
 def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
-    """Print the token rewards' worth beside the rulers; returns the last round's figures."""
-    rows: list[list[Any]] = [["chance", 50.0, 0.5, 0.5, 0.5, 0.5]]
+    """Print the token rewards' worth beside the rulers; returns the last round's figures.
+
+    Of many rounds the first and the last are shown. Pairs are those of held-out sources, or, where
+    nothing is held out, of the samples that were learned from: then "fresh" matters, the pairs that
+    the reward model of the round before, which had not seen them, ordered right.
+    """
+    rows: list[list[Any]] = [["chance", 50.0, 50.0, 0.5, 0.5, 0.5, 0.5]]
     found: dict[str, float] = {}
+    part = "heldout" if "heldout" in ctx.cfg.reward.score else "train"
     for number in range(rounds):
         for head in ctx.heads(number)[::-1]:  # the one that guides comes last, and is returned
             found = ctx.artifact(number, "aggregate", head=head).manifest()["metrics"]
+            if rounds > MANY_ROUNDS and 0 < number < rounds - 1:
+                continue
             name = head or f"{ctx.cfg.reward.head} (guides)"
-            rows.append([f"round {number}: {name}", *_columns(found, "pair_accuracy", "")])
+            fresh = None
+            if not head:
+                made = ctx.artifact(number, "align").manifest()["metrics"]
+                fresh = made.get("align/fresh_pair_accuracy")
+            rows.append([f"round {number}: {name}", *_columns(found, part, "pair_accuracy", "")])
+            rows[-1].insert(2, None if fresh is None else round(100 * fresh, 1))
+        if rounds > MANY_ROUNDS and 0 < number < rounds - 1:
+            continue
         rulers = {
             "log-probability under the start policy": ("log_prob_wins", "log_prob_"),
             "longer wins": ("longer_wins", None),
             "shorter wins": ("shorter_wins", None),
         }
         for name, (pairs, prefix) in rulers.items():
-            rows.append([f"round {number}: ruler, {name}", *_columns(found, pairs, prefix)])
-    planted = any(cell is not None for row in rows[1:] for cell in row[2:])
-    columns = ["token reward", "pairs %", "boilerplate", "facts", "boilerplate|p", "facts|p"]
-    title = "token rewards, held-out sources: pairs ordered as the judge does"
+            if f"aggregate/{part}_{pairs}" in found:
+                columns = _columns(found, part, pairs, prefix)
+                rows.append([f"round {number}: ruler, {name}", columns[0], None, *columns[1:]])
+    planted = any(cell is not None for row in rows[1:] for cell in row[3:])
+    columns = ["token reward", "pairs %", "fresh %"]
+    columns += ["boilerplate", "facts", "boilerplate|p", "facts|p"]
+    title = f"token rewards, {PARTS[part]}: pairs ordered as the judge does (fresh: by the reward "
+    title += "model of the round before)"
     if planted:
         title += "; AUC of content over boilerplate and of right over wrong facts (|p: within "
         title += "strata of equal log-probability)"
-    width = len(columns) if planted else 2
+    width = len(columns) if planted else 3
     ctx.log.table(title, columns[:width], [row[:width] for row in rows])
     return {f"reward/{key.removeprefix('aggregate/')}": value for key, value in found.items()}
 
 
-def _columns(found: Mapping[str, float], pairs: str, prefix: str | None) -> list[float | None]:
+def _columns(
+    found: Mapping[str, float], part: str, pairs: str, prefix: str | None
+) -> list[float | None]:
     """Pairs, then the AUCs of a reward (prefix "") or of the log-probability ruler."""
     aucs = []
     for name in ("auc_boilerplate", "auc_facts", "auc_boilerplate_within", "auc_facts_within"):
         key = f"aggregate/targets_{prefix}{name}"
         aucs.append(round(found[key], 3) if prefix is not None and key in found else None)
-    value = found.get(f"aggregate/heldout_{pairs}")
+    value = found.get(f"aggregate/{part}_{pairs}")
     return [None if value is None else round(100 * value, 1), *aucs]

@@ -8,6 +8,7 @@ LISTS = {
     "tasks": "",
     "experiments": "experiment",
     "data": "data",
+    "datasets": "dataset",
     "policies": "policy",
     "rewards": "reward",
     "heads": "reward.head",

@@ -81,6 +81,10 @@ class RunLog:
         if not self._quiet:
             self._stderr.tell(text)
 
+    def note(self, text: str) -> None:
+        """A line to log.txt only."""
+        self._note("", text)
+
     def warn(self, text: str) -> None:
         """A warning to stderr, also when quiet, and to log.txt."""
         self._note("warning: ", text)
@@ -109,7 +113,7 @@ class RunLog:
         within 5 seconds, and one at the end.
         """
         if self._quiet or not is_terminal(sys.stderr):
-            lines = Lines(title, total, self.say)
+            lines = Lines(title, total, self.say, self.note)
             yield lines
             lines.end()
             return

@@ -8,7 +8,6 @@ with the same bits.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from pgtg.config import FitConfig
 from pgtg.errors import DivergedError
 from pgtg.interrupt import uninterrupted
 from pgtg.log import RunLog
-from pgtg.ops.sampling import derive_seed
+from pgtg.ops.sampling import derive_seed, seeded
 from pgtg.store import Artifact, load_tensors, save_tensors
 from pgtg.types import Loss, Window
 
@@ -192,15 +191,6 @@ def _update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return values | {f"{where.stage}/grad_norm": norm.item(), f"{where.stage}/lr": progress.lr}
-
-
-@contextmanager
-def seeded(seed: int):
-    """Torch's global generators (dropout) seeded inside, and left as they were outside."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
-        yield
 
 
 def _validated(

@@ -49,14 +49,14 @@ def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     if parts and not learned:
         parts = [sum(parts)]
     per_source = cfg.method.samples if cfg.method.reinforce > 0 else 0
-    policies = 1 + len(cfg.method.controls) + cfg.evaluate.start_policy
+    policies = 1 + len(cfg.method.beside) + cfg.evaluate.start_policy
     sizes = [examples.get(split) for split in cfg.evaluate.splits]
     most = cfg.evaluate.examples or math.inf
     texts = None if None in sizes else sum(int(min(size or 0, most)) for size in sizes)
     return Counts(
         rounds=len(segments(cfg.schedule, MANY)) if learned else 0,
         policy_updates=parts,
-        controls=len(cfg.method.controls),
+        controls=len(cfg.method.beside),
         generations=(cfg.sample.sources + cfg.sample.heldout_sources) * cfg.sample.k * learned,
         reward_updates=cfg.reward.fit.updates * learned,
         compared_heads=len(cfg.reward.compare_heads) * learned,
@@ -71,12 +71,16 @@ def describe(cfg: RunConfig) -> str:
     Raises:
         DataError: The data are on this machine but cannot be read.
     """
-    counts = count(cfg, split_sizes(cfg))
-    sizes = model_sizes(cfg)
     rows = {
         "run": f"{cfg.task}/{cfg.name} seed {cfg.seed}: {cfg.method.name}, {cfg.aggregator.name}"
     }
-    rows |= _work(cfg, counts) | _resources(cfg, counts, sizes)
+    if cfg.task == "prompt":
+        from pgtg import plan_prompt
+
+        rows |= plan_prompt.describe(cfg) | _prompt_resources(cfg)
+    else:
+        counts = count(cfg, split_sizes(cfg))
+        rows |= _work(cfg, counts) | _resources(cfg, counts, model_sizes(cfg))
     width = max(len(name) for name in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
@@ -87,9 +91,14 @@ def check_resources(cfg: RunConfig) -> None:
     Raises:
         MissingResourceError: The judge lacks something; the message says what mends it.
     """
-    from pgtg.judges import build_judge
+    if cfg.judge.classifier is None:
+        from pgtg.judges import build_judge
 
-    build_judge(cfg.judge, cfg.metrics.sentence_splitter)
+        build_judge(cfg.judge, cfg.metrics.sentence_splitter)
+    elif cfg.judge.classifier.path is not None:
+        from pgtg.judges.classifier import check_classifier
+
+        check_classifier(cfg.judge.classifier.path, cfg.judge.classifier.revision)
 
 
 def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
@@ -167,6 +176,27 @@ def _resources(cfg: RunConfig, counts: Counts, sizes: Mapping[str, int | None]) 
     }
 
 
+def _prompt_resources(cfg: RunConfig) -> dict[str, str]:
+    """Weights of writer, judge and reward model, with what is trained; adaptors are small."""
+    assert cfg.judge.classifier is not None
+    if cfg.policy.path is None:
+        return {"memory": "small: the models are made in the set-up", "disk": "some MiB"}
+    policy = _parameters(cfg.policy.path)
+    reward = _parameters(cfg.reward.path or cfg.policy.path, cfg.reward.layers)
+    judge = _parameters(cfg.judge.classifier.path)
+    if policy is None or reward is None or judge is None:
+        text = f"{UNKNOWN}: the models are not on this machine"
+        return {"memory": text, "disk": text}
+    trained = policy if cfg.policy.adaptor is None else 0
+    rounds = len(segments(cfg.schedule, 0)) if cfg.keep_rounds == "all" else 2
+    memory = WEIGHT * (policy + judge) + TRAINED * max(reward, trained)
+    return {
+        "parameters": f"policy {policy:,}, reward backbone {reward:,}, judge {judge:,}",
+        "memory": f"about {_size(memory)}, activations and cached prefixes not counted",
+        "disk": f"about {_size(rounds * WEIGHT * (reward + 2 * trained))} of models",
+    }
+
+
 def _parts(cfg: RunConfig, train: int | None) -> list[int] | None:
     if cfg.schedule.unit == "updates":
         return segments(cfg.schedule, 0)
@@ -206,12 +236,14 @@ def _parameters(path: str | None, layers: int | None = None) -> int | None:
     if config is None:
         return None
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     for name in DEPTHS if layers is not None else ():
         if getattr(config, name, None) is not None:
             setattr(config, name, layers)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if any(name.endswith("ForMaskedLM") for name in config.architectures or []):
+        kind = AutoModelForMaskedLM
     with torch.device("meta"):
         return sum(p.numel() for p in kind.from_config(config).parameters())
 

@@ -14,34 +14,39 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.config import RunConfig
+from pgtg.context import Context, opened, quiet
 from pgtg.errors import ConfigError, PgtgError
-from pgtg.evaluate import evaluate
-from pgtg.findings import reward_table, show, verdicts
+from pgtg.evaluate import evaluate_run
+from pgtg.findings import reward_table
 from pgtg.interrupt import Interrupted
-from pgtg.judges.pool import JudgePool
 from pgtg.log import RunLog, tracker
-from pgtg.methods import METHODS
-from pgtg.metrics import build_metrics
+from pgtg.methods import method_of
+from pgtg.methods.method import STAGES
 from pgtg.stages.aggregate import aggregate
 from pgtg.stages.align import align
-from pgtg.stages.context import Context, opened, quiet
 from pgtg.stages.improve import improve, kept_policy
+from pgtg.stages.lines import lines
 from pgtg.stages.sample import sample
 from pgtg.stages.score import score
 from pgtg.stages.start import start
 from pgtg.store import RunFolder, provenance, write_json
+from pgtg.tasks import open_task
 
 
 def sample_round(ctx: Context, round: int) -> None:
     """(A) Generations with the judge's scores."""
-    sample(ctx, round)
+    for control in lines(ctx, "sample"):
+        sample(ctx, round, control=control)
 
 
 def align_round(ctx: Context, round: int) -> None:
-    """(D) The reward model, and in round 0 those of the compared heads."""
-    for head in ctx.heads(round):
-        align(ctx, round, head=head)
-    ctx.folder.publish("reward", ctx.artifact(round, "align").file("reward"), round=round)
+    """(D) The reward model; in round 0 those of the compared heads; those of the controls."""
+    for control in lines(ctx, "align"):
+        for head in [""] if control else ctx.heads(round):
+            align(ctx, round, head=head, control=control)
+    made = ctx.artifact(round, "align")
+    if made.exists():
+        ctx.folder.publish("reward", made.file("reward"), round=round)
 
 
 def score_round(ctx: Context, round: int) -> None:
@@ -58,15 +63,16 @@ def aggregate_round(ctx: Context, round: int) -> None:
 
 def improve_round(ctx: Context, round: int) -> None:
     """The policy, and those of the controls; the best so far is published."""
-    for control in ("", *ctx.cfg.method.controls):
+    for control in lines(ctx, "improve"):
         improve(ctx, round, control=control)
     kept, folder, _ = kept_policy(ctx, round + 1)
-    ctx.folder.publish("policy", folder, round=kept)
+    if folder is not None:
+        ctx.folder.publish("policy", folder, round=kept)
     if ctx.cfg.keep_rounds == "last":
         _tidy(ctx, round)
 
 
-STAGES: dict[str, Callable[[Context, int], None]] = {
+ROUNDS: dict[str, Callable[[Context, int], None]] = {
     "sample": sample_round,
     "align": align_round,
     "score": score_round,
@@ -94,13 +100,14 @@ def train(cfg: RunConfig, run_dir: Path, *, force: bool = False) -> dict[str, fl
         start(ctx)
         for number in range(len(ctx.task.segments())):
             for name in stages_of(cfg):
-                STAGES[name](ctx, number)
+                ROUNDS[name](ctx, number)
         return finish(ctx)
 
 
 def stages_of(cfg: RunConfig) -> list[str]:
-    """The stages that the method uses."""
-    return list(STAGES) if METHODS[cfg.method.name].needs_reward else ["improve"]
+    """The stages that the method or one of its controls runs, in their order."""
+    run = [method_of(cfg, control).stages for control in ("", *cfg.method.beside)]
+    return [name for name in STAGES if any(name in stages for stages in run)]
 
 
 def run_stage(
@@ -113,7 +120,7 @@ def run_stage(
         ArtifactError: An earlier stage's result is missing; names the command that makes it.
     """
     if stage not in stages_of(cfg):
-        raise ConfigError(f"method={cfg.method.name} uses no reward model: nothing to {stage}")
+        raise ConfigError(f"method={cfg.method.name} has nothing to {stage}")
     with session(cfg, run_dir, force) as ctx:
         start(ctx)
         rounds = len(ctx.task.segments())
@@ -125,7 +132,7 @@ def run_stage(
             return
         number = missing[0] if round is None else round
         ctx.cursor[:] = [ctx.log.position()]
-        STAGES[stage](ctx, number)
+        ROUNDS[stage](ctx, number)
         artifact = ctx.artifact(number, stage)
         found = artifact.manifest()["metrics"]
         rows = [[name, value] for name, value in found.items()]
@@ -133,25 +140,10 @@ def run_stage(
 
 
 def finish(ctx: Context) -> dict[str, float]:
-    """Evaluate every policy of the run, write results_<split>.json, print the tables."""
-    metrics = build_metrics(ctx.cfg.metrics)
-    method, rounds = ctx.cfg.method.name, len(ctx.task.segments())
-    final: dict[str, float] = {}
-    for split in ctx.cfg.evaluate.splits:
-        results: dict[str, dict[str, Any]] = {}
-        if ctx.cfg.evaluate.start_policy:
-            results["start"] = evaluate(ctx, "start", split, None, ctx.parents(0), metrics)
-        for control in ("", *ctx.cfg.method.controls):
-            _, folder, artifact = kept_policy(ctx, rounds, control)
-            label = control or method
-            results[label] = evaluate(ctx, label, split, folder, [artifact], metrics)
-        write_json(ctx.folder.path / "eval" / f"results_{split}.json", results)
-        show(ctx.log, f"{ctx.cfg.name} seed {ctx.cfg.seed}: {split}", results, metrics[1])
-        verdicts(ctx, split)
-        for decoding, found in results[method]["decodings"].items():
-            final |= {f"{split}/{decoding}/{k}": v for k, v in found["mean"].items()}
-    if METHODS[method].needs_reward:
-        final |= reward_table(ctx, rounds)
+    """Evaluate every policy of the run, print the tables, write and return the final figures."""
+    final = evaluate_run(ctx)
+    if "aggregate" in method_of(ctx.cfg).stages:
+        final |= reward_table(ctx, len(ctx.task.segments()))
     write_json(ctx.folder.path / "summary.json", final)
     ctx.log.summary(final)
     return final
@@ -159,12 +151,16 @@ def finish(ctx: Context) -> dict[str, float]:
 
 def _tidy(ctx: Context, round: int) -> None:
     """keep_rounds=last: drop earlier rounds' weights that neither resume nor result will read."""
-    for control in ("", *ctx.cfg.method.controls):
+    for control in lines(ctx, "improve"):
         kept = kept_policy(ctx, round + 1, control)[0]
         for earlier in range(round):
             artifact = ctx.artifact(earlier, "improve", control=control)
             weights = [n for n in artifact.manifest()["files"] if n.endswith(".safetensors")]
             artifact.drop(n for n in weights if earlier != kept or n.startswith("optimizer"))
+    for control in lines(ctx, "align"):
+        for earlier in range(round):
+            artifact = ctx.artifact(earlier, "align", control=control)
+            artifact.drop(n for n in artifact.manifest()["files"] if n.endswith(".safetensors"))
 
 
 @contextlib.contextmanager
@@ -172,8 +168,8 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
     """The run folder, locked and healed, its log cut back to the last commit, with its context."""
     folder = RunFolder(run_dir)
     config = asdict(cfg) | {"run_dir": None}
-    # the judge first: if what it needs is missing, nothing is written
-    with JudgePool(cfg.judge, cfg.metrics.sentence_splitter) as judge, folder.lock():
+    # the task with its judge first: if what it needs is missing, nothing is written
+    with open_task(cfg, run_dir) as task, folder.lock():
         if folder.exists():
             folder.open()
             _same_config(folder, config, force)
@@ -184,7 +180,7 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
         try:
             log.say(f"run folder {run_dir}")
             log.rewind(folder.last_position())
-            ctx = opened(cfg, folder, log, judge)
+            ctx = opened(cfg, folder, log, task)
             _report_data(ctx)
             yield ctx
             log.say(f"run folder {run_dir}")
@@ -198,9 +194,8 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
 
 def _report_data(ctx: Context) -> None:
     """Read the splits, and say and keep what became of their rows."""
-    for split in dict.fromkeys(["train", "validation", *ctx.cfg.evaluate.splits]):
-        ctx.task.examples(split)
-        counts = ctx.task.counts[split]
+    ctx.task.read()
+    for split, counts in ctx.task.counts.items():
         lost = [
             f"{number} {reason} (first: {counts.examples.get(reason, 'unnamed')})"
             for reason, number in {**counts.dropped, **counts.truncated}.items()

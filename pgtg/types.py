@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -31,6 +32,21 @@ class Example:
     references: tuple[str, ...]
     target: str
     truth: Any = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One text to classify.
+
+    Args:
+        id: Unique within its split.
+        text: As it stands in the data; may be empty.
+        label: Number of its class, from 0.
+    """
+
+    id: str
+    text: str
+    label: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,8 @@ class Generations:
     tokens: list[TokenIds]  # N generations as sampled; ids, never text, go from stage to stage
     texts: list[str]  # N decoded generations, for people and for the judge
     scores: list[float]  # N judge's scores, higher is better
-    groups: Int[Tensor, "G J"]  # rows into the N generations
+    groups: Int[Tensor, "G J"]  # rows into the N generations: those of each source
+    example_scores: np.ndarray | None = None  # [N, E] scores on each example the judge used
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ def test_help_shows_examples(calls: Calls):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["train", ""], ["summarize"]),
+        (["train", ""], ["prompt", "summarize"]),
         (["train", "summarize", "agg"], ["aggregator="]),
         (["train", "summarize", "aggregator", "="], ["avg", "max", "min", "sum"]),
         (["train", "summarize", "aggregator", "=", ""], ["avg", "max", "min", "sum"]),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pgtg import checks
 from pgtg.checks import CHOICES
-from pgtg.compose import composed, run_config, tasks
+from pgtg.compose import SECTIONS, composed, run_config, tasks
 from pgtg.config import RunConfig, known_keys
 from pgtg.groups import CONF, option_files
 
@@ -18,9 +19,18 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in option_files(group)]
 
 
+def task_of(override: str) -> str:
+    """A task whose runs may choose the option."""
+    group, _, name = override.partition("=")
+    if group == "experiment":
+        content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+        return content.get("task", "prompt")
+    return "prompt" if group == "dataset" else "summarize"
+
+
 @pytest.mark.parametrize("override", OPTIONS)
 def test_every_option_composes(override: str):
-    cfg, problems = composed("summarize", [override])
+    cfg, problems = composed(task_of(override), [override])
     assert problems == [] and set(cfg) == set(RunConfig.__dataclass_fields__)
 
 
@@ -42,9 +52,9 @@ def _holds_value(line: str) -> bool:
 
 def test_the_base_gives_every_key_a_value():
     """A key of the schema that no file names would be reported as missing by every run."""
-    for experiment in ("null", "quickstart"):
-        cfg = run_config("summarize", [f"experiment={experiment}"])
-        assert isinstance(cfg, RunConfig)
+    for task, experiment in (("summarize", "quickstart"), ("prompt", "reviews")):
+        for name in ("null", experiment):
+            assert isinstance(run_config(task, [f"experiment={name}"]), RunConfig)
 
 
 def test_no_file_names_what_the_schema_does_not_know():
@@ -52,13 +62,13 @@ def test_no_file_names_what_the_schema_does_not_know():
     for group in GROUPS:
         for path in option_files(group):
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            prefix = "" if group == "experiment" else f"{group}."
+            prefix = "" if group == "experiment" else f"{SECTIONS.get(group, group)}."
             assert {prefix + key for key in content if key != "defaults"} <= known
 
 
 @pytest.mark.parametrize("group", ["aggregator", "judge", "method", "logger"])
 def test_option_files_are_the_names_of_the_config(group: str):
-    files = {path.stem for path in option_files(group)}
+    files = {path.stem for path in option_files(group)} - {"tiny_classifier"}  # a `classifier`
     named = {yaml.safe_load(path.read_text())["name"] for path in option_files(group)}
     assert files == named == set(CHOICES[f"{group}.name"])
 
@@ -73,9 +83,9 @@ def test_names_of_the_config_are_the_tables_of_the_code():
 
     tables = {
         "aggregator.name": AGGREGATORS,
-        "judge.name": JUDGES,
-        "method.controls": CONTROLS,
-        "method.name": METHODS,
+        "judge.name": {*JUDGES, "classifier"},
+        "method.controls": {name for of_task in CONTROLS.values() for name in of_task},
+        "method.name": {name for of_task in METHODS.values() for name in of_task},
         "metrics.names": METRICS,
         "metrics.sentence_splitter": SPLITTERS,
         "reward.head": HEADS,
@@ -84,6 +94,10 @@ def test_names_of_the_config_are_the_tables_of_the_code():
     assert {key: set(table) for key, table in tables.items()} == {
         key: set(CHOICES[key]) for key in tables
     }
+    for names, code in ((checks.METHODS, METHODS), (checks.CONTROLS, CONTROLS)):
+        assert {task: set(named) for task, named in names.items()} == {
+            task: set(table) for task, table in code.items()
+        }
 
 
 @pytest.mark.parametrize("data", ["cnn_dm", "xsum"])
@@ -108,7 +122,7 @@ def test_paper_experiments_carry_the_papers_numbers(data: str, policy: str):
     plan = cfg.schedule
     assert (plan.total, plan.retrain_every, plan.retrain_until) == (5.0, 0.5, 2.0)
     assert (cfg.aggregator.name, cfg.aggregator.temperature) == ("avg", 2.0)
-    assert cfg.judge.name == "meteor" and tasks() == ["summarize"]
+    assert cfg.judge.name == "meteor" and tasks() == ["prompt", "summarize"]
 
 
 @pytest.mark.slow

@@ -71,7 +71,10 @@ def test_inner_code_gets_plain_dataclasses_and_a_real_cache_path():
         ("schedule.retrain_every=0", ["schedule.retrain_every: found 0", "above 0"]),
         ("schedule.total=2.5", ["schedule.total", "whole number of updates"]),
         ("schedule.retrain_until=1000", ["schedule.retrain_until", "at most schedule.total"]),
-        ("method.name=mle", ["method.controls", "mle is itself the control"]),
+        (
+            "method.name=mle method.controls=[uniform]",
+            ["method.controls", "mle is itself the control"],
+        ),
         ("data.newswire.noise=1.5", ["data.newswire.noise: found 1.5", "[0, 1]"]),
         ("data.limit.train=0", ["data.limit.train: found 0"]),
         ("device=gpu", ["device: found 'gpu'", "cuda"]),

@@ -14,9 +14,13 @@ LAYERS = (
     {"files", "artifacts", "cache", "store", "console", "tracker", "log"},
     {"models", "judges", "metrics"},
     {"tasks"},
+    {"context", "generations"},
     {"loop", "methods"},
+    {"recipes"},
     {"stages"},
-    {"train", "evaluate", "findings", "report", "plan"},
+    {"findings"},
+    {"evaluation"},
+    {"train", "evaluate", "report", "plan", "plan_prompt"},
     {"jobs", "calls", "completion", "listing", "cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

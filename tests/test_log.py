@@ -186,13 +186,19 @@ def test_plain_progress_is_rare_and_ends_with_a_line(monkeypatch, capsys):
     assert "\x1b" not in "".join(lines)
 
 
-def test_short_work_prints_one_line(capsys):
-    log = RunLog(None)
-    with log.progress("sample", None) as bar:
-        bar.advance(3)
-        bar.advance()
-    log.close(0)
-    assert re.fullmatch(r"sample: 4 in 0\.0 s\n", capsys.readouterr().err)
+def test_work_done_at_once_stands_in_the_log_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for worth, printed in ((1.0, False), (0.0, True)):
+        monkeypatch.setattr("pgtg.console.LINE_WORTH", worth)
+        log = RunLog(tmp_path)
+        with log.progress("sample", None) as bar:
+            bar.advance(3)
+            bar.advance()
+        log.close(0)
+        line = r"sample: 4 in 0\.0 s\n"
+        assert bool(re.fullmatch(line, capsys.readouterr().err)) is printed
+        assert re.search(line, (tmp_path / "log.txt").read_text())
 
 
 def test_bar_on_a_terminal(monkeypatch, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pgtg.config import AggregatorConfig, MethodConfig
 from pgtg.methods import CONTROLS, METHODS
+from pgtg.methods.method import Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding
@@ -50,6 +52,12 @@ OPTIONS = MethodConfig(
 )
 
 
+def weigh(method: Method) -> Callable[..., Tensor]:
+    """How a supervised method weighs tokens."""
+    assert method.weigh is not None
+    return method.weigh
+
+
 def rectangle(rows: list[list[float]], fill: float = math.nan, side: str = "right"):
     _, mask = pad([[1] * len(row) for row in rows], side=side)
     values = torch.full(mask.shape, fill, dtype=torch.double)
@@ -82,7 +90,7 @@ def test_exponential_weights_of_large_rewards_do_not_overflow():
 def test_equal_rewards_are_plain_mle():
     mask = rectangle([[1.0] * 3, [1.0]])[1]
     assert_close(mle_weights(torch.full(mask.shape, 0.4), mask), uniform_weights(mask))
-    weights = METHODS["mle"].weigh(None, mask, OPTIONS, 0)
+    weights = weigh(METHODS["summarize"]["mle"])(None, mask, OPTIONS, 0)
     assert torch.equal(weights, uniform_weights(mask))
     assert weights.sum(-1).tolist() == [1.0, 1.0]
 
@@ -109,8 +117,8 @@ def test_shuffling_has_no_favourite_place():
 
 def test_the_shuffled_control_permutes_the_method_s_weights():
     rewards, mask = rectangle([[0.1, 0.5, 0.9, 0.3, 0.7]])
-    weights = METHODS["pgtg"].weigh(rewards, mask, OPTIONS, 1)
-    control = CONTROLS["shuffled"].weigh(rewards, mask, OPTIONS, 1)
+    weights = weigh(METHODS["summarize"]["pgtg"])(rewards, mask, OPTIONS, 1)
+    control = weigh(CONTROLS["summarize"]["shuffled"])(rewards, mask, OPTIONS, 1)
     assert_close(control.sort().values, weights.sort().values)
     assert not torch.equal(control, weights)
 

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections import defaultdict
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_rounds_that_are_not_there_are_refused(sampled: Path, tmp_path: Path):
     run = copy(sampled, tmp_path)
     with pytest.raises(ConfigError, match="rounds 0 to 0"):
         run_stage(tiny(*SHORT), run, "sample", round=1)
-    with pytest.raises(ConfigError, match="no reward model"):
+    with pytest.raises(ConfigError, match="method=mle has nothing to align"):
         run_stage(tiny(*SHORT, "method=mle"), tmp_path / "mle", "align")
 
 
@@ -145,19 +146,17 @@ def test_equal_scores_everywhere_are_no_preference(
     sampled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """One line that names judge and way out, and nothing is committed."""
-    monkeypatch.setattr(JudgePool, "submit", lambda self, texts, refs: _Done([1.0] * len(texts)))
+    monkeypatch.setattr(JudgePool, "submit", lambda self, texts, refs: _done([1.0] * len(texts)))
     run = tmp_path / "run"
     with pytest.raises(DataError, match=r"judge rouge1 gave equal scores.*sample\.temperature"):
         train(tiny(*SHORT), run)
-    assert not RunFolder(run).artifact("rounds", "00", "sample").exists()
+    assert not RunFolder(run).artifact("rounds", "00", "align").exists()
 
 
-class _Done:
-    def __init__(self, scores: list[float]):
-        self.scores = scores
-
-    def result(self) -> list[float]:
-        return self.scores
+def _done(scores: list[float]) -> Future[list[float]]:
+    future: Future[list[float]] = Future()
+    future.set_result(scores)
+    return future
 
 
 @pytest.mark.parametrize("k", [2, pytest.param(4, marks=pytest.mark.slow)])

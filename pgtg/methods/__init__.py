@@ -1,12 +1,28 @@
-"""Methods of policy improvement: how each weighs the tokens of a target.
+"""Methods of policy improvement and their controls, by task.
 
-All supervised methods share one objective (`methods.objective`); a method is a name, whether it
-needs a reward model, and a function from token rewards to token weights.
+A method is a name, the stages it runs, and the stream its policy trains on. A control is a method
+beside the run's own, from the same start and with the same budget; what it does not make itself
+it takes from the main line.
 """
 
-from pgtg.methods import mle, pgtg
+from pgtg.config import RunConfig
+from pgtg.methods import mle, pgtg, prompt
 from pgtg.methods.method import Method
 
-METHODS: dict[str, Method] = {"pgtg": pgtg.METHOD, "mle": mle.METHOD}
-# what a run can train beside its method, from the same start, for as many updates on the same data
-CONTROLS: dict[str, Method] = {"uniform": mle.METHOD, "shuffled": pgtg.SHUFFLED}
+METHODS: dict[str, dict[str, Method]] = {
+    "summarize": {"pgtg": pgtg.METHOD, "mle": mle.METHOD},
+    "prompt": {"pgtg": prompt.PGTG, "sparse": prompt.SPARSE, "random": prompt.RANDOM},
+}
+CONTROLS: dict[str, dict[str, Method]] = {
+    "summarize": {"uniform": mle.METHOD, "shuffled": pgtg.SHUFFLED},
+    "prompt": {
+        "random": prompt.RANDOM,
+        "sparse": prompt.SPARSE,
+        "shuffled": prompt.SHUFFLED,
+    },
+}
+
+
+def method_of(cfg: RunConfig, control: str = "") -> Method:
+    """The run's method, or that of one of its controls."""
+    return CONTROLS[cfg.task][control] if control else METHODS[cfg.task][cfg.method.name]

@@ -1,31 +1,86 @@
-"""What a supervised method of improvement is."""
+"""What a method of improvement is: the stages it runs, and the stream its policy trains on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-from jaxtyping import Bool, Float
-from torch import Tensor
+from pgtg.config import FitConfig
+from pgtg.context import Context
+from pgtg.models.codec import Codec
+from pgtg.models.language import LanguageModel
+from pgtg.models.reward import RewardModel
+from pgtg.store import Artifact
 
-from pgtg.config import MethodConfig
+STAGES = ("sample", "align", "score", "aggregate", "improve")
 
-Weigh = Callable[
-    [Float[Tensor, "N T"] | None, Bool[Tensor, "N T"], MethodConfig, int], Float[Tensor, "N T"]
-]
+
+@dataclass(frozen=True)
+class Improving:
+    """What the policy training of one round is given.
+
+    Args:
+        ctx: The run.
+        lm: The policy in training.
+        codec: Its codec.
+        model: The round's reward model, None for a method without.
+        samples: The round's judged generations, None for a method without.
+        working: Folder of the half-done artifact, kept for a resume.
+        first: Number of the round's first update, counted over all rounds.
+        updates: Updates of the round.
+    """
+
+    ctx: Context
+    lm: LanguageModel
+    codec: Codec
+    model: RewardModel | None
+    samples: Artifact | None
+    working: Path
+    first: int
+    updates: int
+
+
+class Guide(Protocol):
+    """The stream of one round's training batches, what is minimised on them, and how it is checked.
+
+    `objective` and `window` are what `loop.fit` takes.
+    """
+
+    objective: Any
+    cut: int  # examples that had to be cut to fit
+    validates: bool  # whether there is held-out data to choose the best weights by
+    heldout: str  # what `validate` measures, in words
+
+    def fit_config(self) -> FitConfig: ...
+
+    def window(self, step: int) -> Sequence[Any]: ...
+
+    def validate(self) -> Mapping[str, float]:
+        """Metrics of the policy as it is; `improve/negative_heldout_score` is minimised."""
+        ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A name, and how the tokens of N targets are weighed.
+    """A name and what it does.
 
     Args:
         name: As in the config and in result tables.
-        needs_reward: Whether `weigh` reads token rewards.
-        weigh: (token rewards or None, mask, options, seed of this batch) -> weights that add up
-            to 1 over each target.
-        samples: Whether the policy-gradient term of the options applies.
+        stages: The stages it runs; as a control, it takes the others' results from the main line.
+        guide: Makes the stream of a round's policy training; None if it trains no policy.
+        weigh: For supervised methods: (token rewards or None, mask, options, seed of this batch)
+            -> weights that add up to 1 over each target.
+        samples: Whether the options' policy-gradient term applies.
+        shuffle_scores: Learn the reward from the judge's scores in random order: a control.
+        needs_reward: Whether policy training reads the round's reward model.
+        needs_samples: Whether policy training reads the round's judged generations.
     """
 
     name: str
-    needs_reward: bool
-    weigh: Weigh
+    stages: Sequence[str]
+    guide: Callable[["Method", Improving], Guide] | None
+    weigh: Callable[..., Any] | None = None
     samples: bool = False
+    shuffle_scores: bool = False
+    needs_reward: bool = True
+    needs_samples: bool = False

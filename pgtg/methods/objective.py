@@ -1,4 +1,7 @@
-"""The objective of supervised improvement: weighted MLE, entropy bonus, policy-gradient term."""
+"""What improvement minimises: weighted MLE with its options, and the policy gradient alone.
+
+The policy-gradient term is one function for both.
+"""
 
 from dataclasses import dataclass
 
@@ -60,25 +63,79 @@ class Improvement:
             value = value - self.cfg.entropy * bonus
             metrics["entropy"] = bonus.item()
         if batch.sampled is not None:
-            term, more = self._policy_gradient(batch.sampled, window)
+            term, more = policy_gradient(
+                self.policy, batch.sampled, self.decoding, window, kl=self.cfg.kl
+            )
             value, metrics = value + self.cfg.reinforce * term, metrics | more
         return Loss(value, metrics)
 
-    def _policy_gradient(
-        self, sampled: Sampled, window: Window
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        log_probs = sampled_log_probs(self.policy, sampled.batch, self.decoding)
-        mask = sampled.batch.mask
-        term = reinforce(log_probs, sampled.advantage)[mask].sum() / window.sampled
-        metrics = {
-            "reinforce": term.item(),
-            "advantage": (sampled.advantage[mask].sum() / window.sampled).item(),
-        }
-        if sampled.start_log_probs is not None:
-            kl = kl_to_start(log_probs, sampled.start_log_probs)[mask].sum() / window.sampled
-            term = term + self.cfg.kl * kl
-            metrics["kl"] = kl.item()
-        return term, metrics
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """L = L_PG - alpha H, both means over the policy's own sampled tokens; no targets.
+
+    H is the mean entropy of the distribution that was sampled.
+    """
+
+    policy: LanguageModel
+    kl: float
+    entropy: float
+    decoding: Decoding
+
+    def count(self, batch: Sampled) -> Window:
+        tokens = int(batch.batch.mask.sum())
+        return Window(len(batch.batch.tokens), tokens, tokens)
+
+    def __call__(self, batch: Sampled, window: Window) -> Loss:
+        value, metrics = policy_gradient(
+            self.policy, batch, self.decoding, window, kl=self.kl, alpha=self.entropy
+        )
+        return Loss(value, metrics)
+
+
+def policy_gradient(
+    policy: LanguageModel,
+    sampled: Sampled,
+    decoding: Decoding,
+    window: Window,
+    *,
+    kl: float,
+    alpha: float = 0.0,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """Mean over sampled tokens of -A_t log pi(a_t|s_t) + kl * KL(pi || pi_start) - alpha * H.
+
+    Returns:
+        The term, and what to log of it.
+
+    Source: arXiv:2306.00398, Sec. 2.2, REINFORCE with max-entropy.
+    """
+    logits, restricted = restricted_logits(policy, sampled.batch, decoding)
+    log_probs = _of_sampled(logits, restricted, sampled.batch, decoding)
+    mask = sampled.batch.mask
+    term = reinforce(log_probs, sampled.advantage)[mask].sum() / window.sampled
+    metrics = {
+        "reinforce": term.item(),
+        "advantage": (sampled.advantage[mask].sum() / window.sampled).item(),
+    }
+    if sampled.start_log_probs is not None:
+        divergence = kl_to_start(log_probs, sampled.start_log_probs)[mask].sum() / window.sampled
+        term = term + kl * divergence
+        metrics["kl"] = divergence.item()
+    if alpha > 0:
+        bonus = entropy(restricted)[mask].sum() / window.sampled
+        term = term - alpha * bonus
+        metrics["entropy"] = bonus.item()
+    return term, metrics
+
+
+def restricted_logits(
+    policy: LanguageModel, batch: TokenBatch, decoding: Decoding
+) -> tuple[Float[Tensor, "N T V"], Float[Tensor, "N T V"]]:
+    """The policy's logits, and those of the distribution that is sampled."""
+    logits = policy.logits(batch).float()
+    return logits, restrict(
+        logits, temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p
+    )
 
 
 def sampled_log_probs(
@@ -89,10 +146,14 @@ def sampled_log_probs(
     A sampled token that a later policy would cut off (top-k, top-p) keeps its unrestricted value,
     so that its log-probability stays finite.
     """
-    logits = policy.logits(batch).float()
-    cut = restrict(
-        logits, temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p
-    )
-    inside = log_probability(cut, batch.tokens)
+    return _of_sampled(*restricted_logits(policy, batch, decoding), batch, decoding)
+
+
+def _of_sampled(
+    logits: Tensor, restricted: Tensor, batch: TokenBatch, decoding: Decoding
+) -> Float[Tensor, "N T"]:
+    inside = log_probability(restricted, batch.tokens)
+    if bool(inside.isfinite().all()):
+        return inside
     whole = log_probability(logits / decoding.temperature, batch.tokens)
     return torch.where(inside.isfinite(), inside, whole)

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pgtg.config import MethodConfig
-from pgtg.methods.method import Method
+from pgtg.methods.method import STAGES, Method
+from pgtg.methods.supervised import SupervisedGuide
 from pgtg.ops.objectives import mle_weights, shuffled_weights
 
 
@@ -27,5 +28,5 @@ def weigh_shuffled(
     return shuffled_weights(weigh(rewards, mask, cfg, seed), mask, seed)
 
 
-METHOD = Method("pgtg", True, weigh, samples=True)
-SHUFFLED = Method("shuffled", True, weigh_shuffled)
+METHOD = Method("pgtg", STAGES, SupervisedGuide, weigh, samples=True)
+SHUFFLED = Method("shuffled", ("improve",), SupervisedGuide, weigh_shuffled)

@@ -85,3 +85,37 @@ class Codec:
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         assert isinstance(text, str)  # a list only where a list of lists is decoded
         return text.strip()
+
+
+@dataclass(frozen=True)
+class PromptCodec(Codec):
+    """How a policy writes prompts of fixed length: from a start text, and spaces as they are."""
+
+    start_text: str | None = None  # null = the tokenizer's end-of-text token
+
+    @property
+    def eos_ids(self) -> TokenIds:
+        return []  # nothing ends a prompt before its length
+
+    @cached_property
+    def start_ids(self) -> TokenIds:
+        """What the policy reads before its first token.
+
+        Raises:
+            ConfigError: The start text has no token.
+        """
+        ids = self._ids(self.start_text) if self.start_text is not None else super().eos_ids
+        if not ids:
+            raise ConfigError(f"policy.start_text={self.start_text!r}: it has no token")
+        return ids
+
+    def encode_source(self, text: str) -> tuple[TokenIds, bool]:
+        return [*self.start_ids, *self._ids(text)], False
+
+    def decode(self, ids: TokenIds) -> str:
+        """The prompt with its exact spacing."""
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text

@@ -24,7 +24,7 @@ from pgtg.models.batch import right_padded
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, save_language_model
 from pgtg.ops.bounds import BOUNDS
-from pgtg.ops.sampling import log_probability
+from pgtg.ops.sampling import log_probability, seeded
 from pgtg.store import load_tensors, read_json, save_tensors, write_json
 from pgtg.types import TokenBatch
 
@@ -125,8 +125,7 @@ class RewardModel(nn.Module):
 
 def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> RewardModel:
     """A fresh head on a pretrained backbone, drawn from `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return RewardModel(backbone, spec).to(backbone.device)
 
 

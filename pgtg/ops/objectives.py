@@ -115,6 +115,18 @@ def advantages(
     return ((1 - token_share) * sparse + token_share * dense).where(mask, 0.0)
 
 
+def standardized(advantage: PerToken, mask: Mask) -> PerToken:
+    """Advantages with mean 0 and standard deviation 1 over all real tokens; 0 if they are equal.
+
+    Their scale, and with it the weight of the entropy bonus, no longer depends on the reward's.
+    """
+    real = advantage[mask]
+    spread = real.std(unbiased=False)
+    if spread == 0:
+        return torch.zeros_like(advantage)
+    return ((advantage - real.mean()) / spread).where(mask, 0.0)
+
+
 def reinforce(log_probs: PerToken, advantage: PerToken) -> PerToken:
     """-A_t log pi(a_t | s_t) per token; its gradient is the policy gradient's, negated."""
     return -advantage.detach() * log_probs

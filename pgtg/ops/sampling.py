@@ -6,6 +6,8 @@ and top-p), never to the full softmax of the model: METHOD deviation 4.
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -29,6 +31,15 @@ def derive_seed(*key: int | str) -> int:
     """A seed in [0, 2**63) that depends on `key` alone, for torch's generators."""
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's global generators (dropout, initial weights) seeded inside, left as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        yield
 
 
 def restrict(

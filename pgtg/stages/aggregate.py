@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from pgtg.context import Context
+from pgtg.generations import read_generations
 from pgtg.ops.aggregate import evaluate_groups
 from pgtg.ops.masking import masked_mean
 from pgtg.ops.ranking import (
@@ -19,10 +21,8 @@ from pgtg.ops.ranking import (
     stratified_auc,
     top1_accuracy,
 )
-from pgtg.stages.align import usable
-from pgtg.stages.context import Context
-from pgtg.stages.sample import read_generations
 from pgtg.store import Artifact, hash_of, read_table, write_table
+from pgtg.tasks.comparisons import Comparisons
 from pgtg.types import Generations
 
 
@@ -45,7 +45,8 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
             evaluations = _evaluations(ctx, generations, table)
             columns = {"source_id": table["source_id"], "evaluation": evaluations.tolist()}
             write_table(working / f"{part}.parquet", columns | {"score": generations.scores})
-            found = _ranking(generations, evaluations, table)
+            comparisons = ctx.task.all_comparisons(generations)
+            found = _ranking(generations, comparisons, evaluations, table)
         metrics |= {f"aggregate/{part}_{name}": value for name, value in found.items()}
     metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
     name = f"aggregate.{head}" if head else "aggregate"
@@ -81,25 +82,28 @@ def _padded(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
     return values, mask
 
 
-def _ranking(generations: Generations, evaluations: Tensor, table: dict) -> dict[str, float]:
-    """How evaluations and rulers order the informative groups."""
-    groups = generations.groups[usable(generations)]
+def _ranking(
+    generations: Generations, comparisons: Comparisons, evaluations: Tensor, table: dict
+) -> dict[str, float]:
+    """How evaluations and rulers order the groups that hold a preference."""
+    groups, preference = comparisons.groups, comparisons.preference
     if not len(groups):
         return {"groups": 0}
-    preference = torch.tensor(generations.scores, dtype=torch.float64)[groups]
     lengths = torch.tensor([len(t) for t in generations.tokens], dtype=torch.float64)[groups]
     log_probs = masked_mean(*_padded(table["start_log_prob"]))[groups]
     chosen = evaluations[groups]
-    return {
+    found = {
         "groups": len(groups),
         "pair_accuracy": pair_accuracy(chosen, preference),
         "kendall_tau": kendall_tau(chosen, preference),
         "top1_accuracy": top1_accuracy(chosen, preference),
         "nll": plackett_luce_nll(chosen, preference).mean().item(),
-        "longer_wins": pair_accuracy(lengths, preference),
-        "shorter_wins": pair_accuracy(-lengths, preference),
         "log_prob_wins": pair_accuracy(log_probs, preference),
     }
+    if lengths.min() < lengths.max():
+        found["longer_wins"] = pair_accuracy(lengths, preference)
+        found["shorter_wins"] = pair_accuracy(-lengths, preference)
+    return found
 
 
 def token_truth(table: dict) -> dict[str, float]:

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgtg.config import AggregatorConfig
+from pgtg.context import Context
 from pgtg.errors import ConfigError, DataError
+from pgtg.generations import joined, read_generations, shuffled_scores
 from pgtg.loop import Where, fit, load_weights
+from pgtg.methods import method_of
 from pgtg.models.batch import token_batch
 from pgtg.models.loading import load_language_model
 from pgtg.models.reward import (
@@ -27,11 +29,11 @@ from pgtg.models.reward import (
     save_reward_model,
 )
 from pgtg.ops.aggregate import evaluate_groups
-from pgtg.ops.ranking import informative, pair_accuracy, plackett_luce_nll
+from pgtg.ops.ranking import pair_accuracy, plackett_luce_nll
 from pgtg.ops.sampling import derive_seed
-from pgtg.stages.context import Context
-from pgtg.stages.sample import read_generations
+from pgtg.stages.lines import made_for
 from pgtg.store import Artifact, hash_of
+from pgtg.tasks.comparisons import Comparisons
 from pgtg.types import Generations, Loss, TokenBatch, Window
 
 
@@ -72,24 +74,37 @@ class PlackettLuce:
         return Loss(loss, {"pair_accuracy": accuracy * share})
 
 
-def align(ctx: Context, round: int, *, head: str = "") -> Artifact:
+def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Artifact:
     """Train the reward model on a round's samples, from the last round's reward model.
 
     Args:
-        round: The round whose samples are learned from.
+        round: The round whose samples, with those of reward.replay rounds before, are learned from.
         head: Train another head than the config's, for comparison only.
+        control: Train this control's reward model instead of the method's.
+
+    Raises:
+        DataError: The judge gave equal scores to all generations that could be compared.
     """
-    samples = ctx.need(ctx.artifact(round, "sample"), "sample")
-    artifact = ctx.artifact(round, "align", head=head)
-    before = ctx.artifact(round - 1, "align") if round > 0 and not head else None
-    parents = [*ctx.parents(0), samples] + ([ctx.need(before, "align")] if before else [])
+    artifact = ctx.artifact(round, "align", control=control, head=head)
+    replayed = range(max(round - ctx.cfg.reward.replay, 0), round + 1)
+    samples = [ctx.need(made_for(ctx, i, "sample", control), "sample") for i in replayed]
+    before = ctx.artifact(round - 1, "align", control=control) if round > 0 and not head else None
+    parents = [*ctx.parents(0), *samples] + ([ctx.need(before, "align")] if before else [])
     part = ctx.config_part("policy", "reward", "aggregator") | {"round": round, "head": head}
+    part |= {"groups": ctx.task.grouping()} | ({"control": control} if control else {})
     inputs = hash_of(parents, part)
     if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
     model, tokenizer = _reward_model(ctx, before, head or ctx.cfg.reward.head)
-    metrics, probe = _train(ctx, model, samples, working, inputs, round, head)
+    rounds = [read_generations(artifact, "train") for artifact in samples]
+    if method_of(ctx.cfg, control).shuffle_scores:
+        seeds = [derive_seed(ctx.cfg.seed, "shuffle", i) for i in replayed]
+        rounds = [shuffled_scores(one, seed) for one, seed in zip(rounds, seeds, strict=True)]
+    where = Where(ctx.cfg.seed, "align", round, head or control, round * ctx.cfg.reward.fit.updates)
+    metrics, probe = _train(ctx, model, joined(rounds), samples[-1], working, inputs, where)
+    if before is not None:
+        metrics |= _fresh(ctx, before, samples[-1])
     save_reward_model(model, working / "reward", probe, tokenizer)
     return artifact.commit(
         inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, head=head
@@ -99,27 +114,29 @@ def align(ctx: Context, round: int, *, head: str = "") -> Artifact:
 def _train(
     ctx: Context,
     model: RewardModel,
+    pool: Generations,
     samples: Artifact,
     working: Path,
     inputs: str,
-    round: int,
-    head: str,
+    where: Where,
 ) -> tuple[dict[str, float], TokenBatch]:
-    """Fit, and put the kept weights into the model. Returns held-out metrics and a probe batch."""
+    """Fit, and put the kept weights into the model. Returns metrics and a probe batch."""
     cfg = ctx.cfg.reward.fit
-    train, held = read_generations(samples, "train"), read_generations(samples, "heldout")
     objective = PlackettLuce(model, ctx.cfg.aggregator)
-    rows, held_rows = usable(train), usable(held)
-    checks = [group_batch(held, part, ctx.device) for part in split(held_rows, cfg.micro_batch)]
-    if not checks:
-        raise DataError("no held-out source has generations that the judge tells apart")
+    compared = ctx.task.all_comparisons(pool)
+    if not len(compared):
+        raise DataError(
+            f"judge {ctx.cfg.judge.name} gave equal scores to all generations of each of the "
+            f"{len(pool.sources)} sources: there is no preference to learn from; try a higher "
+            "sample.temperature or another judge"
+        )
+    checks = _checks(ctx, samples)
+    seed = derive_seed(ctx.cfg.seed, "align", where.round)
 
     def windows(step: int) -> list[GroupBatch]:
-        size = cfg.micro_batch * cfg.accumulate
-        chosen = _draw(rows, size, derive_seed(ctx.cfg.seed, "align", round), step)
-        return [group_batch(train, part, ctx.device) for part in split(chosen, cfg.micro_batch)]
+        chosen = ctx.task.comparisons(pool, cfg.micro_batch * cfg.accumulate, seed, step)
+        return [group_batch(pool, part, ctx.device) for part in chosen.split(cfg.micro_batch)]
 
-    where = Where(ctx.cfg.seed, "align", round, head, offset=round * cfg.updates)
     model.train()
     result = fit(
         model,
@@ -130,25 +147,56 @@ def _train(
         folder=working,
         inputs=inputs,
         log=ctx.log,
-        validate=lambda: heldout_metrics(objective, checks),
+        validate=(lambda: heldout_metrics(objective, checks)) if checks else None,
         select="align/heldout_nll",
     )
     if cfg.keep == "best" and result.best is not None:
         load_weights(model, result.best)
     Artifact(working / "state").remove()
     model.eval()
-    metrics = heldout_metrics(objective, checks) | {
+    kept = result.best_step if cfg.keep == "best" and checks else result.steps
+    metrics = heldout_metrics(objective, checks) if checks else {}
+    said = [f"{where.prefix} round {where.round}: {result.steps} updates, kept {kept}"]
+    if checks:
+        said.append(f"held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %")
+    said.append(f"{compared.tied} of {len(compared) + compared.tied} groups tied, left out")
+    tell = ctx.log.note if where.label else ctx.log.say
+    tell("; ".join(said))
+    metrics |= {
         "align/updates": result.steps,
-        "align/kept_update": result.best_step if cfg.keep == "best" else result.steps,
-        "align/tied_groups_skipped": len(train.groups) - len(rows),
+        "align/kept_update": kept,
+        "align/tied_groups_skipped": compared.tied,
     }
-    ctx.log.say(
-        f"{where.prefix} round {round}: {result.steps} updates, "
-        f"kept {metrics['align/kept_update']}; "
-        f"held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %;"
-        f" {metrics['align/tied_groups_skipped']} of {len(train.groups)} groups tied, left out"
-    )
-    return metrics, checks[0].batch
+    return metrics, (checks or windows(0))[0].batch
+
+
+def _checks(ctx: Context, samples: Artifact) -> list[GroupBatch]:
+    """Held-out comparisons, in batches; none if the run samples no held-out sources.
+
+    Raises:
+        DataError: The judge tells no held-out generations apart.
+    """
+    if ctx.cfg.sample.heldout_sources == 0:
+        return []
+    held = read_generations(samples, "heldout")
+    comparisons = ctx.task.all_comparisons(held)
+    if not len(comparisons):
+        raise DataError("no held-out source has generations that the judge tells apart")
+    parts = comparisons.split(ctx.cfg.reward.fit.micro_batch)
+    return [group_batch(held, part, ctx.device) for part in parts]
+
+
+def _fresh(ctx: Context, before: Artifact, samples: Artifact) -> dict[str, float]:
+    """How the last round's reward model orders samples that it has never seen: its staleness."""
+    fresh = read_generations(samples, "train")
+    comparisons = ctx.task.all_comparisons(fresh)
+    if not len(comparisons):
+        return {}
+    model = load_reward_model(before.file("reward")).to(ctx.device).eval()
+    parts = comparisons.split(ctx.cfg.reward.fit.micro_batch)
+    batches = [group_batch(fresh, part, ctx.device) for part in parts]
+    found = heldout_metrics(PlackettLuce(model, ctx.cfg.aggregator), batches)
+    return {"align/fresh_pair_accuracy": found["align/heldout_pair_accuracy"]}
 
 
 @torch.no_grad()
@@ -171,12 +219,10 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
         return load_reward_model(before.file("reward")).to(ctx.device), codec.tokenizer
     spec = HeadSpec(head, cfg.bound, cfg.mlp_width)
     seed = derive_seed(ctx.cfg.seed, "head", head)
-    path = cfg.path or ctx.cfg.policy.path
-    if cfg.path is None and ctx.cfg.policy.tiny_t5 is not None:
-        path = str(ctx.start_artifact().file("policy"))
+    path = cfg.path or ctx.start_path()
     revision = cfg.revision if cfg.path else ctx.cfg.policy.revision
     backbone, tokenizer = load_language_model(
-        str(path), revision=revision, dtype=ctx.cfg.policy.dtype, layers=cfg.layers
+        path, revision=revision, dtype=ctx.cfg.policy.dtype, layers=cfg.layers
     )
     if tokenizer.get_vocab() != codec.tokenizer.get_vocab():
         raise ConfigError(
@@ -191,15 +237,11 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
     return build_reward_model(backbone.to(ctx.device), spec, seed), tokenizer
 
 
-def usable(generations: Generations) -> list[int]:
-    """Rows of the groups that hold a preference."""
-    scores = torch.tensor(generations.scores, dtype=torch.float64)
-    return informative(scores[generations.groups]).nonzero().squeeze(-1).tolist()
-
-
-def group_batch(generations: Generations, rows: Sequence[int], device: torch.device) -> GroupBatch:
-    """The groups named, with each candidate and each source once."""
-    groups = generations.groups[list(rows)]
+def group_batch(
+    generations: Generations, comparisons: Comparisons, device: torch.device
+) -> GroupBatch:
+    """The groups, with each candidate and each source once."""
+    groups = comparisons.groups
     members = sorted(set(groups.flatten().tolist()))
     place = {member: i for i, member in enumerate(members)}
     origins = sorted({generations.origin[m] for m in members})
@@ -211,22 +253,4 @@ def group_batch(generations: Generations, rows: Sequence[int], device: torch.dev
         device,
     )
     local = torch.tensor([[place[m] for m in group] for group in groups.tolist()])
-    scores = torch.tensor(generations.scores, dtype=torch.float32)
-    return GroupBatch(batch, local.to(device), scores[groups].to(device))
-
-
-def split(rows: Sequence[int], size: int) -> list[list[int]]:
-    """Consecutive parts of at most `size` rows."""
-    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-
-
-def _draw(rows: Sequence[int], size: int, seed: int, step: int) -> list[int]:
-    """`size` rows of update `step`: passes over all rows, each in a random order of its own."""
-    chosen: list[int] = []
-    place = step * size
-    while len(chosen) < min(size, len(rows)):
-        epoch, offset = divmod(place + len(chosen), len(rows))
-        order = np.random.default_rng(derive_seed(seed, epoch)).permutation(len(rows))
-        take = order[offset : offset + size - len(chosen)]
-        chosen += [rows[i] for i in take]
-    return chosen
+    return GroupBatch(batch, local.to(device), comparisons.preference.float().to(device))

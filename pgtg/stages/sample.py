@@ -11,53 +11,57 @@ from pathlib import Path
 
 import torch
 
-from pgtg.errors import DataError
+from pgtg.context import Context
+from pgtg.generations import read_part
+from pgtg.methods import method_of
 from pgtg.models.codec import Codec
 from pgtg.models.generate import generate
 from pgtg.models.language import LanguageModel
-from pgtg.ops.ranking import informative
-from pgtg.stages.context import Context
-from pgtg.store import Artifact, hash_of, read_table, write_table
+from pgtg.store import Artifact, hash_of, write_table
+from pgtg.tasks.comparisons import Comparisons
 from pgtg.types import Example, Generations, TokenIds
 
 PARTS = ("train", "heldout")
 
 
-def sample(ctx: Context, round: int) -> Artifact:
+def sample(ctx: Context, round: int, *, control: str = "") -> Artifact:
     """Draw and judge the generations of a round.
 
-    Raises:
-        DataError: The judge gave equal scores to all generations of every source.
+    Args:
+        round: The policy at its start is sampled.
+        control: Sample this control's policy instead of the method's.
     """
-    artifact = ctx.artifact(round, "sample")
-    inputs = hash_of(
-        ctx.parents(round), ctx.config_part("data", "policy", "sample", "judge") | {"round": round}
-    )
+    artifact = ctx.artifact(round, "sample", control=control)
+    # a control that trains no policy samples its start policy in every round
+    trained = control if "improve" in method_of(ctx.cfg, control).stages else None
+    parents = ctx.parents(0) if trained is None else ctx.parents(round, control)
+    part = ctx.config_part("data", "policy", "sample", "judge") | {"round": round}
+    inputs = hash_of(parents, part | ({"control": control} if control else {}))
     if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
-    lm, codec = ctx.load_policy(round)
+    lm, codec = ctx.load_start() if trained is None else ctx.load_policy(round, control)
     metrics: dict[str, float] = {}
     for part, examples in ctx.task.to_sample(round).items():
-        cut = _sample_part(ctx, lm, codec, examples, part, round, working)
-        generations = _read(working, part)
-        metrics |= {f"sample/{part}_{k}": v for k, v in summary(generations).items()}
+        cut = _sample_part(ctx, lm, codec, examples, part, round, working, control)
+        generations = read_part(working, part)
+        found = summary(generations, ctx.task.all_comparisons(generations))
+        metrics |= {f"sample/{part}_{name}": value for name, value in found.items()}
         if cut:
             ctx.log.warn(
                 f"sample: {cut} of {len(examples)} {part} sources were cut to "
                 f"policy.max_source_tokens={ctx.cfg.policy.max_source_tokens}"
             )
         metrics[f"sample/{part}_sources_cut"] = cut
-    if metrics["sample/train_informative_groups"] == 0:
-        raise DataError(
-            f"judge {ctx.cfg.judge.name} gave equal scores to all generations of each of the "
-            f"{ctx.cfg.sample.sources} sources: there is no preference to learn from; try a higher "
-            "sample.temperature or another judge"
-        )
-    ctx.log.metrics("sample", round, 0, metrics)
-    judge = dict(ctx.judge.describe())
+    ctx.log.metrics(f"sample.{control}" if control else "sample", round, 0, metrics)
+    judge = dict(ctx.task.judge_description())
     return artifact.commit(
-        inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, judge=judge
+        inputs=inputs,
+        metrics=metrics,
+        position=ctx.committed(),
+        round=round,
+        judge=judge,
+        control=control,
     )
 
 
@@ -69,6 +73,7 @@ def _sample_part(
     part: str,
     round: int,
     working: Path,
+    control: str,
 ) -> int:
     """Generate and judge one part, chunk by chunk; returns how many sources were cut."""
     encoded = [codec.encode_source(example.source) for example in examples]
@@ -78,9 +83,10 @@ def _sample_part(
     def finish(waiting: int) -> None:
         while len(pending) > waiting:
             path, columns, scores = pending.popleft()
-            write_table(path, columns | {"score": scores.result()})
+            write_table(path, columns | scores.result())
 
-    with ctx.log.progress(f"sample {part} round {round}", len(examples)) as bar:
+    title = f"sample.{control}" if control else "sample"
+    with ctx.log.progress(f"{title} {part} round {round}", len(examples)) as bar:
         for start in range(0, len(examples), size):
             chunk = examples[start : start + size]
             path = working / part / f"{start // size:05d}.parquet"
@@ -88,9 +94,9 @@ def _sample_part(
                 path.parent.mkdir(exist_ok=True)
                 sources = [ids for ids, _ in encoded[start : start + size]]
                 columns = _generate(ctx, lm, codec, chunk, sources, part, round)
-                by_id = {example.id: example.references for example in chunk}
-                references = [by_id[i] for i in columns["source_id"]]
-                scores = ctx.judge.submit(columns["text"], references)
+                by_id = {example.id: example for example in chunk}
+                judged = [by_id[i] for i in columns["source_id"]]
+                scores = ctx.task.judged(columns["tokens"], columns["text"], judged)
                 pending.append((path, columns, scores))
                 finish(1)
             bar.advance(len(chunk))
@@ -114,7 +120,7 @@ def _generate(
             lm,
             sources,
             [example.id for example in examples],
-            k=cfg.k,
+            k=ctx.task.copies,
             eos_ids=codec.eos_ids,
             decoding=ctx.sampling(),
             batch_tokens=cfg.batch_tokens,
@@ -130,38 +136,15 @@ def _generate(
     }
 
 
-def read_generations(artifact: Artifact, part: str) -> Generations:
-    """The generations of a part, with the groups in which they are compared."""
-    return _read(artifact.path, part)
-
-
-def _read(folder: Path, part: str) -> Generations:
-    tables = [read_table(path) for path in sorted((folder / part).glob("*.parquet"))]
-    columns = {name: [v for table in tables for v in table[name]] for name in tables[0]}
-    rows_of: dict[str, list[int]] = {}
-    for row, source_id in enumerate(columns["source_id"]):
-        rows_of.setdefault(source_id, []).append(row)
-    place = {source_id: i for i, source_id in enumerate(rows_of)}
-    return Generations(
-        source_ids=list(rows_of),
-        sources=[columns["source"][rows[0]] for rows in rows_of.values()],
-        origin=[place[source_id] for source_id in columns["source_id"]],
-        tokens=columns["tokens"],
-        texts=columns["text"],
-        scores=columns["score"],
-        groups=torch.tensor(list(rows_of.values())),
-    )
-
-
-def summary(generations: Generations) -> dict[str, float]:
+def summary(generations: Generations, comparisons: Comparisons) -> dict[str, float]:
     """Counts and means of a part: what the judge thinks of the policy's samples."""
     scores = torch.tensor(generations.scores, dtype=torch.float64)
-    keep = informative(scores[generations.groups])
     lengths = [len(tokens) for tokens in generations.tokens]
     return {
         "generations": len(scores),
         "mean_score": scores.mean().item(),
+        "best_score": scores.max().item(),
         "mean_tokens": sum(lengths) / len(lengths),
-        "groups": len(keep),
-        "informative_groups": int(keep.sum()),
+        "groups": len(comparisons) + comparisons.tied,
+        "informative_groups": len(comparisons),
     }

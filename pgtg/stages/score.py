@@ -4,14 +4,11 @@ The start policy's log-probability of the same tokens is written beside it: the 
 reward has to beat.
 """
 
-import numpy as np
-
-from pgtg.models.batch import per_token
+from pgtg.context import Context
+from pgtg.generations import read_generations
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel, load_reward_model
 from pgtg.ops.sampling import log_probability
-from pgtg.stages.context import Context
-from pgtg.stages.sample import read_generations
 from pgtg.store import Artifact, hash_of, write_table
 from pgtg.types import TokenBatch, TokenIds
 
@@ -66,18 +63,6 @@ def _values(
 
     values = {"reward": model, "start_log_prob": start_log_prob}
     return {
-        name: [row.tolist() for row in rewards(ctx, value, sources, tokens, origin)]
+        name: [row.tolist() for row in ctx.per_token(value, sources, tokens, origin)]
         for name, value in values.items()
     }
-
-
-def rewards(ctx: Context, value, sources, tokens, origin) -> list[np.ndarray]:
-    """`value` of every token, in length-sorted batches under the sampling budget."""
-    return per_token(
-        value,
-        sources,
-        tokens,
-        origin,
-        batch_tokens=ctx.cfg.sample.batch_tokens,
-        device=ctx.device,
-    )

@@ -1,4 +1,4 @@
-"""Examples from files, from a `save_to_disk` folder, or from the Hugging Face hub.
+"""Examples from the rows of files, of a `save_to_disk` folder, or of a hub data set.
 
 What becomes of a row is decided here, in one place, and counted with its reason:
 
@@ -14,37 +14,23 @@ A reference column holds a string, or a list of strings; an empty one among seve
 the row counted under `truncated`. `limit` takes the first n usable rows in the file's order: no
 shuffling, so that a limit means the same rows in every run.
 
-Formats: jsonl, json (a list of objects, or {"data": [...]}), csv, tsv (standard quoting), parquet.
-A hub data set must need no code of its own: `datasets` runs none since version 4.
+`tables` reads the formats; `fewshot` makes labelled texts of rows in the same way.
 """
 
-import csv
 import difflib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pgtg.config import ColumnsConfig, DataConfig
-from pgtg.errors import ConfigError, DataError, MissingResourceError
+from pgtg.errors import ConfigError, DataError
+from pgtg.tasks.tables import SOURCES, Row, Table
 from pgtg.types import DataCounts, Example
 
-Row = dict[str, Any]
+T = TypeVar("T")
 
-ALIASES = {"validation": ("validation", "valid", "val", "dev")}  # other names of a split's file
 SPARE = "empty references left out"  # key in DataCounts.truncated
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of one split: where they are from, their columns if known before reading, and them."""
-
-    name: str
-    rows: Iterable[Any]  # of Row
-    columns: Sequence[str] | None = None
-    total: int | None = None  # number of rows if known without reading them all
 
 
 def load_split(cfg: DataConfig, split: str) -> tuple[list[Example], DataCounts]:
@@ -73,17 +59,14 @@ def load_split(cfg: DataConfig, split: str) -> tuple[list[Example], DataCounts]:
     return _examples(table, cfg.columns, split, cfg.limit.get(split))
 
 
-# --- rows to examples
-
-
 @dataclass
-class _Tally:
+class Tally:
     """Counts while a split is read."""
 
     dropped: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    seen: dict[str, tuple[str, ...]] = field(default_factory=dict)  # source -> its references
+    seen: dict[str, Any] = field(default_factory=dict)  # text -> what came with it
     ids: dict[str, int] = field(default_factory=dict)  # id -> row
 
     def note(self, counter: Counter[str], reason: str, name: str, rows: int = 1) -> None:
@@ -91,33 +74,65 @@ class _Tally:
         self.first.setdefault(reason, name)
 
 
-def _examples(
-    table: Table, columns: ColumnsConfig, split: str, limit: int | None
-) -> tuple[list[Example], DataCounts]:
-    named = [*([columns.id] if columns.id else []), columns.source, *columns.references]
+def read_rows(
+    table: Table,
+    split: str,
+    make: Callable[[Row, str, Tally], T | None],
+    require: Callable[[Sequence[str], str], None],
+    *,
+    id_column: str | None,
+    limit: int | None,
+) -> tuple[list[T], DataCounts]:
+    """The usable rows of a table, and what became of all of them.
+
+    Args:
+        table: Where the rows come from.
+        split: Its name, for the counts and the errors.
+        make: A row and its id to what is kept, or None with the reason noted in the tally.
+        require: Raises DataError where the columns (of a table of that name) lack a needed one.
+        id_column: Column with the ids; None numbers the rows from 0.
+        limit: Keep the first so many usable rows; None = all.
+
+    Raises:
+        DataError: As `require`; a repeated id; no usable row.
+    """
     if table.columns is not None:
-        _require_columns(named, table.columns, table.name)
-    tally, kept, met, number = _Tally(), [], dict[str, None](), -1
+        require(table.columns, table.name)
+    tally, kept, met, number = Tally(), [], dict[str, None](), -1
     for number, row in enumerate(table.rows):
         met.update(dict.fromkeys(row))
-        name = str(number) if columns.id is None else _id(row, columns.id, number, table.name)
+        name = str(number) if id_column is None else _id(row, id_column, number, table.name)
         if limit is not None and len(kept) >= limit:
             rest = 1 if table.total is None else table.total - number
             tally.note(tally.dropped, "beyond limit", name, rest)
             if table.total is not None:
                 break
             continue
-        example = _example(row, columns, name, tally)
-        if example is not None:
+        made = make(row, name, tally)
+        if made is not None:
             _require_new_id(tally, name, number, table.name)
-            kept.append(example)
+            kept.append(made)
     rows = number + 1 if table.total is None else table.total
     if table.columns is None and rows:
-        _require_columns(named, list(met), table.name)
+        require(list(met), table.name)
     counts = DataCounts(split, rows, len(kept), dict(tally.dropped), dict(tally.cut), tally.first)
     if not kept:
         raise DataError(f"{table.name}: no usable row for the {split} split: {_why_empty(counts)}")
     return kept, counts
+
+
+def _examples(
+    table: Table, columns: ColumnsConfig, split: str, limit: int | None
+) -> tuple[list[Example], DataCounts]:
+    named = [*([columns.id] if columns.id else []), columns.source, *columns.references]
+    return read_rows(
+        table,
+        split,
+        lambda row, name, tally: _example(row, columns, name, tally),
+        lambda there, where: require_columns(named, there, where),
+        id_column=columns.id,
+        limit=limit,
+    )
 
 
 def _why_empty(counts: DataCounts) -> str:
@@ -129,16 +144,16 @@ def _why_empty(counts: DataCounts) -> str:
     return f"{counts.rows} rows, {', '.join(reasons)}"
 
 
-def _example(row: Row, columns: ColumnsConfig, name: str, tally: _Tally) -> Example | None:
+def _example(row: Row, columns: ColumnsConfig, name: str, tally: Tally) -> Example | None:
     """The row's example, or None with the reason noted."""
     source: Any = row.get(columns.source)
-    problem = _problem(source, "source")
+    problem = text_problem(source, "source")
     references: list[str] = []
     spare = 0
     for column in columns.references:
         value: Any = row.get(column)
         for text in value if isinstance(value, list | tuple) else [value]:
-            trouble = _problem(text, "reference")
+            trouble = text_problem(text, "reference")
             if trouble is None:
                 references.append(text)
             elif trouble.startswith(("missing", "empty")):
@@ -158,7 +173,7 @@ def _example(row: Row, columns: ColumnsConfig, name: str, tally: _Tally) -> Exam
     return Example(name, source, tuple(references), references[0])
 
 
-def _problem(text: Any, what: str) -> str | None:
+def text_problem(text: Any, what: str) -> str | None:
     """Why a text is not usable, None if it is."""
     if text is None:
         return f"missing {what}"
@@ -173,7 +188,7 @@ def _problem(text: Any, what: str) -> str | None:
     return None
 
 
-def _repeated(source: str, references: tuple[str, ...], tally: _Tally) -> str | None:
+def _repeated(source: str, references: tuple[str, ...], tally: Tally) -> str | None:
     if source not in tally.seen:
         tally.seen[source] = references
         return None
@@ -185,7 +200,7 @@ def _id(row: Row, column: str, number: int, where: str) -> str:
     name = row.get(column)
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
         if column not in row and number == 0:
-            _require_columns([column], list(row), where)
+            require_columns([column], list(row), where)
         raise DataError(
             f"{where}: row {number} has no id in column {column!r} (found {name!r}): "
             "data.columns.id=null numbers the rows"
@@ -193,7 +208,7 @@ def _id(row: Row, column: str, number: int, where: str) -> str:
     return str(name)
 
 
-def _require_new_id(tally: _Tally, name: str, number: int, where: str) -> None:
+def _require_new_id(tally: Tally, name: str, number: int, where: str) -> None:
     if name in tally.ids:
         raise DataError(
             f"{where}: rows {tally.ids[name]} and {number} have the same id {name!r}: "
@@ -202,204 +217,9 @@ def _require_new_id(tally: _Tally, name: str, number: int, where: str) -> None:
     tally.ids[name] = number
 
 
-def _require_columns(named: Sequence[str], columns: Sequence[str], where: str) -> None:
+def require_columns(named: Sequence[str], columns: Sequence[str], where: str) -> None:
     for name in named:
         if name not in columns:
             close = difflib.get_close_matches(name, columns, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise DataError(f"{where} has no column {name!r}: {hint}columns: {', '.join(columns)}")
-
-
-# --- files
-
-
-def _from_files(cfg: DataConfig, split: str) -> Table:
-    path = Path(str(cfg.path)).expanduser()
-    if not path.exists():
-        raise DataError(f"data.path={cfg.path}: no such file or folder")
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _from_disk(path, cfg.splits.get(split) or split)
-    files = _find(path, split, cfg.splits.get(split))
-    if files[0].is_dir():
-        return _from_disk(files[0], split, single=True)
-    if files[0].suffix not in READERS:
-        raise DataError(f"{files[0]}: unknown format, known: {', '.join(READERS)}")
-    tables = [READERS[file.suffix](file) for file in files]
-    return tables[0] if len(tables) == 1 else _chained(tables, f"{files[0].parent}/{split}")
-
-
-def _find(path: Path, split: str, named: str | None) -> list[Path]:
-    """The split's file (or its shards): as named in the config, else by the split's name."""
-    if named is not None:
-        base = path if path.is_dir() else path.parent
-        file = base / Path(named).expanduser()
-        files = sorted(file.parent.glob(file.name)) if "*" in file.name else [file]
-        if not files or not files[0].exists():
-            raise DataError(f"data.splits.{split}={named}: no such file in {base}")
-        return files
-    if path.is_file():
-        raise DataError(
-            f"data.path={path} is one file: give its folder, and each split's file as data.splits"
-            f".{split}=name"
-        )
-    for alias in ALIASES.get(split, (split,)):
-        found = sorted(f for f in path.glob(f"{alias}.*") if f.suffix in READERS)
-        found = found or sorted(f for f in path.glob(f"{alias}-*-of-*") if f.suffix in READERS)
-        if len(found) > 1 and "-of-" not in found[0].name:
-            names = ", ".join(f.name for f in found)
-            raise DataError(f"{path} has several {split} files ({names}): name it in data.splits")
-        if found:
-            return found
-    there = ", ".join(sorted(f.name for f in path.iterdir())[:12]) or "nothing"
-    raise DataError(
-        f"{path} has no {split} file ({split}.jsonl, .json, .csv, .tsv, .parquet): found {there}; "
-        f"name it as data.splits.{split}=file"
-    )
-
-
-def _chained(tables: Sequence[Table], name: str) -> Table:
-    columns = tables[0].columns
-    for table in tables:
-        if table.columns is not None and columns is not None and set(table.columns) != set(columns):
-            raise DataError(f"{table.name} has other columns than {tables[0].name}")
-    totals = [table.total for table in tables]
-    total = None if None in totals else sum(t for t in totals if t is not None)
-    return Table(name, (row for table in tables for row in table.rows), columns, total)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file, ended by \\n or \\r\\n only, without the byte-order mark."""
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, 1):
-            try:
-                yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}:{line}: not UTF-8 ({error.reason})") from error
-
-
-def _jsonl(path: Path) -> Table:
-    """One object a line; blank lines are no rows."""
-
-    def rows() -> Iterator[Row]:
-        for line, text in enumerate(_lines(path), 1):
-            if text.strip():
-                yield _parsed(text, f"{path}:{line}")
-
-    return Table(str(path), rows())
-
-
-def _parsed(text: str, where: str) -> Row:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: broken JSON line: {error.msg} (column {error.colno})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return row
-
-
-def _json(path: Path) -> Table:
-    try:
-        content = json.loads("".join(_lines(path)))
-    except json.JSONDecodeError as error:
-        hint = "; with one object a line the name must end in .jsonl" if error.lineno == 2 else ""
-        raise DataError(f"{path}:{error.lineno}: broken JSON: {error.msg}{hint}") from error
-    rows = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f'{path}: expected a list of objects, or {{"data": [...]}}')
-    return Table(str(path), rows)
-
-
-def _delimited(delimiter: str) -> Callable[[Path], Table]:
-    """Reader of csv or tsv: header line first, standard quoting, quoted line breaks allowed."""
-    csv.field_size_limit(2**31 - 1)  # articles longer than the module's 128 KiB
-    return lambda path: Table(str(path), _delimited_rows(path, delimiter))
-
-
-def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    """Rows by column name. A blank line is no row; cells left off at the end are None."""
-    reader = csv.DictReader(_lines(path), delimiter=delimiter, strict=True)
-    try:
-        header = list(reader.fieldnames or [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}: a column name stands twice in the header: {header}")
-        for row in reader:
-            if None in row:  # DictReader's key for the surplus
-                raise DataError(
-                    f"{path}:{reader.line_num}: more cells than the {len(header)} column names: "
-                    f"quote texts that hold the delimiter {delimiter!r}"
-                )
-            yield row
-    except csv.Error as error:  # the inner reader knows the line; DictReader the last good one
-        raise DataError(f"{path}:{reader.reader.line_num}: broken quoting: {error}") from error
-
-
-def _parquet(path: Path) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from error
-    rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
-    return Table(str(path), rows, file.schema_arrow.names, file.metadata.num_rows)
-
-
-READERS: dict[str, Callable[[Path], Table]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
-    ".parquet": _parquet,
-}
-
-
-# --- the datasets library
-
-
-def _from_disk(path: Path, split: str, *, single: bool = False) -> Table:
-    """A folder written by `save_to_disk`: with splits, or one split that the config names."""
-    import datasets
-
-    try:
-        data = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable save_to_disk folder: {_line(error)}") from error
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise DataError(f"{path} has no split {split!r}: splits: {', '.join(map(str, data))}")
-        data = data[split]
-    elif not single:
-        raise DataError(
-            f"{path} is one split of a save_to_disk folder: give the folder above it, and each "
-            f"split's folder as data.splits.{split}=name"
-        )
-    return Table(f"{path} [{split}]", data, data.column_names, len(data))
-
-
-def _from_hub(cfg: DataConfig, split: str) -> Table:
-    """A hub data set through `datasets`, from its cache when offline."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    name = cfg.splits.get(split) or split
-    label = "/".join(part for part in (cfg.path, cfg.subset) if part) + f" [{name}]"
-    try:
-        data = load_dataset(str(cfg.path), cfg.subset, split=name, revision=cfg.revision)
-    except (ConnectionError, FileNotFoundError) as error:  # offline, unknown, or not in the cache
-        raise MissingResourceError(
-            f"hub data set {label} is not in the local cache and cannot be fetched "
-            f"({_line(error)}): check data.path and data.subset, fetch it once online, or use "
-            "data.name=files"
-        ) from error
-    except (ValueError, RuntimeError, OSError, DatasetsError) as error:
-        raise DataError(f"hub data set {label}: {_line(error)}") from error
-    return Table(f"hub data set {label}", data, data.column_names, len(data))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
-
-
-SOURCES: dict[str, Callable[[DataConfig, str], Table]] = {"files": _from_files, "hub": _from_hub}

@@ -4,22 +4,24 @@ Everything that depends on chance here (which sources a round samples, the order
 function of the seed and of what it is for, so any stage can be run again alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from pgtg.config import RunConfig
 from pgtg.errors import DataError
+from pgtg.judges.pool import JudgePool
 from pgtg.models.codec import Codec
 from pgtg.ops.sampling import derive_seed
 from pgtg.schedule import segments, updates_per_epoch
 from pgtg.tasks import newswire
+from pgtg.tasks.comparisons import Comparisons, in_passes, of_sources
 from pgtg.tasks.data import load_split
-from pgtg.types import DataCounts, Example, TokenIds
+from pgtg.tasks.task import Columns
+from pgtg.types import DataCounts, Example, Generations, TokenIds
 
 
 class SummarizeTask:
@@ -27,12 +29,62 @@ class SummarizeTask:
 
     Args:
         cfg: The run's config.
+        judge: The true preference; None where nothing is judged: in `pgtg eval`.
     """
 
-    def __init__(self, cfg: RunConfig):
+    def __init__(self, cfg: RunConfig, judge: JudgePool | None = None):
         self.cfg = cfg
+        self._judge = judge
         self.counts: dict[str, DataCounts] = {}
         self._splits: dict[str, list[Example]] = {}
+
+    @property
+    def judge(self) -> JudgePool:
+        assert self._judge is not None
+        return self._judge
+
+    @property
+    def copies(self) -> int:
+        return self.cfg.sample.k
+
+    def read(self) -> None:
+        for split in dict.fromkeys(["train", "validation", *self.cfg.evaluate.splits]):
+            self.examples(split)
+
+    def codec(self, tokenizer: Any, is_encoder_decoder: bool) -> Codec:
+        policy = self.cfg.policy
+        return Codec(
+            tokenizer,
+            is_encoder_decoder,
+            policy.prefix,
+            policy.suffix,
+            policy.target_prefix,
+            policy.max_source_tokens,
+            policy.max_target_tokens,
+        )
+
+    def allowed(self, tokenizer: Any) -> Sequence[int] | None:
+        return None
+
+    def judged(
+        self, tokens: Sequence[TokenIds], texts: Sequence[str], examples: Sequence[Example]
+    ) -> Future[Columns]:
+        """Scores of texts against their sources' references, computed in the judge's processes."""
+        scores = self.judge.submit(texts, [example.references for example in examples])
+        return then(scores, lambda found: {"score": found})
+
+    def judge_description(self) -> Mapping[str, Any]:
+        return self.judge.describe()
+
+    def comparisons(self, generations: Generations, size: int, seed: int, step: int) -> Comparisons:
+        """The K generations of each source are compared; passes over the sources."""
+        return in_passes(of_sources(generations), size, seed, step)
+
+    def grouping(self) -> Mapping[str, Any]:
+        return {}
+
+    def all_comparisons(self, generations: Generations) -> Comparisons:
+        return of_sources(generations)
 
     def examples(self, split: str) -> list[Example]:
         """All examples of a split.
@@ -93,11 +145,6 @@ class SummarizeTask:
         order = np.random.default_rng(derive_seed(self.cfg.seed, *key)).permutation(len(examples))
         return [examples[i] for i in order[:size]]
 
-    def groups(self, sources: int) -> Int[Tensor, "G J"]:
-        """Comparison groups: the K generations of each source."""
-        k = self.cfg.sample.k
-        return torch.arange(sources * k).reshape(sources, k)
-
     def window(self, update: int) -> list[list[Example]]:
         """Micro-batches of the policy's update number `update`, counted over all rounds."""
         examples, cfg = self.examples("train"), self.cfg.improve
@@ -144,15 +191,17 @@ class SummarizeTask:
         return labels if len(labels) == len(tokens) else None
 
 
-def codec_for(cfg: RunConfig, tokenizer, is_encoder_decoder: bool) -> Codec:
-    """The codec of the run's policy."""
-    policy = cfg.policy
-    return Codec(
-        tokenizer,
-        is_encoder_decoder,
-        policy.prefix,
-        policy.suffix,
-        policy.target_prefix,
-        policy.max_source_tokens,
-        policy.max_target_tokens,
-    )
+def then(future: Future, function: Callable[[Any], Columns]) -> Future[Columns]:
+    """The future of `function` of a future's result; its failure is its failure."""
+    made: Future[Columns] = Future()
+
+    def settle(done: Future) -> None:
+        if done.cancelled():
+            made.cancel()
+        elif error := done.exception():
+            made.set_exception(error)
+        else:
+            made.set_result(function(done.result()))
+
+    future.add_done_callback(settle)
+    return made

@@ -1,22 +1,32 @@
 """What every stage is given, and where its artifacts and models are found."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pgtg.config import RunConfig
 from pgtg.errors import ArtifactError, MissingResourceError
-from pgtg.judges.pool import JudgePool
 from pgtg.log import RunLog
+from pgtg.models.adaptor import ADAPTOR_JSON, adapt, load_adaptor, save_adaptor
+from pgtg.models.batch import per_token
 from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
-from pgtg.models.loading import load_language_model
+from pgtg.models.loading import (
+    load_language_model,
+    save_language_model,
+    train_only_top_layers,
+)
+from pgtg.ops.sampling import derive_seed
 from pgtg.store import Artifact, RunFolder
-from pgtg.tasks.summarize import SummarizeTask, codec_for
+from pgtg.tasks import Task
+from pgtg.types import TokenBatch, TokenIds
 
 
 @dataclass(frozen=True)
@@ -26,16 +36,9 @@ class Context:
     cfg: RunConfig
     folder: RunFolder
     log: RunLog
-    task: SummarizeTask
-    judge_pool: JudgePool | None  # None where nothing is judged: in `pgtg eval`
+    task: Task
     device: torch.device
     cursor: list[int]  # one number: where the log stood after the last artifact [bytes]
-
-    @property
-    def judge(self) -> JudgePool:
-        """The true preference."""
-        assert self.judge_pool is not None
-        return self.judge_pool
 
     def config_part(self, *names: str) -> dict[str, Any]:
         """The named sections of the config: what a stage's result depends on."""
@@ -111,26 +114,63 @@ class Context:
     def greedy(self) -> Decoding:
         return Decoding(True, self.cfg.sample.max_new_tokens)
 
-    def load(self, path: str | Path, *, start: bool = False) -> tuple[LanguageModel, Codec]:
-        """A policy and its codec. The config's revision and dtype hold for the start policy; a
-        saved policy keeps its own."""
+    def start_path(self) -> str:
+        """Where the language model lies that the policy starts from."""
+        if self.cfg.policy.tiny_t5 is not None or self.cfg.policy.tiny_lm is not None:
+            return str(self.need(self.start_artifact(), "train").file("policy"))
+        assert self.cfg.policy.path is not None  # config check
+        return self.cfg.policy.path
+
+    def load_start(self) -> tuple[LanguageModel, Codec]:
+        """The policy that the run starts from."""
+        lm, codec = self._load_model(self.start_path(), self.cfg.policy.revision)
+        adaptor = self.cfg.policy.adaptor
+        if adaptor is None:
+            return lm, codec
+        seed = derive_seed(self.cfg.seed, "adaptor")
+        allowed = self.task.allowed(codec.tokenizer)
+        adapted = adapt(lm, adaptor.width, seed, residual=adaptor.residual, allowed=allowed)
+        return adapted.to(self.device), codec
+
+    def load(self, path: str | Path) -> tuple[LanguageModel, Codec]:
+        """A saved policy and its codec."""
+        if not (Path(path) / ADAPTOR_JSON).is_file():
+            return self._load_model(path, None)
+        lm, codec = self.load_start()
+        load_adaptor(lm, Path(path))
+        return lm, codec
+
+    def _load_model(self, path: str | Path, revision: str | None) -> tuple[LanguageModel, Codec]:
         policy = self.cfg.policy
-        lm, tokenizer = load_language_model(
-            str(path), revision=policy.revision if start else None, dtype=policy.dtype
-        )
+        lm, tokenizer = load_language_model(str(path), revision=revision, dtype=policy.dtype)
         if not policy.dropout:  # set in the config, so that train mode leaves it off as well
             for module in lm.modules():
                 if isinstance(module, torch.nn.Dropout):
                     module.p = 0.0
-        return lm.to(self.device), codec_for(self.cfg, tokenizer, lm.is_encoder_decoder)
+        return lm.to(self.device), self.task.codec(tokenizer, lm.is_encoder_decoder)
 
-    def load_start(self) -> tuple[LanguageModel, Codec]:
-        """The policy that the run starts from."""
-        if self.cfg.policy.tiny_t5 is not None:
-            start = self.need(self.start_artifact(), "train")
-            return self.load(start.file("policy"))
-        assert self.cfg.policy.path is not None  # config check
-        return self.load(self.cfg.policy.path, start=True)
+    def save_policy(self, lm: LanguageModel, codec: Codec, folder: Path) -> None:
+        """A Transformers folder, or the adaptor alone where the language model is frozen."""
+        if self.cfg.policy.adaptor is not None:
+            save_adaptor(lm, folder)
+        else:
+            save_language_model(lm, codec.tokenizer, folder)
+
+    def choose_trained(self, lm: LanguageModel) -> None:
+        """Freeze what policy training leaves as it is."""
+        if self.cfg.policy.adaptor is None:
+            train_only_top_layers(lm, self.cfg.policy.trainable_layers)
+
+    def per_token(
+        self,
+        value: Callable[[TokenBatch], Tensor],
+        sources: Sequence[TokenIds],
+        tokens: Sequence[TokenIds],
+        origin: Sequence[int],
+    ) -> list[np.ndarray]:
+        """`value` of every token, in length-sorted batches under the sampling budget."""
+        budget = self.cfg.sample.batch_tokens
+        return per_token(value, sources, tokens, origin, batch_tokens=budget, device=self.device)
 
     def load_policy(self, round: int, control: str = "") -> tuple[LanguageModel, Codec]:
         """The policy at the start of a round: what the round before left."""
@@ -147,10 +187,8 @@ class Context:
         return [start] if start.exists() else []
 
 
-def opened(
-    cfg: RunConfig, folder: RunFolder, log: RunLog, judge: JudgePool | None = None
-) -> Context:
-    """The context of a run: its device and threads. Without a judge nothing can be judged.
+def opened(cfg: RunConfig, folder: RunFolder, log: RunLog, task: Task) -> Context:
+    """The context of a run: its device and threads.
 
     Raises:
         MissingResourceError: The device is not there.
@@ -158,7 +196,7 @@ def opened(
     device = pick_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    return Context(cfg, folder, log, SummarizeTask(cfg), judge, device, [0])
+    return Context(cfg, folder, log, task, device, [0])
 
 
 def pick_device(name: str) -> torch.device:

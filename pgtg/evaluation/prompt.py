@@ -1,0 +1,250 @@
+"""Evaluation of prompts: candidates ranked on the dev split, the best ones on the split asked for.
+
+A system is a line of the run (the method, its controls) or a baseline that needs no training. Every
+candidate with its scores is kept (`samples_candidates.jsonl`); test data is read here only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgtg.config import RunConfig
+from pgtg.context import Context
+from pgtg.evaluation.system import Results, Rows, System
+from pgtg.findings import judged_curve, show_prompts
+from pgtg.generations import read_generations
+from pgtg.judges.template import Prompt
+from pgtg.methods import method_of
+from pgtg.models.codec import Codec
+from pgtg.models.generate import Decoding, generate
+from pgtg.models.reward import load_reward_model
+from pgtg.ops.sampling import derive_seed
+from pgtg.stages.improve import kept_policy
+from pgtg.store import content_hash
+from pgtg.tasks.prompt import PromptTask
+from pgtg.types import TokenIds
+
+DEV = {"validation": "dev"}  # other names of splits
+NO_FILE = "no such file in this data set; give it as data.splits.{split}"
+
+
+class PromptEvaluation:
+    """Accuracy and gap score of a run's best prompts, and of the data set's baselines."""
+
+    def __init__(self, cfg: RunConfig):
+        assert cfg.prompt is not None
+        self.options = cfg.prompt
+
+    def systems(self, ctx: Context) -> list[System]:
+        """The method, its controls, and the baselines that need no training."""
+        rounds = len(ctx.task.segments())
+        found = []
+        for control in ("", *ctx.cfg.method.beside):
+            stages, policy, parents = method_of(ctx.cfg, control).stages, None, []
+            if "improve" in stages:
+                _, policy, artifact = kept_policy(ctx, rounds, control)
+                parents = [artifact]
+            sampled = [ctx.artifact(i, "sample", control=control) for i in range(rounds)]
+            name = control or ctx.cfg.method.name
+            found.append(System(name, policy, [*parents, *sampled], control))
+        start = ctx.parents(0)
+        return found + [System(name, None, start, name) for name in self.options.baselines]
+
+    def depends_on(self, ctx: Context) -> Mapping[str, Any]:
+        whole = ctx.config_part("data", "policy", "sample", "judge", "evaluate", "prompt")
+        return whole | {"data_seed": ctx.cfg.data_seed}
+
+    def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:
+        """Results and rows: "best" (one a text) and "candidates" (one a prompt)."""
+        task, split = prompt_task(ctx), DEV.get(split, split)
+        examples = task.labelled(split)
+        results: Results = {
+            "system": system.name,
+            "split": split,
+            "examples": 0 if examples is None else len(examples),
+            "data": content_hash([[e.id, e.text, e.label] for e in examples or []]),
+            "metrics": [{"metric": "accuracy", "judge": dict(task.judge_description())}],
+            "absent": {},
+            "decodings": {},
+        }
+        if system.name in self.options.baselines:
+            rows = [{"text": "", "template": system.name} | self._scored(ctx, system.name, "dev")]
+            if examples is not None:
+                values = self._baseline(ctx, system.name, split)
+                results["decodings"]["best"] = _of(task, values, split)
+        else:
+            rows = self._candidates(ctx, system)
+            self._test(task, rows, split, results)
+            results["search"] = self._search(ctx, system, rows)
+        if examples is None:
+            results["absent"]["accuracy"] = NO_FILE.format(split=split)
+        samples: dict[str, Rows] = {"candidates": rows}
+        per_example = results["decodings"].get("best", {}).pop("rows", None)
+        if per_example is not None:
+            samples["best"] = per_example
+        results["best_prompt"] = rows[0]
+        return results, samples
+
+    def _candidates(self, ctx: Context, system: System) -> Rows:
+        """Distinct prompts, best dev score first: the judge's favourites so far, samples of the
+        kept policy, and the greedy prompt of each round's policy."""
+        task, options = prompt_task(ctx), self.options
+        rounds = range(len(ctx.task.segments()))
+        judged = _judged(ctx, system.control)
+        ranked = sorted(judged, key=lambda ids: -judged[ids])
+        own = "improve" in method_of(ctx.cfg, system.control).stages
+        chosen = dict.fromkeys(ranked[: options.candidates * (1 if own else 2)], "judged")
+        codec = None
+        if own:
+            lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
+            for ids in _generate(ctx, lm, codec, options.candidates, ctx.sampling()):
+                chosen.setdefault(tuple(ids), "sampled")
+            for i in rounds:
+                folder = ctx.artifact(i, "improve", control=system.control).file("policy")
+                if folder.is_dir() and any(folder.glob("*.safetensors")):
+                    lm, codec = ctx.load(folder)
+                    (ids,) = _generate(ctx, lm, codec, 1, ctx.greedy())
+                    chosen.setdefault(tuple(ids), f"greedy, round {i}")
+        codec = codec or ctx.load_start()[1]
+        texts = [codec.decode(list(ids)) for ids in chosen]
+        prompts = task.prompts([list(ids) for ids in chosen], texts)
+        rows = [
+            {"text": text, "ids": list(ids), "from": origin}
+            for (ids, origin), text in zip(chosen.items(), texts, strict=True)
+        ]
+        for split in ("train", "dev"):
+            values = task.log_probs(prompts, split)
+            for row, one in zip(rows, values, strict=True):
+                row |= {f"{split}_{k}": v for k, v in _means(task, one, split).items()}
+        return sorted(rows, key=lambda r: (-r["dev_score"], -r["train_score"], r["ids"]))
+
+    def _test(self, task: PromptTask, rows: Rows, split: str, results: Results) -> None:
+        """Score the candidates that lead on the dev split on the split asked for."""
+        if task.labelled(split) is None:
+            return
+        leading = rows[: self.options.tested]
+        ids = [row["ids"] for row in leading]
+        values = task.log_probs(task.prompts(ids, [row["text"] for row in leading]), split)
+        for row, one in zip(leading, values, strict=True):
+            row |= {f"{split}_{name}": value for name, value in _means(task, one, split).items()}
+        results["decodings"]["best"] = _of(task, values[0], split)
+        top = leading[: self.options.top]
+        means = {
+            name: float(np.mean([row[f"{split}_{name}"] for row in top]))
+            for name in ("accuracy", "score")
+        }
+        results["decodings"]["top"] = {"decoding": {"prompts": len(top)}, "mean": means}
+
+    def _search(self, ctx: Context, system: System, rows: Rows) -> dict[str, Any]:
+        """What the search spent, and how it went."""
+        task, judged = prompt_task(ctx), _judged(ctx, system.control)
+        train, dev = len(task.labelled("train") or []), len(task.labelled("dev") or [])
+        artifacts = _samples(ctx, system.control)
+        found = {
+            "judged_prompts": len(judged),
+            "judged_sequences": len(judged) * train + len(rows) * dev,
+            "dev_prompts": len(rows),
+            "best_train_score": max(judged.values()),
+            "last_mean_score": artifacts[-1].manifest()["metrics"]["sample/train_mean_score"],
+            "curve": judged_curve(artifacts),
+        }
+        reward = ctx.artifact(len(artifacts) - 1, "align", control=system.control)
+        if reward.exists() and not system.control:
+            model = load_reward_model(reward.file("reward")).to(ctx.device).eval()
+            codec = ctx.load_start()[1]
+            source = codec.encode_source("")[0]
+            (values,) = ctx.per_token(model, [source], [rows[0]["ids"]], [0])
+            words = [codec.decode([i]) for i in rows[0]["ids"]]
+            found["token_rewards"] = list(zip(words, values.tolist(), strict=True))
+        return found
+
+    def _baseline(self, ctx: Context, name: str, split: str) -> np.ndarray:
+        """[E, C] answers of a template that needs no prompt; `icl` shows demonstrations."""
+        task = prompt_task(ctx)
+        examples, train = task.labelled(split), task.labelled("train")
+        assert examples is not None and train is not None
+        if name != "icl":
+            return task.log_probs([Prompt("")], split, name)[0]
+        classes = range(len(task.fewshot.labels))
+        demonstrations = []
+        for example in examples:  # one of each class for each query, in the order of the classes
+            seed = derive_seed(ctx.cfg.seed, "icl", split, example.id)
+            order = np.random.default_rng(seed).permutation(len(train))
+            shown = [next(train[i] for i in order if train[i].label == c) for c in classes]
+            demonstrations.append(shown)
+        return task.scorer(name)([Prompt("")], split, examples, demonstrations)[0]
+
+    def _scored(self, ctx: Context, name: str, split: str) -> dict[str, float]:
+        task = prompt_task(ctx)
+        means = _means(task, self._baseline(ctx, name, split), split)
+        return {f"{split}_{key}": value for key, value in means.items()}
+
+    def show(self, ctx: Context, title: str, split: str, results: Mapping[str, Results]) -> None:
+        show_prompts(ctx.log, title, DEV.get(split, split), results)
+
+    def verdicts(self, ctx: Context, split: str) -> None:
+        pass
+
+
+def prompt_task(ctx: Context) -> PromptTask:
+    assert isinstance(ctx.task, PromptTask)
+    return ctx.task
+
+
+def _samples(ctx: Context, control: str) -> list[Any]:
+    made = [ctx.artifact(i, "sample", control=control) for i in range(len(ctx.task.segments()))]
+    return [artifact for artifact in made if artifact.exists()]
+
+
+def _judged(ctx: Context, control: str) -> dict[tuple[int, ...], float]:
+    """Distinct prompts that a line has had judged, with their training scores."""
+    found: dict[tuple[int, ...], float] = {}
+    for artifact in _samples(ctx, control):
+        generations = read_generations(artifact, "train")
+        for tokens, score in zip(generations.tokens, generations.scores, strict=True):
+            found[tuple(tokens)] = score
+    return found
+
+
+def _generate(
+    ctx: Context, lm: Any, codec: Codec, number: int, decoding: Decoding
+) -> list[TokenIds]:
+    ((_, found),) = generate(
+        lm,
+        [codec.encode_source("")[0]],
+        ["prompt"],
+        k=number,
+        eos_ids=codec.eos_ids,
+        decoding=decoding,
+        batch_tokens=ctx.cfg.sample.batch_tokens,
+        seed_key=(ctx.cfg.seed, "evaluate", "candidates"),
+    )
+    return found
+
+
+def _means(task: PromptTask, log_probs: np.ndarray, split: str) -> dict[str, float]:
+    """Accuracy [%] and gap score, means over a split's examples."""
+    labels = np.array([example.label for example in task.labelled(split) or []])
+    gaps = task.gap_of(torch.from_numpy(log_probs), split).double()
+    accuracy = 100.0 * (log_probs.argmax(-1) == labels).mean()
+    return {"accuracy": float(accuracy), "score": gaps.mean().item()}
+
+
+def _of(task: PromptTask, log_probs: np.ndarray, split: str) -> dict[str, Any]:
+    """A result with its per-example rows, which the caller takes out."""
+    examples = task.labelled(split) or []
+    gaps = task.gap_of(torch.from_numpy(log_probs), split)
+    guesses = log_probs.argmax(-1)
+    rows = [
+        {"id": e.id, "text": e.text, "label": e.label, "prediction": int(guess)}
+        | {"scores": {"accuracy": 100.0 * (int(guess) == e.label), "score": float(gap)}}
+        for e, guess, gap in zip(examples, guesses, gaps.tolist(), strict=True)
+    ]
+    return {
+        "decoding": asdict(task.template(task.judge.template)),
+        "mean": _means(task, log_probs, split),
+        "rows": rows,
+    }

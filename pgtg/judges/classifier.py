@@ -1,0 +1,319 @@
+"""The frozen classifier LM: log-probabilities of label words, given a prompt and texts to classify.
+
+Batches hold rows of similar length of one prompt, never of two, so what a prompt scores depends on
+it and on the list of examples, to the bit, and not on what else was asked. Another list that holds
+the same examples, or another order of them, may differ in the last bits.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pgtg.errors import ConfigError, MissingResourceError, PgtgError
+from pgtg.files import content_hash
+from pgtg.judges.readers import CausalReader, Demos, MaskedReader
+from pgtg.judges.rendering import Prompt, Renderer, Slot, Template
+from pgtg.metrics.lookup import nearest
+from pgtg.models.loading import load_language_model
+from pgtg.ops.masking import length_sorted
+from pgtg.types import Labelled
+
+READOUTS = ("raw", "calibrated")
+CONTENT_FREE = ("N/A",)  # Zhao et al. 2021, Sec. 5
+BIASES_KEPT = 4096  # prompts whose calibration is remembered, a few bytes each
+# keys of a model's config that saving or loading sets, and that change no answer
+BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+VERSION = 1  # to be raised whenever the same classifier would answer otherwise
+
+
+class Classifier:
+    """A frozen masked or causal LM that answers by one of C label words.
+
+    readout "raw": log-softmax of the label words' logits. readout "calibrated": contextual
+    calibration (Zhao et al. 2021, arXiv:2102.09690) in log space: from each word's log-probability
+    its mean over the `calibration` texts, read with the same prompt, is subtracted, and the rest
+    normalised again. By default the text is content-free, "N/A". Texts of the train split are the
+    better choice for prompts that are no language (batch calibration, Zhou et al. 2023,
+    arXiv:2309.17249); a value then depends on these texts too. Either way it never depends on which
+    other examples were asked for, so dev and test are not mixed in.
+
+    Args:
+        model: In eval mode; its weights are never changed.
+        template: Of the model's kind: with {mask} for a masked LM, without it for a causal one.
+        words: C label words exactly as they are tokenised, e.g. " great"; each one token.
+        rendering: "string" or "piecewise", see `pgtg.judges.rendering`.
+        max_tokens: Longest row; sentences are cut to fit.
+        batch_tokens: Padded tokens of one forward pass.
+        calibration: Texts for readout "calibrated", read besides the examples for each prompt.
+        prefix_cache: Whether a causal LM reads the shared start of rows once.
+        cache_bytes: Key-value cache that is kept between prompts; what came first stays.
+
+    Raises:
+        ConfigError: A word of several tokens, unknown or twice; a template, rendering, readout or
+            length that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        words: Sequence[str],
+        *,
+        rendering: str,
+        max_tokens: int,
+        readout: str = "raw",
+        batch_tokens: int = 8192,
+        calibration: Sequence[str] = CONTENT_FREE,
+        prefix_cache: bool = True,
+        cache_bytes: int = 2**30,
+    ):
+        if readout not in READOUTS:
+            raise ConfigError(f"readout: unknown name {readout!r}, {nearest(readout, [*READOUTS])}")
+        _check_kind(model, template)
+        _check_length(model, max_tokens)
+        ids = torch.tensor(label_ids(tokenizer, words), device=model.device)
+        self.template, self.words, self.readout = template, list(words), readout
+        self.renderer = Renderer(tokenizer, template, words, mode=rendering, max_tokens=max_tokens)
+        self._model, self._tokenizer = model, tokenizer
+        self._calibration, self._batch_tokens = list(calibration), batch_tokens
+        self._prefix_cache = prefix_cache
+        self._causal = None if template.masked else CausalReader(model, ids, cache_bytes)
+        self._reader = self._causal or MaskedReader(model, ids)
+        self._biases: dict[Prompt, Tensor] = {}
+        self._fingerprint: str | None = None
+
+    def log_probs(
+        self, prompt: Prompt, examples: Sequence[Labelled], demos: Demos = None
+    ) -> np.ndarray:
+        """float32 [E, C]: log-probabilities [nats] over the label words only, of E examples.
+
+        Args:
+            demos: Demonstrations shown with each example, in their order (in-context learning).
+
+        Raises:
+            ConfigError: Template and prompt alone are longer than `max_tokens`.
+            PgtgError: An answer is not finite.
+        """
+        texts = [example.text for example in examples]
+        values = self._log_probs(prompt, texts, demos)
+        if self.readout == "calibrated":
+            own = values if demos is None and texts == self._calibration else None
+            values = (values - self._bias(prompt, demos, own)).log_softmax(-1)
+        if not values.isfinite().all():
+            kind = f"{type(self._model).__name__} in {self._model.dtype}"
+            raise PgtgError(f"classifier {kind} answers NaN or infinity to {prompt.text[:80]!r}")
+        return values.numpy()
+
+    def truncated(
+        self, examples: Sequence[Labelled], prompt: Prompt | None = None, demos: Demos = None
+    ) -> int:
+        """Number of examples whose sentence is cut under a prompt (the empty one by default)."""
+        texts = [example.text for example in examples]
+        return sum(row.cut for row in self.renderer.render(prompt or Prompt(""), texts, demos))
+
+    def identity(self, prompt: Prompt) -> Prompt:
+        """What of a prompt the numbers depend on; prompts with the same one are the same prompt."""
+        return self.renderer.identity(prompt)
+
+    def describe(self) -> dict[str, Any]:
+        """All that the numbers depend on, to the bit; the weights and the tokeniser as a hash."""
+        self._fingerprint = self._fingerprint or fingerprint(self._model, self._tokenizer)
+        device = self._model.device.type
+        return {
+            "version": VERSION,
+            "model": self._fingerprint,
+            "template": self.template.text,
+            "pieces": [p.name if isinstance(p, Slot) else repr(p) for p in self.template.pieces],
+            "words": self.words,
+            "rendering": self.renderer.mode,
+            "max_tokens": self.renderer.max_tokens,
+            "readout": self.readout,
+            "calibration": self._calibration if self.readout == "calibrated" else [],
+            "batch_tokens": self._batch_tokens,
+            "prefix_cache": self._prefix_cache,
+            "device": device,
+            "threads": torch.get_num_threads() if device == "cpu" else None,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        }
+
+    @torch.no_grad()
+    def _log_probs(
+        self, prompt: Prompt, texts: Sequence[str], demos: Demos
+    ) -> Float[Tensor, "E C"]:
+        rows = self.renderer.render(prompt, texts, demos)
+        out = torch.empty(len(rows), len(self.words))
+        left = set(range(len(rows)))
+        for places, logits in self._shared(prompt, texts, demos, rows):
+            out[places] = logits.cpu()
+            left -= set(places)
+        plain = sorted(left)
+        for batch in length_sorted([len(rows[i].ids) for i in plain], budget=self._batch_tokens):
+            places = [plain[i] for i in batch]
+            out[places] = self._reader.read([rows[i] for i in places]).cpu()
+        return out.log_softmax(-1)
+
+    def _shared(self, prompt: Prompt, texts: Sequence[str], demos: Demos, rows: list) -> Any:
+        """Answers of the rows whose start a causal LM need not read for each of them."""
+        if self._causal is None or not self._prefix_cache or not self.template.takes_prompt:
+            return ()
+        if self.template.before(Slot.SENTENCE, Slot.PROMPT):
+            args = self.renderer, texts, demos, rows, self._batch_tokens
+            return self._causal.read_after_texts(*args)
+        if demos is not None:  # they stand before the prompt, and are each row's own
+            return ()
+        return self._causal.read_after_prompt(self.renderer, prompt, rows, self._batch_tokens)
+
+    def _bias(self, prompt: Prompt, demos: Demos, known: Tensor | None) -> Float[Tensor, "*E C"]:
+        """Mean label log-probability over the calibration texts, for each example's own demos.
+
+        Without demos it is read once per prompt, also for several splits, or not at all if the
+        examples are the calibration texts (`known`). It is the same bits anyway.
+        """
+        if demos is not None:
+            n = len(self._calibration)
+            texts = [text for _ in demos for text in self._calibration]
+            shown = [demo for demo in demos for _ in self._calibration]
+            values = self._log_probs(prompt, texts, shown)
+            return values.view(len(demos), n, len(self.words)).mean(1)
+        key = self.identity(prompt)
+        if key not in self._biases:
+            while len(self._biases) >= BIASES_KEPT:
+                self._biases.pop(next(iter(self._biases)))
+            if known is None:
+                known = self._log_probs(prompt, self._calibration, None)
+            self._biases[key] = known.mean(0)
+        return self._biases[key]
+
+
+def label_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """The one token of each label word.
+
+    Raises:
+        ConfigError: Fewer than two words; a word of several tokens, unknown, or another word's.
+    """
+    ids: list[int] = []
+    for word in words:
+        found = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(found) != 1:
+            pieces = tokenizer.convert_ids_to_tokens(found)
+            raise ConfigError(
+                f"label word {word!r} is {len(found)} tokens {pieces} for this classifier, not "
+                "one: choose another word (a leading space counts)"
+            )
+        if found[0] == tokenizer.unk_token_id and word != tokenizer.unk_token:
+            raise ConfigError(f"label word {word!r} is unknown to this classifier: choose another")
+        if found[0] in ids:
+            other = words[ids.index(found[0])]
+            raise ConfigError(f"label words {other!r} and {word!r} are the same token: change one")
+        ids.append(found[0])
+    if len(ids) < 2:
+        raise ConfigError(f"label words {list(words)}: a classifier needs two or more")
+    return ids
+
+
+def load_classifier(
+    path: str, *, revision: str | None = None, dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A masked or causal LM, as its config says, and its tokenizer; in eval mode.
+
+    Raises:
+        MissingResourceError: It is not there, or offline, has no safetensors, is custom code, or
+            its config names neither a masked nor a causal LM.
+    """
+    if not check_classifier(path, revision):
+        lm, tokenizer = load_language_model(path, revision=revision, dtype=dtype)
+        return lm.model.requires_grad_(False), tokenizer
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    options |= {"use_safetensors": True, "dtype": getattr(torch, dtype)}
+    model = _loaded(path, lambda: AutoModelForMaskedLM.from_pretrained(path, **options))
+    tokenizer = _loaded(
+        path,
+        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False),
+    )
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def check_classifier(path: str, revision: str | None) -> bool:
+    """Whether a classifier is a masked LM (True) or a causal one (False), by its config alone.
+
+    Raises:
+        MissingResourceError: It is not there, or neither.
+    """
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    config = _loaded(path, lambda: AutoConfig.from_pretrained(path, **options))
+    names = list(config.architectures or [])
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return False
+    if not any(name.endswith("ForMaskedLM") for name in names):
+        raise MissingResourceError(
+            f"classifier {path!r}: its config.json says {names or 'no architecture'}, and a "
+            "classifier must be a ...ForMaskedLM, ...ForCausalLM or ...LMHeadModel"
+        )
+    return True
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of a model's weights, kind and config, and of its tokeniser."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = {k: v for k, v in model.config.to_dict().items() if k not in BOOKKEEPING}
+    config["attention"] = model.config._attn_implementation
+    digest.update(f"{type(model).__name__} {content_hash(config)}".encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    digest.update(f"{state} {sorted(tokenizer.special_tokens_map.items())}".encode())
+    return digest.hexdigest()
+
+
+def _loaded(path: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns; whatever keeps it from loading becomes one line."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise MissingResourceError(
+            f"classifier {path!r} cannot be loaded: {reason} (name a local Transformers folder, or "
+            "a hub id while online; HF_HUB_OFFLINE and HF_HOME are honoured)"
+        ) from error
+
+
+def _check_kind(model: PreTrainedModel, template: Template) -> None:
+    kind = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ConfigError(f"classifier {kind} is an encoder-decoder: give a masked or a causal LM")
+    masked = kind.endswith("ForMaskedLM")
+    if masked != template.masked:
+        raise ConfigError(
+            f"template {template.text!r} {'has a' if template.masked else 'has no'} {{mask}}, but "
+            f"classifier {kind} is a {'masked' if masked else 'causal'} LM"
+        )
+
+
+def _check_length(model: PreTrainedModel, max_tokens: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    # RoBERTa's positions begin after the padding's own
+    skipped = getattr(table, "padding_idx", None)
+    if limit is not None and skipped is not None:
+        limit -= skipped + 1
+    if max_tokens < 1 or (limit is not None and max_tokens > limit):
+        raise ConfigError(
+            f"max_tokens={max_tokens}: {type(model).__name__} reads 1 to {limit} tokens"
+        )

@@ -1,0 +1,288 @@
+"""What a classifier LM has answered, kept: each prompt is scored once per list of examples.
+
+One sqlite file holds the answers of one classifier (weights, template, words, rendering, readout)
+to one list of examples; its name is the hash of all that. It is only a cache: shared by stages,
+rounds, resumed runs and the jobs of a sweep, safe among them and after a kill at any instant
+(write-ahead log). A damaged file is set aside and made anew; if it cannot be written, the memo goes
+on in memory. An answer that comes from the file is what the classifier gave, bit for bit.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import sqlite3
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pgtg.errors import PgtgError
+from pgtg.files import content_hash
+from pgtg.judges.template import Prompt
+
+if TYPE_CHECKING:
+    from pgtg.types import Labelled  # pulls in torch
+
+BUSY_S = 60.0  # how long a writer waits for others; each holds the file for milliseconds
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS answers "
+    "(prompt TEXT PRIMARY KEY, crc INTEGER NOT NULL, log_probs BLOB NOT NULL)"
+)
+
+Warn = Callable[[str], None]
+Demos = Sequence[Sequence["Labelled"]] | None  # demonstrations of each example
+
+
+class PromptClassifier(Protocol):
+    """What is asked of a classifier here; `judges.classifier.Classifier` has it."""
+
+    words: list[str]
+
+    def log_probs(
+        self, prompt: Prompt, examples: Sequence["Labelled"], demos: Demos = None
+    ) -> np.ndarray: ...
+
+    def identity(self, prompt: Prompt) -> Prompt: ...
+
+    def describe(self) -> Mapping[str, Any]: ...
+
+
+def _to_stderr(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+class Memo:
+    """Float32 arrays of one shape by prompt, in a sqlite file or in memory.
+
+    Args:
+        path: The file; None keeps all in memory.
+        shape: (examples, label words); what has another shape in the file is not there.
+        warn: Told once, in one line, when the file is set aside or cannot be used.
+    """
+
+    def __init__(self, path: Path | None, shape: tuple[int, int], warn: Warn = _to_stderr):
+        self._path, self._shape, self._warn = path, shape, warn
+        self._memory: dict[str, np.ndarray] = {}
+        self._file: sqlite3.Connection | None = None
+        if path is not None:
+            self._guarded(lambda: None)
+
+    def get(self, prompt: Prompt) -> np.ndarray | None:
+        """What was put for this prompt, or None."""
+        key = _key(prompt)
+        if self._path is None:
+            return self._memory.get(key)
+        query = "SELECT crc, log_probs FROM answers WHERE prompt = ?"
+        found = self._guarded(lambda: self._connected().execute(query, (key,)).fetchone())
+        if self._path is None or found is None:
+            return None
+        crc, blob = found
+        if zlib.crc32(blob) != crc or len(blob) != 4 * self._shape[0] * self._shape[1]:
+            return None  # damaged: it is computed and put again
+        return np.frombuffer(blob, "<f4").reshape(self._shape).astype(np.float32)
+
+    def put(self, prompt: Prompt, log_probs: np.ndarray) -> None:
+        """Keeps an array of the memo's shape for this prompt."""
+        if log_probs.shape != self._shape or log_probs.dtype != np.float32:
+            raise ValueError(f"{log_probs.dtype} {log_probs.shape}, not float32 {self._shape}")
+        key, blob = _key(prompt), np.ascontiguousarray(log_probs, "<f4").tobytes()
+        row = (key, zlib.crc32(blob), blob)
+        if self._path is not None:
+            query = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)"
+            self._guarded(lambda: self._connected().execute(query, row))
+        if self._path is None:
+            self._memory[key] = log_probs.copy()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        """The action's result; a damaged file is made anew, an unusable one given up for memory."""
+        try:
+            try:
+                self._connected()
+                return action()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:  # not a database, or malformed
+                self._set_aside(error)
+                self._connected()
+                return action()
+        except (sqlite3.Error, OSError, PgtgError) as error:
+            self._warn(f"{self._path} cannot be used ({error}): prompt scores stay in memory")
+            self.close()
+            self._path = None
+            return None
+
+    def _connected(self) -> sqlite3.Connection:
+        assert self._path is not None
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self._path):  # sqlite does not wait when several switch a new file to WAL
+                self._file = _connect(self._path)
+        return self._file
+
+    def _set_aside(self, error: sqlite3.Error) -> None:
+        """Renames a damaged file, unless another process has done so already."""
+        assert self._path is not None
+        self.close()
+        with _alone(self._path):
+            if _sound(self._path):
+                return
+            aside = self._path.with_name(f"{self._path.name}.damaged-{secrets.token_hex(4)}")
+            for ending in ("", "-wal", "-shm"):  # the log belongs to the damaged file
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{self._path}{ending}").rename(f"{aside}{ending}")
+        self._warn(f"{self._path} is damaged ({error}): set aside as {aside.name}, made anew")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The cost of judging: asked for (the same whether the memo knew it or not), and really run."""
+
+    judged_prompts: int  # distinct prompts, per split
+    judged_sequences: int  # these prompts times the examples of their split
+    computed_prompts: int
+    computed_sequences: int
+
+
+class PromptScores:
+    """A classifier with its memo: asks each distinct prompt once per split, and counts.
+
+    Args:
+        folder: Where memos are kept, shared by runs; None keeps them in memory.
+        warn: Told in one line of a memo that is damaged or cannot be used.
+    """
+
+    def __init__(self, classifier: PromptClassifier, folder: Path | None, warn: Warn = _to_stderr):
+        self.classifier = classifier
+        self._folder, self._warn = folder, warn
+        self._memos: dict[str, Memo] = {}
+        self._asked: dict[str, dict[str, int]] = {}  # split -> prompt's key -> examples
+        self._computed: dict[str, list[int]] = {}  # split -> prompts, sequences
+        self._about: str | None = None
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        split: str,
+        examples: Sequence["Labelled"],
+        demos: Demos = None,
+    ) -> np.ndarray:
+        """float32 [P, E, C]: log-probabilities [nats] of the label words, for the whole split.
+
+        Args:
+            split: Its name, for the counts.
+            examples: All of the split; sub-batches are views of the result.
+            demos: Demonstrations shown with each example.
+        """
+        memo = self._memo(examples, demos)
+        asked, done = self._asked.setdefault(split, {}), self._computed.setdefault(split, [0, 0])
+        out = np.empty((len(prompts), len(examples), len(self.classifier.words)), np.float32)
+        for row, prompt in enumerate(prompts):
+            own = self.classifier.identity(prompt)
+            asked[_key(own)] = len(examples)
+            found = memo.get(own)
+            if found is None:
+                found = self.classifier.log_probs(prompt, examples, demos)
+                memo.put(own, found)
+                done[0], done[1] = done[0] + 1, done[1] + len(examples)
+            out[row] = found
+        return out
+
+    def counts(self, split: str | None = None) -> Counts:
+        """Of one split, or of all together."""
+        splits = list(self._asked) if split is None else [split]
+        asked = [self._asked.get(name, {}) for name in splits]
+        done = [self._computed.get(name, [0, 0]) for name in splits]
+        return Counts(
+            sum(map(len, asked)),
+            sum(sum(each.values()) for each in asked),
+            sum(each[0] for each in done),
+            sum(each[1] for each in done),
+        )
+
+    @property
+    def judged_prompts(self) -> int:
+        return self.counts().judged_prompts
+
+    @property
+    def judged_sequences(self) -> int:
+        return self.counts().judged_sequences
+
+    @property
+    def computed_sequences(self) -> int:
+        return self.counts().computed_sequences
+
+    def state(self) -> dict[str, Any]:
+        """What was asked for so far, as json can hold it, so that a resumed run counts on."""
+        return {"asked": self._asked, "computed": self._computed}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up the counts of `state`."""
+        self._asked = {split: dict(keys) for split, keys in state["asked"].items()}
+        self._computed = {split: list(done) for split, done in state["computed"].items()}
+
+    def close(self) -> None:
+        for memo in self._memos.values():
+            memo.close()
+
+    def _memo(self, examples: Sequence["Labelled"], demos: Demos) -> Memo:
+        self._about = self._about or content_hash(dict(self.classifier.describe()))
+        texts = [example.text for example in examples]
+        shown = None if demos is None else [[(d.text, d.label) for d in each] for each in demos]
+        key = content_hash([self._about, texts, shown])
+        if key not in self._memos:
+            path = None if self._folder is None else self._folder / f"{key[:32]}.sqlite"
+            shape = (len(texts), len(self.classifier.words))
+            self._memos[key] = Memo(path, shape, self._warn)
+        return self._memos[key]
+
+
+def _key(prompt: Prompt) -> str:
+    return json.dumps([prompt.text, prompt.ids])
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that commits each statement by itself."""
+    file = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    try:
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers
+        file.execute(TABLE)
+    except sqlite3.Error:
+        file.close()
+        raise
+    return file
+
+
+def _sound(path: Path) -> bool:
+    try:
+        file = _connect(path)
+        try:
+            return file.execute("PRAGMA quick_check").fetchone() == ("ok",)
+        finally:
+            file.close()
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:
+        return False
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time decides about a damaged file."""
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,124 @@
+"""A frozen causal LM with a trained MLP before its LM head: the paper's policy of prompts.
+
+The MLP's output replaces the last hidden state: logits_t = head(MLP(h_t)). Only the MLP is trained
+and saved; the language model stays where it came from, and is recognised by its fingerprint.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgtg.errors import ArtifactError
+from pgtg.models.language import LanguageModel
+from pgtg.ops.sampling import seeded
+from pgtg.store import load_tensors, read_json, save_tensors, write_json
+
+ADAPTOR_JSON, ADAPTOR_WEIGHTS = "adaptor.json", "adaptor.safetensors"
+
+
+class AdaptedLanguageModel(LanguageModel):
+    """A causal LM, frozen, that speaks through an MLP.
+
+    Args:
+        model: The causal LM.
+        width: Size of the MLP's hidden layer.
+        residual: Add the MLP's output to the state, so that training starts from what the language
+            model itself would say; else it replaces the state (the paper).
+        allowed: The only tokens that may be drawn; None for all.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        width: int,
+        *,
+        residual: bool = False,
+        allowed: Sequence[int] | None = None,
+    ):
+        super().__init__(model)
+        self.residual = residual
+        self.model.requires_grad_(False)
+        self.adaptor = nn.Sequential(
+            nn.Linear(self.width, width), nn.ReLU(), nn.Linear(width, self.width)
+        )
+        for layer in (self.adaptor[0], self.adaptor[2]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight, gain=1e-4)
+            nn.init.constant_(layer.bias, -1e-4)
+        self.forbidden: Tensor | None
+        self.register_buffer("forbidden", None, persistent=False)
+        if allowed is not None:
+            forbidden = torch.ones(model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
+            forbidden[list(allowed)] = False
+            self.forbidden = forbidden
+
+    def _continue(
+        self, tokens: Tensor, cache: Any, mask: Tensor, positions: Tensor, logits: bool, **keep: int
+    ):
+        last = keep.pop("logits_to_keep", None)
+        with torch.no_grad():  # nothing below the adaptor is trained
+            states, cache = super()._continue(tokens, cache, mask, positions, False, **keep)
+        if not logits:
+            return states, cache
+        if last is not None:
+            states = states[:, -last:]
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        adapted = self.adaptor(states.to(self.adaptor[0].weight))
+        out = head(states + adapted if self.residual else adapted)
+        if self.forbidden is not None:
+            out = out.masked_fill(self.forbidden, -torch.inf)
+        return out, cache
+
+
+def adapt(
+    lm: LanguageModel,
+    width: int,
+    seed: int,
+    *,
+    residual: bool = False,
+    allowed: Sequence[int] | None = None,
+) -> AdaptedLanguageModel:
+    """A fresh adaptor on a causal LM, drawn from `seed` alone.
+
+    Raises:
+        ArtifactError: The model is an encoder-decoder.
+    """
+    if lm.is_encoder_decoder:
+        raise ArtifactError("policy.adaptor works on causal LMs; this is an encoder-decoder")
+    with seeded(seed):
+        return AdaptedLanguageModel(lm.model, width, residual=residual, allowed=allowed)
+
+
+def fingerprint(lm: LanguageModel) -> str:
+    """sha256 of the frozen model's LM head: tells one language model from another."""
+    head: Any = lm.model.get_output_embeddings()
+    weight = head.weight.detach().float().cpu().contiguous()
+    return hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+
+
+def save_adaptor(lm: LanguageModel, folder: Path) -> None:
+    """Write the MLP, and which language model it belongs to."""
+    assert isinstance(lm, AdaptedLanguageModel)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / ADAPTOR_WEIGHTS, dict(lm.adaptor.state_dict()))
+    write_json(folder / ADAPTOR_JSON, {"language_model": fingerprint(lm)})
+
+
+def load_adaptor(lm: LanguageModel, folder: Path) -> None:
+    """Put a saved MLP into an adapted language model.
+
+    Raises:
+        ArtifactError: It was trained on another language model.
+    """
+    assert isinstance(lm, AdaptedLanguageModel)
+    if read_json(folder / ADAPTOR_JSON)["language_model"] != fingerprint(lm):
+        raise ArtifactError(
+            f"{folder}: this adaptor was trained on another language model than the policy's; "
+            "give the policy.path (and policy.revision) that the run was started with"
+        )
+    lm.adaptor.load_state_dict(load_tensors(folder / ADAPTOR_WEIGHTS))

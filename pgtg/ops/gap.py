@@ -1,0 +1,56 @@
+"""The piecewise gap: how much a classifier LM, led by a prompt, prefers the right label word."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def gap_scores(
+    log_probs: Float[Tensor, "*P E C"],
+    labels: Int[Tensor, " E"],
+    correct: float = 200.0,
+    wrong: float = 180.0,
+) -> Float[Tensor, "*P E"]:
+    """Score of each example: correct * gap where the gap is positive, else wrong * gap.
+
+    gap = p(label) - max over the other label words, p = softmax over the label words only.
+
+    Args:
+        log_probs: Log-probabilities of C label words for E examples [nats]; unnormalised ones do.
+        labels: Number of each example's class, in 0..C-1.
+        correct: Weight of a gap above 0, where the right word is the likeliest.
+        wrong: Weight of the others.
+
+    Returns:
+        Scores in [-wrong, correct]; the prompt's score is their mean over the examples.
+
+    Raises:
+        ValueError: Fewer than 2 label words, or a label that is none of them.
+
+    Source: arXiv:2306.00398, prompt task; the reward of RLPrompt, arXiv:2205.12548.
+    """
+    _check(log_probs, labels)
+    p = log_probs.softmax(-1)
+    index = labels.expand(p.shape[:-1])[..., None]
+    own = p.gather(-1, index).squeeze(-1)
+    gap = own - p.scatter(-1, index, -1.0).max(-1).values  # a probability is never below -1
+    return torch.where(gap > 0, correct * gap, wrong * gap)
+
+
+def accuracy(log_probs: Float[Tensor, "*P E C"], labels: Int[Tensor, " E"]) -> Float[Tensor, "*P"]:
+    """Share of examples whose own label word is the likeliest, in [0, 1]; of equals, the first.
+
+    Raises:
+        ValueError: As `gap_scores`.
+    """
+    _check(log_probs, labels)
+    return (log_probs.argmax(-1) == labels).double().mean(-1)
+
+
+def _check(log_probs: Tensor, labels: Tensor) -> None:
+    classes = log_probs.shape[-1]
+    if classes < 2 or bool(((labels < 0) | (labels >= classes)).any()):
+        raise ValueError(
+            f"need >= 2 label words and labels below their number, got {tuple(log_probs.shape)} "
+            f"and labels {labels.tolist()}"
+        )

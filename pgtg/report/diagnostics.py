@@ -1,0 +1,207 @@
+"""How good a run's token rewards are, from what its folder holds. No model is loaded.
+
+Ranking measures stand in the aggregate stage's manifests. From the held-out token rewards and
+evaluations come: the aggregator's weights (effective number of tokens, share of the top token),
+correlations with length, and the calibration of the pairwise Plackett–Luce probabilities.
+Left out, because they need the models: staleness over more than one round, token deletion and
+leave-one-out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from pgtg.report.collect import Run
+from pgtg.store import Artifact, read_table
+
+BINS = 10
+PARTS = ("heldout", "train")  # the first one that a run has
+FRESH = "align/fresh_pair_accuracy"
+RANKING = {  # column of the report -> name in the manifest
+    "pair_accuracy": "pair_accuracy",
+    "kendall_tau": "kendall_tau",
+    "top1_accuracy": "top1_accuracy",
+    "pl_nll": "nll",
+    "longer_wins": "longer_wins",
+    "shorter_wins": "shorter_wins",
+    "log_prob_wins": "log_prob_wins",
+}
+COLUMNS = (
+    *RANKING,
+    "fresh_pairs",  # the last round's reward model on this round's samples
+    "effective_tokens",
+    "top_token_share",
+    "evaluation_length_correlation",
+    "judge_length_correlation",
+    "calibration_error",
+)
+
+
+def diagnostics(run: Run) -> dict[tuple[int, str, str], dict[str, float]]:
+    """Measures by (round, head, part). Head "" is the one that guides; part is "heldout", or
+    "train" where a run has no held-out generations."""
+    found = {}
+    for number, head, folder in reward_rounds(run.path):
+        aggregate, score = Artifact(folder / "aggregate"), Artifact(folder / "score")
+        metrics = aggregate.manifest()["metrics"]
+        part = next((p for p in PARTS if f"aggregate/{p}_pair_accuracy" in metrics), PARTS[0])
+        values = {
+            name: metrics[f"aggregate/{part}_{key}"]
+            for name, key in RANKING.items()
+            if f"aggregate/{part}_{key}" in metrics
+        }
+        aligned = Artifact(folder / "align")
+        fresh = aligned.manifest()["metrics"].get(FRESH) if aligned.exists() else None
+        tables = generations(aggregate, score, part)
+        if tables is not None:
+            values |= _weights(run, tables["reward"]) | _relations(tables)
+        found[number, head, part] = values | ({} if fresh is None else {"fresh_pairs": fresh})
+    return found
+
+
+def reward_rounds(path: Path) -> list[tuple[int, str, Path]]:
+    """(round, head, folder) of every reward model that was held against the judge."""
+    found = []
+    for folder in sorted((path / "rounds").glob("[0-9]*")):
+        heads = sorted((folder / "heads").glob("*")) if (folder / "heads").is_dir() else []
+        for head, place in [("", folder), *((each.name, each) for each in heads)]:
+            if Artifact(place / "aggregate").exists():
+                found.append((int(folder.name), head, place))
+    return found
+
+
+def generations(aggregate: Artifact, score: Artifact, part: str) -> dict[str, list] | None:
+    """A part's generations: source_id, evaluation, judge's score, token rewards. None if absent."""
+    file = f"{part}.parquet"
+    for artifact in (aggregate, score):
+        if not artifact.exists() or not artifact.file(file).is_file():
+            return None
+    evaluations = read_table(aggregate.file(file), ["source_id", "evaluation", "score"])
+    rewards = read_table(score.file(file), ["reward"])["reward"]
+    if len(rewards) != len(evaluations["score"]):
+        return None  # made from other samples
+    return {**evaluations, "reward": rewards}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Scored generations of the last round, one entry each."""
+
+    tokens: np.ndarray  # length
+    token_reward: np.ndarray  # mean over its tokens
+    evaluation: np.ndarray  # e of the sequence
+
+
+def lengths(runs: Sequence[Run]) -> Lengths | None:
+    """All generations of the given runs together; None where some run has no table of them,
+    or where all are of one length."""
+    parts = []
+    for run in runs:
+        own = [folder for _, head, folder in reward_rounds(run.path) if not head]
+        if not own:
+            return None
+        places = Artifact(own[-1] / "aggregate"), Artifact(own[-1] / "score")
+        tables = (generations(*places, part) for part in PARTS)
+        table = next((found for found in tables if found is not None), None)
+        if table is None:
+            return None
+        parts += [
+            (len(rewards), float(np.mean(rewards)), evaluation)
+            for rewards, evaluation in zip(table["reward"], table["evaluation"], strict=True)
+            if len(rewards)
+        ]
+    tokens, reward, evaluation = np.array(parts, float).T
+    if len(np.unique(tokens)) < 2:
+        return None
+    return Lengths(tokens, reward, evaluation)
+
+
+def aggregator_weights(name: str, temperature: float, rewards: Sequence[float]) -> np.ndarray:
+    """The gradient of f by each token reward, scaled to sum 1: how much each token counts.
+
+    avg and sum: equal shares. max: softmax(r / beta), min: softmax(-r / beta).
+    """
+    values = np.asarray(rewards, float)
+    if name in ("avg", "sum"):
+        return np.full(len(values), 1 / len(values))
+    scaled = (values if name == "max" else -values) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return weights / weights.sum()
+
+
+def effective_tokens(weights: np.ndarray) -> float:
+    """exp(H(w)) [tokens]: as many tokens of equal weight are as spread out as these."""
+    positive = weights[weights > 0]
+    return float(np.exp(-(positive * np.log(positive)).sum()))
+
+
+def within_correlation(sources: Sequence[str], a: Sequence[float], b: Sequence[float]) -> float:
+    """Pearson's r of what is left of a and b after each source's own mean; NaN if constant."""
+    left, right = _centred(sources, a), _centred(sources, b)
+    scale = float(np.sqrt((left**2).sum() * (right**2).sum()))
+    return float((left * right).sum() / scale) if scale > 0 else float("nan")
+
+
+def calibration_error(
+    sources: Sequence[str], evaluations: Sequence[float], scores: Sequence[float]
+) -> float:
+    """Expected calibration error [0, 1] of P(i above j) = sigmoid(e_i - e_j), pairs of a source.
+
+    Each strictly ordered pair counts once, from the side that the evaluations favour, in ten equal
+    bins of [0.5, 1]: mean over pairs of |share right in its bin - mean probability in its bin|.
+    """
+    chance, right = [], []
+    for start, stop in _spans(sources):
+        e, s = np.asarray(evaluations[start:stop]), np.asarray(scores[start:stop])
+        i, j = np.triu_indices(len(e), 1)
+        i, j = i[s[i] != s[j]], j[s[i] != s[j]]
+        gap = e[i] - e[j]
+        chance.append(1 / (1 + np.exp(-np.abs(gap).clip(max=500))))
+        right.append(np.where(gap == 0, 0.5, (gap > 0) == (s[i] > s[j])))
+    p, hit = np.concatenate(chance), np.concatenate(right).astype(float)
+    if len(p) == 0:
+        return float("nan")
+    bins = np.minimum(((p - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    gaps = [abs((hit[bins == k] - p[bins == k]).sum()) for k in range(BINS)]
+    return float(sum(gaps) / len(p))
+
+
+def _weights(run: Run, rewards: Sequence[Sequence[float]]) -> dict[str, float]:
+    name = str(run.config["aggregator.name"])
+    beta = float(run.config["aggregator.temperature"])
+    weights = [aggregator_weights(name, beta, row) for row in rewards if len(row)]
+    return {
+        "effective_tokens": float(np.mean([effective_tokens(w) for w in weights])),
+        "top_token_share": float(np.mean([w.max() for w in weights])),
+    }
+
+
+def _relations(table: Mapping[str, list]) -> dict[str, float]:
+    lengths = [float(len(row)) for row in table["reward"]]
+    sources, evaluations, scores = table["source_id"], table["evaluation"], table["score"]
+    found = {
+        "evaluation_length_correlation": within_correlation(sources, evaluations, lengths),
+        "judge_length_correlation": within_correlation(sources, scores, lengths),
+        "calibration_error": calibration_error(sources, evaluations, scores),
+    }
+    return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
+def _centred(sources: Sequence[str], values: Sequence[float]) -> np.ndarray:
+    out = np.asarray(values, float).copy()
+    for start, stop in _spans(sources):
+        out[start:stop] -= out[start:stop].mean()
+    return out
+
+
+def _spans(sources: Sequence[str]) -> list[tuple[int, int]]:
+    """Ranges of rows with one source; a source's generations stand together."""
+    spans, start = [], 0
+    for _, members in groupby(sources):
+        stop = start + sum(1 for _ in members)
+        spans.append((start, stop))
+        start = stop
+    return spans

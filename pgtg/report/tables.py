@@ -1,0 +1,252 @@
+"""The report's tables, as texts. What they become (Markdown, LaTeX, HTML) only escapes them."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pgtg.report.build import Report
+from pgtg.report.cost import Cost
+from pgtg.report.diagnostics import COLUMNS
+from pgtg.report.statistics import ALPHA, Comparison, Summary
+
+ABSENT = "n/a"
+FEW = 3  # below this many seeds an interval says next to nothing
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts in cells; the first column names the row."""
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    marked: frozenset[int] = frozenset()  # rows that are not ours (published)
+
+
+def tables(report: Report) -> list[Table]:
+    """All tables, in reading order."""
+    made = []
+    for decoding in report.metrics:
+        made.append(_results(report, decoding))
+        if any(len(row.systems) > 1 for row in report.rows):
+            made.append(_intervals(report, decoding))
+        if report.baseline is not None:
+            made.append(_tests(report, decoding))
+    made.append(_costs(report))
+    if report.quality:
+        made.append(_quality(report))
+    if len(report.groups) > 1:
+        made.append(_differences(report))
+    made.append(_runs(report))
+    return made
+
+
+def _results(report: Report, decoding: str) -> Table:
+    return _wide(
+        report,
+        decoding,
+        f"results_{decoding}",
+        "mean (sd) over seeds",
+        mean_text,
+        "Each seed's value is a mean over the examples; sd with n - 1. One seed has no sd.",
+    )
+
+
+def _intervals(report: Report, decoding: str) -> Table:
+    return _wide(
+        report,
+        decoding,
+        f"intervals_{decoding}",
+        "95 % interval of the mean over seeds",
+        interval_text,
+        "Student's t with n - 1 degrees of freedom: what further seeds of the same config would "
+        "average to.",
+    )
+
+
+def _wide(
+    report: Report,
+    decoding: str,
+    name: str,
+    what: str,
+    text: Callable[[Summary], str],
+    note: str,
+) -> Table:
+    """A row per system, a column per metric."""
+    names = report.metrics[decoding]
+    rows = []
+    for row in report.rows:
+        found = [report.result(row, decoding, metric) for metric in names]
+        if any(found) and (text is not interval_text or len(row.systems) > 1):
+            cells = [ABSENT if result is None else text(result.summary) for result in found]
+            rows.append([row.label, str(len(row.systems)), *cells])
+    title = f"{report.split}, {decoding} decoding, {report.examples} examples: {what}"
+    return Table(name, title, ["row", "seeds", *names], rows, note)
+
+
+def mean_text(summary: Summary) -> str:
+    """`86.54 (0.31)`."""
+    return f"{summary.mean:.2f}" + (f" ({summary.sd:.2f})" if summary.sd is not None else "")
+
+
+def interval_text(summary: Summary) -> str:
+    """`[85.77, 87.31]`."""
+    if summary.low is None or summary.high is None:
+        return ABSENT
+    return f"[{summary.low:.2f}, {summary.high:.2f}]"
+
+
+def _tests(report: Report, decoding: str) -> Table:
+    assert report.baseline is not None
+    rows = []
+    for metric in report.metrics[decoding]:
+        for row in report.rows:
+            result = report.result(row, decoding, metric)
+            if result is not None and result.comparison is not None:
+                rows.append([row.label, metric, *_tested(result.comparison)])
+    return Table(
+        f"tests_{decoding}",
+        f"{report.split}, {decoding} decoding: difference to {report.baseline.label}, paired over "
+        "the same examples and seeds",
+        [
+            "row",
+            "metric",
+            "difference [95 %]",
+            "effect d_z",
+            "p",
+            "p (Holm)",
+            "seeds above",
+            "says",
+        ],
+        rows,
+        "Scores of an example are averaged over the common seeds; p is a two-sided sign-flip "
+        "permutation test over examples, Holm's correction runs over the rows of each metric, and "
+        f"'higher' or 'lower' means p (Holm) below {ALPHA}. The test is about these seeds: with "
+        f"fewer than {FEW} of them, or where 'seeds above' is mixed, another seed may turn the "
+        "difference.",
+    )
+
+
+def _tested(found: Comparison) -> list[str]:
+    verdict = found.verdict
+    mixed = 0 < found.seeds_above < found.seeds
+    if verdict != "no difference shown" and mixed:
+        verdict += ", but not in every seed"
+    return [
+        f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]",
+        f"{found.effect:+.2f}",
+        p_text(found.p),
+        p_text(found.p_holm),
+        f"{found.seeds_above} of {found.seeds}",
+        verdict,
+    ]
+
+
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _costs(report: Report) -> Table:
+    wanted: list[tuple[str, Callable[[Cost], float | None]]] = [
+        ("policy updates", lambda cost: cost.policy_updates),
+        ("reward updates", lambda cost: cost.reward_updates),
+        ("judged generations", lambda cost: cost.judged),
+        ("seconds", lambda cost: cost.seconds),
+    ]
+    extra = sorted(
+        {name for row in report.rows for system in row.systems.values() for name in system.extra}
+    )
+    rows = []
+    for row in report.rows:
+        costs = list(report.costs[row.label].values())
+        cells = [_average([value(cost) for cost in costs]) for _, value in wanted]
+        systems = row.systems.values()
+        cells += [_average([system.extra.get(name) for system in systems]) for name in extra]
+        rows.append([row.label, *cells])
+    return Table(
+        "costs",
+        "cost of a run, mean over seeds",
+        ["row", *(name for name, _ in wanted), *(name.replace("_", " ") for name in extra)],
+        rows,
+        "Judged generations: scored to train and to check the reward model. Seconds: wall time of "
+        "sampling with judging and of reward and policy training, from log.txt; n/a where a run "
+        "was resumed, run stage by stage, or took a stage from a cache. The warm start and the "
+        "evaluation are in no row.",
+    )
+
+
+def _average(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return ABSENT
+    mean = statistics.fmean(known)
+    return f"{mean:.0f}" if mean == round(mean) else f"{mean:.1f}"
+
+
+HEADINGS = {
+    "pair_accuracy": "pairs %",
+    "kendall_tau": "Kendall τ",
+    "top1_accuracy": "top-1 %",
+    "pl_nll": "PL NLL",
+    "longer_wins": "longer wins %",
+    "shorter_wins": "shorter wins %",
+    "log_prob_wins": "log-prob wins %",
+    "fresh_pairs": "fresh pairs %",
+    "effective_tokens": "effective tokens",
+    "top_token_share": "top token %",
+    "evaluation_length_correlation": "r(e, length)",
+    "judge_length_correlation": "r(judge, length)",
+    "calibration_error": "calibration error",
+}
+PERCENT = ("pair_accuracy", "top1_accuracy", "longer_wins", "shorter_wins", "log_prob_wins")
+PERCENT += ("top_token_share", "fresh_pairs")
+
+
+def _quality(report: Report) -> Table:
+    rows = []
+    names = [name for name in COLUMNS if any(name in found.values for found in report.quality)]
+    for found in report.quality:
+        label = found.label + (f", {found.head} head" if found.head else "")
+        cells = [_measure(name, found.values.get(name)) for name in names]
+        rows.append([label, str(found.round), found.part, str(found.seeds), *cells])
+    return Table(
+        "rewards",
+        "token rewards against the judge: mean over seeds",
+        ["row", "round", "on", "seeds", *(HEADINGS[name] for name in names)],
+        rows,
+        "on: held-out sources, or the generations that the reward model learned from. "
+        "pairs: share of the judge's ordered pairs that the evaluation orders alike; chance is 50, "
+        "and 'longer', 'shorter' and 'log-prob wins' are what rulers without learning reach. "
+        "fresh pairs: the former round's reward model on this round's samples (staleness). "
+        "Effective tokens exp(H(w)) and top token: how the aggregator's gradient spreads. "
+        "r: correlation within a source's generations. Calibration error of P(i above j) = "
+        "sigmoid(e_i - e_j), 0 is best.",
+    )
+
+
+def _measure(name: str, value: float | None) -> str:
+    if value is None:
+        return ABSENT
+    return f"{100 * value:.1f}" if name in PERCENT else f"{value:.3f}"
+
+
+def _differences(report: Report) -> Table:
+    keys = list(dict.fromkeys(key for group in report.groups for key in group.differs))
+    rows = [[key, *(group.differs.get(key, ABSENT) for group in report.groups)] for key in keys]
+    return Table(
+        "differences",
+        "what differs between the groups of runs (config minus seed)",
+        ["key", *(group.label for group in report.groups)],
+        rows,
+    )
+
+
+def _runs(report: Report) -> Table:
+    rows = [
+        [group.label or run.method, seed, run.shown]
+        for group in report.groups
+        for seed, run in group.runs.items()
+    ]
+    return Table("runs", "runs", ["row", "seed", "folder"], rows)

@@ -1,0 +1,108 @@
+"""Which generations are compared with each other, and what the judge prefers among them.
+
+Everything after a task's choice of comparisons is shared: alignment, diagnostics, reports.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgtg.ops.ranking import informative
+from pgtg.ops.sampling import derive_seed
+from pgtg.types import Generations
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """G groups of J candidates each.
+
+    Args:
+        groups: Rows into the generations.
+        preference: The judge's scores of the candidates, higher is better.
+        tied: Groups that were left out, since the judge tells none of their candidates apart.
+    """
+
+    groups: Int[Tensor, "G J"]
+    preference: Float[Tensor, "G J"]
+    tied: int = 0
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def split(self, size: int) -> list["Comparisons"]:
+        """Consecutive parts of at most `size` groups."""
+        return [
+            Comparisons(self.groups[i : i + size], self.preference[i : i + size])
+            for i in range(0, len(self), size)
+        ]
+
+
+def telling(groups: Int[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> Comparisons:
+    """The groups that hold a preference; the others are counted."""
+    keep = informative(preference)
+    return Comparisons(groups[keep], preference[keep], int((~keep).sum()))
+
+
+def of_sources(generations: Generations) -> Comparisons:
+    """Each source's own generations are compared with each other."""
+    scores = torch.tensor(generations.scores, dtype=torch.float64)
+    return telling(generations.groups, scores[generations.groups])
+
+
+def in_passes(comparisons: Comparisons, size: int, seed: int, step: int) -> Comparisons:
+    """The groups of update `step`: passes over all groups, each in a random order of its own."""
+    chosen: list[int] = []
+    total, place = len(comparisons), step * size
+    while len(chosen) < min(size, total):
+        epoch, offset = divmod(place + len(chosen), total)
+        order = np.random.default_rng(derive_seed(seed, epoch)).permutation(total)
+        chosen += order[offset : offset + size - len(chosen)].tolist()
+    return Comparisons(comparisons.groups[chosen], comparisons.preference[chosen])
+
+
+def distinct(generations: Generations) -> list[int]:
+    """Rows of the generations without repetitions: the first of each token sequence."""
+    first: dict[tuple[int, ...], int] = {}
+    for row, tokens in enumerate(generations.tokens):
+        first.setdefault(tuple(tokens), row)
+    return list(first.values())
+
+
+def all_at_once(generations: Generations) -> Comparisons:
+    """One group of all distinct generations."""
+    rows = torch.tensor([distinct(generations)])
+    scores = torch.tensor(generations.scores, dtype=torch.float64)
+    return telling(rows, scores[rows])
+
+
+def from_pool(
+    generations: Generations, size: int, seed: int, step: int, *, k: int, pool: int, share: float
+) -> Comparisons:
+    """Random groups of update `step`: `pool` distinct generations, `size` groups of `k` of them.
+
+    The preference is the judge's mean over a random `share` of the examples that it judged with,
+    the same ones for all groups of the update.
+
+    Args:
+        generations: With `example_scores`, the judge's score on every example.
+        k: Candidates of a group, drawn without replacement.
+        pool: Generations that the groups of one update are drawn from.
+        share: Of the judge's examples, in (0, 1].
+
+    Source: arXiv:2306.00398, Sec. 2.1; the released code's prompt reward step (METHOD.md: 16
+    prompts, 64 groups of 5, 80 % of the training examples).
+    """
+    assert generations.example_scores is not None
+    rng = np.random.default_rng(derive_seed(seed, step))
+    rows = np.array(distinct(generations))
+    rows = rng.permutation(rows)[:pool]
+    k = min(k, len(rows))
+    groups = np.stack([rng.permutation(rows)[:k] for _ in range(size)])
+    examples = generations.example_scores.shape[1]
+    seen = rng.permutation(examples)[: max(round(share * examples), 1)]
+    scores = generations.example_scores[:, np.sort(seen)].mean(-1)
+    chosen = torch.from_numpy(groups)
+    return telling(chosen, torch.from_numpy(scores)[chosen])

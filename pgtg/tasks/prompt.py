@@ -1,0 +1,222 @@
+"""The prompt task: short prompts that make a frozen classifier LM classify well.
+
+There are no targets. The policy writes prompts of fixed length from a start text, the classifier's
+gap score on the few training examples is the true preference, and comparisons are drawn from a
+pool of judged prompts. A prompt is judged once on a whole split; the random 80 % of a comparison,
+accuracies and means are views of that (`judges.memo`). The test split is read by evaluation only.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgtg.config import FewshotConfig, PromptConfig, RunConfig, TemplateConfig
+from pgtg.errors import ConfigError, DataError
+from pgtg.judges.classifier import Classifier, load_classifier
+from pgtg.judges.memo import PromptScores
+from pgtg.judges.template import Prompt, Template
+from pgtg.models.codec import PromptCodec
+from pgtg.ops.gap import gap_scores
+from pgtg.schedule import segments
+from pgtg.tasks import reviews
+from pgtg.tasks.comparisons import Comparisons, all_at_once, from_pool
+from pgtg.tasks.fewshot import load_fewshot
+from pgtg.tasks.task import Columns
+from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
+
+
+class PromptTask:
+    """Data, judge and comparisons of one prompt search.
+
+    Args:
+        cfg: The run's config.
+        run_dir: The run's folder, where a classifier made in the set-up stands.
+
+    Raises:
+        MissingResourceError: The classifier is not on this machine.
+    """
+
+    def __init__(self, cfg: RunConfig, run_dir: Path):
+        assert cfg.judge.classifier and cfg.prompt and cfg.data.fewshot  # config check
+        self.cfg, self.run_dir = cfg, run_dir
+        self.options: PromptConfig = cfg.prompt
+        self.judge = cfg.judge.classifier
+        self.fewshot: FewshotConfig = cfg.data.fewshot
+        self.counts: dict[str, DataCounts] = {}
+        self._splits: dict[str, list[Labelled] | None] = {}
+        self._scores: dict[str, PromptScores] = {}
+
+    def __enter__(self) -> "PromptTask":
+        if self.judge.path is not None:
+            self.scorer(self.judge.template)  # now: if it cannot be, the run refuses to start
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for scores in self._scores.values():
+            scores.close()
+
+    @property
+    def copies(self) -> int:
+        return 1
+
+    def read(self) -> None:
+        for split in ("train", "dev"):
+            self.labelled(split)
+
+    def labelled(self, split: str) -> list[Labelled] | None:
+        """The examples of a split; None where the data set has no test file.
+
+        Raises:
+            DataError: The split is unreadable or empty.
+        """
+        if split not in self._splits:
+            self._splits[split] = self._load(split)
+        return self._splits[split]
+
+    def _load(self, split: str) -> list[Labelled] | None:
+        if self.cfg.data.name == "reviews":
+            assert self.cfg.data.reviews is not None
+            rows = reviews.generate(self.cfg.data.reviews, self.cfg.data_seed or 0)[split]
+            self.counts[split] = DataCounts(split, len(rows), len(rows))
+            return rows
+        found = load_fewshot(self.cfg.data, split, self.cfg.data_seed or 0)
+        if found is None:
+            return None
+        rows, self.counts[split] = found
+        if not rows:
+            raise DataError(f"the {split} split has no examples: check data.path and data.splits")
+        return rows
+
+    def codec(self, tokenizer: Any, is_encoder_decoder: bool) -> PromptCodec:
+        policy = self.cfg.policy
+        length = policy.max_target_tokens
+        return PromptCodec(tokenizer, False, "", "", "", length, length, policy.start_text)
+
+    def allowed(self, tokenizer: Any) -> Sequence[int] | None:
+        """In the generated world the candidate words; otherwise every token."""
+        if self.cfg.data.reviews is None:
+            return None
+        return tokenizer.convert_tokens_to_ids(reviews.candidates(self.cfg.data.reviews))
+
+    def segments(self) -> list[int]:
+        return segments(self.cfg.schedule, 0)
+
+    def to_sample(self, round: int) -> dict[str, list[Example]]:
+        """One source a prompt, all empty: what differs is the random stream."""
+        number = self.options.first if round == 0 else self.cfg.sample.sources
+        held = self.cfg.sample.heldout_sources
+        parts = {"train": _empty("prompt", number)}
+        return parts | ({"heldout": _empty("heldout", held)} if held else {})
+
+    def judged(
+        self, tokens: Sequence[TokenIds], texts: Sequence[str], examples: Sequence[Example]
+    ) -> Future[Columns]:
+        """Gap scores on the training examples: their mean, and each."""
+        per_example = self.gaps(self.prompts(tokens, texts), "train")
+        done: Future[Columns] = Future()
+        done.set_result(
+            {
+                "score": per_example.mean(-1, dtype=np.float64).tolist(),
+                "example_scores": per_example.tolist(),
+            }
+        )
+        return done
+
+    def judge_description(self) -> Mapping[str, Any]:
+        judge = self.judge
+        return dict(self.scorer(judge.template).classifier.describe()) | {
+            "correct": judge.correct,
+            "wrong": judge.wrong,
+        }
+
+    def grouping(self) -> Mapping[str, Any]:
+        pool, share = self.options.pool, self.judge.share
+        return {"k": self.cfg.sample.k, "pool": pool, "share": share}
+
+    def comparisons(self, generations: Generations, size: int, seed: int, step: int) -> Comparisons:
+        pool, share = self.options.pool, self.judge.share
+        k = self.cfg.sample.k
+        return from_pool(generations, size, seed, step, k=k, pool=pool, share=share)
+
+    def all_comparisons(self, generations: Generations) -> Comparisons:
+        return all_at_once(generations)
+
+    def heldout(self) -> list[Example]:
+        return []
+
+    def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
+        return None
+
+    def prompts(self, tokens: Sequence[TokenIds], texts: Sequence[str]) -> list[Prompt]:
+        """Prompts to judge: with their ids where policy and classifier share the vocabulary."""
+        if not self._shares_vocabulary:
+            return [Prompt(text) for text in texts]
+        return [Prompt(text, tuple(ids)) for ids, text in zip(tokens, texts, strict=True)]
+
+    @cached_property
+    def _shares_vocabulary(self) -> bool:
+        policy, judge = self.cfg.policy, self.judge
+        return policy.path is not None and policy.path == judge.path
+
+    def log_probs(self, prompts: Sequence[Prompt], split: str, template: str = "") -> np.ndarray:
+        """float32 [P, E, C] log-probabilities of the label words; memoised."""
+        examples = self.labelled(split)
+        assert examples is not None
+        return self.scorer(template or self.judge.template)(prompts, split, examples)
+
+    def gaps(self, prompts: Sequence[Prompt], split: str, template: str = "") -> np.ndarray:
+        """float32 [P, E] gap scores of prompts on a split's examples."""
+        values = torch.from_numpy(self.log_probs(prompts, split, template))
+        return self.gap_of(values, split).numpy()
+
+    def gap_of(self, log_probs: torch.Tensor, split: str) -> torch.Tensor:
+        labels = torch.tensor([example.label for example in self.labelled(split) or []])
+        return gap_scores(log_probs, labels, correct=self.judge.correct, wrong=self.judge.wrong)
+
+    def scorer(self, template: str) -> PromptScores:
+        """The memoised classifier with one of the data set's templates.
+
+        Raises:
+            ConfigError: The data set has no such template for this kind of classifier.
+        """
+        if template not in self._scores:
+            model, tokenizer = self._model
+            spec = self.template(template)
+            classifier = Classifier(
+                model,
+                tokenizer,
+                Template.parse(spec.template, instruction=spec.instruction),
+                spec.words,
+                rendering=spec.rendering,
+                max_tokens=self.judge.max_tokens,
+                readout=self.judge.readout,
+            )
+            cache = None if self.cfg.cache == "off" else Path(self.cfg.cache).expanduser()
+            folder = None if cache is None else cache / "answers"
+            self._scores[template] = PromptScores(classifier, folder)
+        return self._scores[template]
+
+    def template(self, name: str) -> TemplateConfig:
+        masked = type(self._model[0]).__name__.endswith("ForMaskedLM")
+        kind = "masked" if masked else "causal"
+        known = getattr(self.fewshot, kind)
+        if name not in known:
+            raise ConfigError(
+                f"data.fewshot.{kind}: no template '{name}' for a {kind} classifier "
+                f"(known: {', '.join(known) or 'none'})"
+            )
+        return known[name]
+
+    @cached_property
+    def _model(self) -> tuple[Any, Any]:
+        path = self.judge.path or str(self.run_dir / "start" / "judge")
+        return load_classifier(path, revision=self.judge.revision, dtype=self.judge.dtype)
+
+
+def _empty(name: str, number: int) -> list[Example]:
+    return [Example(f"{name}{i:06d}", "", (), "") for i in range(number)]

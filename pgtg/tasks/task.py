@@ -1,0 +1,79 @@
+"""What the stages ask of a task. Everything that depends on chance in a task is a function of the
+seed and of what it is for, so any stage can be run again alone."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from pgtg.config import RunConfig
+from pgtg.models.codec import Codec
+from pgtg.tasks.comparisons import Comparisons
+from pgtg.types import DataCounts, Example, Generations, TokenIds
+
+Columns = dict[str, list[Any]]  # of a table, by name
+
+
+class Task(Protocol):
+    """Data of a run, how its generations are judged and compared, and in what order it trains."""
+
+    cfg: RunConfig
+    counts: dict[str, DataCounts]  # of the splits that were read
+
+    @property
+    def copies(self) -> int:
+        """Generations of each source that a round samples."""
+        ...
+
+    def read(self) -> None:
+        """Read the splits that the run uses.
+
+        Raises:
+            DataError: A split is missing, unreadable or empty.
+        """
+        ...
+
+    def codec(self, tokenizer: Any, is_encoder_decoder: bool) -> Codec:
+        """How the policy's sources and targets become token ids."""
+        ...
+
+    def allowed(self, tokenizer: Any) -> Sequence[int] | None:
+        """The only tokens that the policy may use; None for all."""
+        ...
+
+    def segments(self) -> list[int]:
+        """Policy updates after each reward training, one number a round."""
+        ...
+
+    def to_sample(self, round: int) -> dict[str, list[Example]]:
+        """Sources of a round: "train" to learn from, and perhaps "heldout" to check."""
+        ...
+
+    def judged(
+        self, tokens: Sequence[TokenIds], texts: Sequence[str], examples: Sequence[Example]
+    ) -> Future[Columns]:
+        """What the judge says of generations: a column "score", and perhaps more."""
+        ...
+
+    def judge_description(self) -> Mapping[str, Any]:
+        """All that the judge's scores depend on."""
+        ...
+
+    def comparisons(self, generations: Generations, size: int, seed: int, step: int) -> Comparisons:
+        """About `size` groups for update number `step` of the reward model."""
+        ...
+
+    def grouping(self) -> Mapping[str, Any]:
+        """The part of the config that the comparisons depend on."""
+        ...
+
+    def all_comparisons(self, generations: Generations) -> Comparisons:
+        """All groups, to check a reward model with."""
+        ...
+
+    def heldout(self) -> list[Example]:
+        """Examples that no training reads; the same in every round."""
+        ...
+
+    def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
+        """A planted label for each token of an example's target; None for ordinary data."""
+        ...
