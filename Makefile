@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check lint format types clean
+.PHONY: help setup train test torture check lint format types clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ train: $(READY) ## run the quickstart: pgtg train summarize (ARGS="seed=1 ..." a
 
 test: $(READY) ## run the default tests (ARGS="-m slow" runs others)
 	$(BIN)/python -m pytest $(ARGS)
+
+torture: $(READY) ## kill and resume runs of both tasks, 200 times (ARGS="--kills 20")
+	$(BIN)/python tests/torture.py $(ARGS)
 
 check: lint types test ## all that must hold before a commit
 

@@ -10,89 +10,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forking import ENVIRONMENT, Forked, forking
 from tiny import TINY, results
 
 PATIENCE = 90.0  # s until a point must be reached; a child needs some seconds for its imports
-
-
-# Imports take a child most of its life. This process has done them, and nothing else, when it forks
-# a child that calls the command line; the slow tests start `python -m pgtg` itself.
-FORKS = """
-import json, os, sys
-import transformers.models.t5.modeling_t5, transformers.models.t5.configuration_t5
-import pgtg.calls, pgtg.cli, pgtg.jobs, pgtg.train
-for line in sys.stdin:
-    ask = json.loads(line)
-    if "wait" in ask:
-        done, status = os.waitpid(ask["wait"], 0 if ask["block"] else os.WNOHANG)
-        print(json.dumps(os.waitstatus_to_exitcode(status) if done else None), flush=True)
-        continue
-    pid = os.fork()
-    if pid:
-        print(pid, flush=True)
-        continue
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-    os.dup2(os.open(ask["stderr"], os.O_WRONLY | os.O_CREAT, 0o600), 2)
-    sys.argv, code = ["pgtg", *ask["start"]], 1
-    try:
-        pgtg.cli.app()
-    except SystemExit as end:
-        code = end.code or 0
-    finally:
-        os._exit(code)
-"""
 
 
 def arguments(run: Path, *more: str) -> list[str]:
     return ["train", "summarize", *TINY, *more, f"run_dir={run}"]
 
 
-class Forked:
-    """A child of the forking process, with the part of Popen's interface that is used here."""
-
-    server: subprocess.Popen[str]
-
-    def __init__(self, run: Path, *more: str):
-        self.stderr = run.with_name(run.name + ".stderr")
-        self.stderr.unlink(missing_ok=True)
-        self.pid = self._ask({"start": arguments(run, *more), "stderr": str(self.stderr)})
-        self.returncode: int | None = None
-
-    def _ask(self, question: dict) -> int:
-        assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(json.dumps(question) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            self.returncode = self._ask({"wait": self.pid, "block": False})
-        return self.returncode
-
-    def send_signal(self, signum: int) -> None:
-        os.kill(self.pid, signum)
-
-    def communicate(self, timeout: float) -> tuple[None, str]:
-        if self.returncode is None:
-            self.returncode = self._ask({"wait": self.pid, "block": True})
-        return None, self.stderr.read_text()
-
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PGTG_QUIET": ""}
+def forked(run: Path, *more: str) -> Forked:
+    return Forked(arguments(run, *more), run.with_name(run.name + ".stderr"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forking_process() -> Iterator[None]:
-    environment = {**os.environ, **ENVIRONMENT}
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as Forked.server:
+    with forking():
         yield
-        Forked.server.kill()
 
 
 def started(run: Path, *more: str) -> subprocess.Popen[str]:
@@ -110,7 +45,7 @@ def started(run: Path, *more: str) -> subprocess.Popen[str]:
 Start = Callable[..., "Forked | subprocess.Popen[str]"]
 
 
-def complete(run: Path, *more: str, start: Start = Forked) -> str:
+def complete(run: Path, *more: str, start: Start = forked) -> str:
     """Run to the end; what it said on stderr."""
     child = start(run, *more)
     said = child.communicate(timeout=PATIENCE)[1]
@@ -119,7 +54,7 @@ def complete(run: Path, *more: str, start: Start = Forked) -> str:
 
 
 def stop(
-    run: Path, point: Callable[[Path], bool], signum: int, *more: str, start: Start = Forked
+    run: Path, point: Callable[[Path], bool], signum: int, *more: str, start: Start = forked
 ) -> int:
     """Begin or go on, send a signal as soon as `point` is reached; the exit code."""
     child = start(run, *more)
@@ -263,7 +198,7 @@ def test_a_state_with_other_bytes_is_refused(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    child = Forked(run)
+    child = forked(run)
     said = child.communicate(timeout=PATIENCE)[1]
     assert child.returncode == 2 and "optimizer.safetensors is damaged" in said
 

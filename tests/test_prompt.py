@@ -1,13 +1,14 @@
 """The prompt task end to end, on a small generated world with barely trained models."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import contents
-from tiny_prompt import tiny_prompt
+from tiny_prompt import TINY_PROMPT, tiny_prompt
 
 from pgtg.compose import run_config
 from pgtg.errors import ConfigError
@@ -43,7 +44,7 @@ def candidates(run: Path, system: str) -> list[dict]:
 
 def test_every_line_spends_the_same_and_is_reported(finished: Path):
     found = results(finished)
-    assert [*found] == [*LINES, "manual", "instructions", "icl", "null"]
+    assert [*found] == [*LINES, "manual", "instructions", "icl", "null", "optimum"]
     for name in LINES:
         search = found[name]["search"]
         assert search["judged_prompts"] == 8 + 6  # the first round's and the second's
@@ -99,6 +100,13 @@ def test_scores_and_accuracies_are_the_judges(finished: Path):
         assert mean == pytest.approx(np.mean([row["test_accuracy"] for row in rows[:2]]))
         best = read_jsonl(finished / "eval/test/pgtg/samples_best.jsonl")
         assert np.mean([row["scores"]["accuracy"] for row in best]) == rows[0]["test_accuracy"]
+
+
+def test_the_optimum_is_above_every_prompt_that_was_judged(finished: Path):
+    """Coordinate ascent with restarts, checked against all that the run itself tried."""
+    (best,) = candidates(finished, "optimum")
+    tried = [row["train_score"] for name in LINES for row in candidates(finished, name)]
+    assert best["train_score"] > max(tried)
 
 
 def test_candidates_are_the_judged_the_sampled_and_the_greedy(finished: Path):
@@ -183,6 +191,26 @@ def test_full_fine_tuning_of_a_small_lm_is_an_option(tmp_path: Path):
     from transformers import AutoModelForCausalLM
 
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "policy").num_parameters() > 0
+
+
+def test_a_plain_language_model_is_evaluated_as_a_writer(finished: Path):
+    """Candidates are its own samples and the judge is that of the config."""
+    models = finished / "start"
+    kept = [o for o in TINY_PROMPT if not re.match(r"policy\.(tiny|adaptor)|judge\.", o)]
+    own = ["policy=pretrained", f"policy.path={models / 'policy'}"]
+    own += ["judge=classifier", f"judge.classifier.path={models / 'judge'}"]
+    own += ["judge.classifier.max_tokens=64"]
+    cfg = run_config("prompt", [*kept, *own])
+    found = evaluate_saved(models / "policy", split="dev", metrics=None, overrides=[], cfg=cfg)
+    assert found["decodings"]["best"]["mean"] and "search" not in found
+
+
+def test_cut_texts_are_counted_and_said(finished: Path, capsys: pytest.CaptureFixture[str]):
+    found = evaluate_saved(
+        finished, split="dev", metrics=None, overrides=["judge.classifier.max_tokens=13"], cfg=None
+    )
+    assert found["texts_cut"]["dev"] > 0
+    assert "texts are cut to judge.classifier.max_tokens=13" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_evaluated_again(finished: Path):

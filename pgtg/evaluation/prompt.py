@@ -16,6 +16,7 @@ from pgtg.context import Context
 from pgtg.evaluation.system import Results, Rows, System
 from pgtg.findings import judged_curve, show_prompts
 from pgtg.generations import read_generations
+from pgtg.judges.classifier import Classifier
 from pgtg.judges.template import Prompt
 from pgtg.methods import method_of
 from pgtg.models.codec import Codec
@@ -24,10 +25,13 @@ from pgtg.models.reward import load_reward_model
 from pgtg.ops.sampling import derive_seed
 from pgtg.stages.improve import kept_policy
 from pgtg.store import content_hash
+from pgtg.tasks import reviews
 from pgtg.tasks.prompt import PromptTask
 from pgtg.types import TokenIds
 
 DEV = {"validation": "dev"}  # other names of splits
+OPTIMUM = "optimum"  # of the generated world, found by search over its words
+RESTARTS = 3  # of that search
 NO_FILE = "no such file in this data set; give it as data.splits.{split}"
 
 
@@ -51,7 +55,10 @@ class PromptEvaluation:
             name = control or ctx.cfg.method.name
             found.append(System(name, policy, [*parents, *sampled], control))
         start = ctx.parents(0)
-        return found + [System(name, None, start, name) for name in self.options.baselines]
+        found += [System(name, None, start, name) for name in self.options.baselines]
+        if ctx.cfg.data.reviews is not None:
+            found.append(System(OPTIMUM, None, start, OPTIMUM))
+        return found
 
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:
         whole = ctx.config_part("data", "policy", "sample", "judge", "evaluate", "prompt")
@@ -70,7 +77,10 @@ class PromptEvaluation:
             "absent": {},
             "decodings": {},
         }
-        if system.name in self.options.baselines:
+        if system.name == OPTIMUM:
+            rows = self._optimum(ctx)
+            self._test(task, rows, split, results)
+        elif system.name in self.options.baselines:
             rows = [{"text": "", "template": system.name} | self._scored(ctx, system.name, "dev")]
             if examples is not None:
                 values = self._baseline(ctx, system.name, split)
@@ -78,9 +88,11 @@ class PromptEvaluation:
         else:
             rows = self._candidates(ctx, system)
             self._test(task, rows, split, results)
-            results["search"] = self._search(ctx, system, rows)
-        if examples is None:
+            if _judged(ctx, system.control):
+                results["search"] = self._search(ctx, system, rows)
+        if examples is None:  # never another split in its place
             results["absent"]["accuracy"] = NO_FILE.format(split=split)
+        results["texts_cut"] = _report_cut(ctx, rows[0], split)
         samples: dict[str, Rows] = {"candidates": rows}
         per_example = results["decodings"].get("best", {}).pop("rows", None)
         if per_example is not None:
@@ -109,6 +121,29 @@ class PromptEvaluation:
                     (ids,) = _generate(ctx, lm, codec, 1, ctx.greedy())
                     chosen.setdefault(tuple(ids), f"greedy, round {i}")
         codec = codec or ctx.load_start()[1]
+        return self._ranked(task, codec, chosen)
+
+    def _optimum(self, ctx: Context) -> Rows:
+        """The generated world's best prompt under the judge, by coordinate ascent."""
+        task, world = prompt_task(ctx), ctx.cfg.data.reviews
+        assert world is not None
+
+        def judge(prompts: list[reviews.Words]) -> list[float]:
+            asked = [Prompt(" ".join(words)) for words in prompts]
+            return task.gaps(asked, "train").mean(-1, dtype=np.float64).tolist()
+
+        words = reviews.candidates(world)
+        length = ctx.cfg.sample.max_new_tokens
+        best, _ = reviews.optimum(judge, words, length, world.seed, RESTARTS)
+        codec = ctx.load_start()[1]
+        ids = codec.tokenizer.convert_tokens_to_ids(list(best))
+        assert isinstance(ids, list)
+        return self._ranked(task, codec, {tuple(ids): "coordinate ascent"})
+
+    def _ranked(
+        self, task: PromptTask, codec: Codec, chosen: Mapping[tuple[int, ...], str]
+    ) -> Rows:
+        """Rows of prompts (ids -> where they come from) with their scores, best on dev first."""
         texts = [codec.decode(list(ids)) for ids in chosen]
         prompts = task.prompts([list(ids) for ids in chosen], texts)
         rows = [
@@ -206,6 +241,27 @@ def _judged(ctx: Context, control: str) -> dict[tuple[int, ...], float]:
         generations = read_generations(artifact, "train")
         for tokens, score in zip(generations.tokens, generations.scores, strict=True):
             found[tuple(tokens)] = score
+    return found
+
+
+def _report_cut(ctx: Context, row: Mapping[str, Any], split: str) -> dict[str, int]:
+    """Texts that the judge reads shortened, by split; said where there are any."""
+    task = prompt_task(ctx)
+    name = row.get("template", task.judge.template)
+    prompt = Prompt(row["text"], tuple(row["ids"]) if "ids" in row else None)
+    classifier = task.scorer(name).classifier
+    assert isinstance(classifier, Classifier)
+    found = {
+        part: classifier.truncated(task.labelled(part) or [], prompt)
+        for part in dict.fromkeys(("train", "dev", split))
+    }
+    for part, number in found.items():
+        if number:
+            total, limit = len(task.labelled(part) or []), task.judge.max_tokens
+            ctx.log.warn(
+                f"{name}: {number} of {total} {part} texts are cut to "
+                f"judge.classifier.max_tokens={limit}"
+            )
     return found
 
 
