@@ -7,9 +7,11 @@ READY := $(VENV)/.ready
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ARGS ?=
+# more of a sweep's options, e.g. RESULTS="hydra/launcher=joblib hydra.launcher.n_jobs=2"
+RESULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test torture check lint format types clean
+.PHONY: help setup train test bench results-quickstart torture check lint format types clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +29,20 @@ train: $(READY) ## run the quickstart: pgtg train summarize (ARGS="seed=1 ..." a
 
 test: $(READY) ## run the default tests (ARGS="-m slow" runs others)
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY) ## time each phase against a calibrating matmul (ARGS="--threads 2")
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+results-quickstart: $(READY) ## the README's results: 4 aggregators x 3 seeds, plain MLE, controls
+	$(BIN)/pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1,2 $(RESULTS) \
+		sweep_dir=outputs/results/quickstart/pgtg
+	$(BIN)/pgtg train summarize -m method=mle seed=0,1,2 $(RESULTS) \
+		sweep_dir=outputs/results/quickstart/mle
+	$(BIN)/pgtg report outputs/results/quickstart --baseline method=mle \
+		--metrics rougeLsum,meteor_stem,fact_accuracy,well_formed \
+		--out outputs/results/quickstart-report
+	$(BIN)/python benchmarks/results.py quickstart outputs/results/quickstart-report \
+		"make results-quickstart"
 
 torture: $(READY) ## kill and resume runs of both tasks, 200 times (ARGS="--kills 20")
 	$(BIN)/python tests/torture.py $(ARGS)

@@ -317,6 +317,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     }
     if any(not isinstance(manifest.get(key), kind) for key, kind in shape.items()):
         raise damaged
+    dropped = manifest["extra"].get("dropped", [])
+    if not isinstance(dropped, list) or not all(isinstance(name, str) for name in dropped):
+        raise damaged
+    if manifest["position"] < 0:
+        raise damaged
     try:
         if content_hash(manifest) != checksum:
             raise damaged

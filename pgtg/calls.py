@@ -2,20 +2,33 @@
 
 import os
 import secrets
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from pgtg.compose import as_hydra, composed, quoted, run_config, sweep, swept_keys
+from pgtg.compose import (
+    as_hydra,
+    as_run_config,
+    composed,
+    hydra_part,
+    job_folders,
+    quoted,
+    run_config,
+    sweep,
+    swept_keys,
+)
 from pgtg.config import RunConfig
-from pgtg.errors import ConfigError
-from pgtg.jobs import FORCE, QUIET, launch, logged, saved_config
+from pgtg.errors import ConfigError, PgtgError
+from pgtg.jobs import FORCE, QUIET, THREADS, launch, logged, saved_config
 
 OUTPUTS = Path("outputs")
+SUBDIR = "${pgtg_folder:${hydra.job.override_dirname}}"  # as in conf/
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Call:
 
     Args:
         task: Name of the task.
-        overrides: All `key=value` but run_dir.
+        overrides: All `key=value` but run_dir and sweep_dir.
         run_dir: The run folder asked for (with multirun: the folder of the sweep), if any.
         config_dir: The user's own config files, if any.
         multirun: One run for each combination of the overrides' `key=a,b`.
@@ -50,7 +63,9 @@ class Call:
         values, run_dir = [], None
         for text in overrides or []:
             key, _, value = text.partition("=")
-            if key == "run_dir":
+            if key == "sweep_dir" and not multirun:
+                raise ConfigError("sweep_dir is the folder of a sweep (-m); a run has run_dir=...")
+            if key in ("run_dir", "sweep_dir"):
                 run_dir = (
                     Path(value.strip("'\"")).expanduser() if value not in ("", "null") else None
                 )
@@ -77,6 +92,14 @@ class Call:
             raise ConfigError(*dict.fromkeys(problems))
         return runs
 
+    def first_job(self) -> tuple[RunConfig | None, list[str]]:
+        """The config of the first run and what is wrong with it; none if values are wrong."""
+        saved = saved_config(self.run_dir) if self.run_dir and not self.multirun else None
+        values = sweep(self.task, self.overrides)[0] if self.multirun else self.overrides
+        cfg, problems = composed(self.task, values, config_dir=self.config_dir, saved=saved)
+        run, more = as_run_config(cfg)
+        return (None if more else run), problems + more
+
     def launch(self, *, force: bool, quiet: bool) -> None:
         """Check everything, then hand run or sweep to Hydra. If refused, nothing is written."""
         from pgtg.plan import check_resources
@@ -84,9 +107,9 @@ class Call:
         runs = self.jobs()
         for run in runs:
             check_resources(run)
+        how = self._sweep(runs) if self.multirun else self._run_folder(runs[0])
         flags = ["--config-name", self.task, *(["--multirun"] if self.multirun else [])]
         flags += ["--config-dir", str(self.config_dir)] if self.config_dir else []
-        how = self._sweep_folder() if self.multirun else self._run_folder(runs[0])
         how += [
             f"+hydra.job.env_set.{key}='1'" for key, on in ((FORCE, force), (QUIET, quiet)) if on
         ]
@@ -96,7 +119,9 @@ class Call:
         """Print the composed config (`job`), Hydra's own (`hydra`), or both (`all`) as yaml."""
         if kind != "job":
             flags = ["--config-name", self.task, "--cfg", kind]
-            launch(flags, self.overrides)
+            hydras = [text for text in self.overrides if text.lstrip("+~").startswith("hydra")]
+            first = [*hydras, *sweep(self.task, self.overrides, self.config_dir)[0]]
+            launch(flags, first if self.multirun else self.overrides)
             return
         saved = saved_config(self.run_dir) if self.run_dir and not self.multirun else None
         values = sweep(self.task, self.overrides)[0] if self.multirun else self.overrides
@@ -131,12 +156,29 @@ class Call:
         known = saved_config(folder) is not None  # its .hydra/ stays as the run was started
         return [f"hydra.run.dir={quoted(folder)}", *(["hydra.output_subdir=null"] if known else [])]
 
-    def _sweep_folder(self) -> list[str]:
+    def _sweep(self, runs: Sequence[RunConfig]) -> list[str]:
+        """Overrides that say where a sweep goes, how its jobs are named and what they may use; the
+        list of its jobs is written down."""
+        from pgtg import sweeps
+
         folder = self.run_dir or OUTPUTS / self.task / "multirun" / unique()
         swept, fixed = swept_keys(self.overrides)
-        exclude = ",".join(quoted(key) for key in sorted(fixed)) if swept else ""
-        names = f"hydra.job.config.override_dirname.exclude_keys=[{exclude}]"
-        return [f"hydra.sweep.dir={quoted(folder)}", names]
+        exclude = sorted(fixed) if swept else []
+        given = ",".join(quoted(key) for key in exclude)
+        how = [f"hydra.sweep.dir={quoted(folder)}"]
+        how.append(f"hydra.job.config.override_dirname.exclude_keys=[{given}]")
+        part = hydra_part(self.task, self.overrides, self.config_dir)
+        where = Path(next((v for v in map(_sweep_dir, self.overrides) if v), folder))
+        if part["sweep"]["subdir"] == SUBDIR and str(part["sweeper"]["_target_"]).endswith(
+            "BasicSweeper"
+        ):
+            jobs = sweep(self.task, self.overrides, self.config_dir)
+            command = ["pgtg", "train", self.task, "-m", f"sweep_dir={where}", *self.overrides]
+            named = dict(zip(job_folders(jobs, exclude), jobs, strict=True))
+            sweeps.record(where, [shlex.quote(word) for word in command], named)
+            found = [sweeps.status(where / name, name) for name in named]
+            print(f"sweep {where}: {sweeps.summary(found)}", file=sys.stderr)
+        return [*how, *_thread_share(part["launcher"], runs)]
 
 
 def evaluate_folder(
@@ -162,9 +204,19 @@ def evaluate_folder(
         run = run_config(task, own, config_dir=config_dir)
     set_quiet(quiet)
     names = [name.strip() for name in metrics.split(",")] if metrics else None
+    if run is None:
+        stay_offline()
     from pgtg.evaluate import evaluate_saved
 
     evaluate_saved(path, split=split, metrics=names, overrides=values, cfg=run)
+
+
+def stay_offline() -> None:
+    """Fetch nothing: a run folder, perhaps a stranger's, names the models and data to read.
+
+    What its owner has used is in the local cache; with HF_HUB_OFFLINE=0 it may fetch.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def report_folders(
@@ -182,6 +234,77 @@ def report_folders(
     options = {"baseline": baseline, "metrics": names, "split": split, "layout": layout}
     print("\n".join(report(folders, out, **options)))
     print(f"written to {out}", file=sys.stderr)
+
+
+def explain_run(
+    path: Path,
+    split: str | None,
+    text: Path | None,
+    n: int | None,
+    html: Path | None,
+    format: str | None,
+    out: Path | None,
+    others: Sequence[Path] | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Token credit of a run: in the terminal, or in the files that are named."""
+    from pgtg.explain.gather import Options
+    from pgtg.explain.write import explain
+
+    explain(path, Options(split, text, n, html, format, out, tuple(others or ()), quiet))
+
+
+def _sweep_dir(override: str) -> str | None:
+    """The folder that a user's own hydra.sweep.dir names; it wins over ours."""
+    key, _, value = override.partition("=")
+    return value.strip("'\"") if key.lstrip("+") == "hydra.sweep.dir" else None
+
+
+def _thread_share(launcher: Mapping[str, Any], runs: Sequence[RunConfig]) -> list[str]:
+    """Threads of each job where joblib runs several at once: together as many as there are cores.
+
+    OpenMP's pools get the config's `threads` where all jobs name the same; torch gets each job's.
+    """
+    if not str(launcher["_target_"]).endswith("JoblibLauncher"):
+        return []
+    import joblib
+
+    cores, asked = joblib.cpu_count(), int(launcher["n_jobs"] or 1)
+    at_once = min(asked if asked > 0 else max(cores + 1 + asked, 1), len(runs))
+    share = max(cores // at_once, 1)
+    named = {run.threads or share for run in runs}
+    pools = named.pop() if len(named) == 1 else share
+    values = {THREADS: share, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), pools)}
+    return [f"+hydra.job.env_set.{name}='{value}'" for name, value in values.items()]
+
+
+def doctor(words: Sequence[str], config_dir: Path | None, *, multirun: bool, online: bool) -> bool:
+    """Examine this machine and a config, print what was found; whether all is well.
+
+    Args:
+        words: The task (summarize if left out) and overrides, as for train.
+        config_dir: The user's own config files, if any.
+        multirun: The overrides are of a sweep; its first job is examined.
+        online: Ask the hub for what is not on this machine.
+    """
+    from pgtg.doctor import Surroundings, examine, text_of
+    from pgtg.entries import default_cache
+
+    task, *overrides = [*words] if words and "=" not in words[0] else ["summarize", *words]
+    cfg, problems, folder = None, list[str](), OUTPUTS
+    try:
+        call = Call.parse(task, overrides, config_dir, multirun=multirun)
+        folder = call.run_dir or OUTPUTS
+        cfg, problems = call.first_job()
+        hydra_part(task, call.overrides, config_dir)
+    except PgtgError as error:
+        problems = [*problems, *str(error).splitlines()]
+    cache = default_cache() if cfg is None else Path(cfg.cache)
+    around = Surroundings(folder, None if str(cache) == "off" else cache, online)
+    found = examine(cfg, problems, around)
+    print(text_of(found))
+    return not any(one.state == "problem" for one in found)
 
 
 def unique() -> str:

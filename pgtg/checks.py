@@ -59,6 +59,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "uniform": "plain MLE from the same start (summarize)",
         "shuffled": "the same weights, or judge's scores, in random order",
         "random": "random search with as many judged prompts (prompt)",
+        "random_reward_model": "guided by a reward model that was never trained",
         "sparse": "REINFORCE on the judge's own score (prompt)",
     },
     "reward.score": {
@@ -83,9 +84,10 @@ CHOICES: dict[str, dict[str, str]] = {
     "keep_rounds": {"all": "artifacts of every round", "last": "of the last round only"},
     "policy.dtype": {"float32": "32-bit floats", "bfloat16": "16-bit floats; slow on most CPUs"},
 }
-# what each task knows: its methods, and the controls that stand beside `pgtg` if none are named
+# what each task knows: its methods, all controls, and those beside `pgtg` where none are named
 METHODS = {"summarize": ("pgtg", "mle"), "prompt": ("pgtg", "sparse", "random")}
-CONTROLS = {"summarize": ("uniform", "shuffled"), "prompt": ("random", "sparse", "shuffled")}
+STANDARD = {"summarize": ("uniform", "shuffled"), "prompt": ("random", "sparse", "shuffled")}
+CONTROLS = {task: (*names, "random_reward_model") for task, names in STANDARD.items()}
 FIT_CHOICES = {
     "optimizer": ("adam", "adamw"),
     "schedule": ("constant", "plateau"),
@@ -154,6 +156,7 @@ RULES: tuple[Rule, ...] = (
     ("schedule.retrain_every", *POSITIVE),
     ("schedule.retrain_until", *NOT_NEGATIVE),
     ("evaluate.examples", *COUNT),
+    ("evaluate.diagnose", *NOT_NEGATIVE),
     ("metrics.bertscore_layers", *COUNT),
     ("seed", *NOT_NEGATIVE),
     ("threads", *COUNT),

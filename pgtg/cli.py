@@ -49,15 +49,38 @@ def reporting() -> Iterator[None]:
     try:
         yield
     except PgtgError as error:
-        for line in str(error).splitlines():
-            typer.echo(f"error: {line}", err=True)
+        for line in str(error).split("\n"):
+            typer.echo(f"error: {printable(line)}", err=True)
         raise typer.Exit(error.exit_code) from error
     except interrupt.Interrupted as stop:
         typer.echo("; ".join([str(stop), *getattr(stop, "__notes__", ())]), err=True)
         raise typer.Exit(stop.exit_code) from stop
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        typer.echo(f"error: {printable(unforeseen(error))}", err=True)
+        raise typer.Exit(1) from error
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def printable(line: str) -> str:
+    """Control characters as escapes: a stranger's file must not drive the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
+def unforeseen(error: Exception) -> str:
+    """One line for an error that nobody foresaw; its traceback goes to a file of its own."""
+    import tempfile
+    import traceback
+
+    first = (str(error).strip() or "no message").splitlines()[0]
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="pgtg-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return f"{type(error).__name__}: {first} (unexpected; traceback in {file.name})"
 
 
 Task = Annotated[
@@ -88,7 +111,7 @@ Examples:
   pgtg train summarize experiment=cnn_dm_t5_small        the paper's hyper-parameters
   pgtg train summarize data=files data.path=my policy=t5_small
   pgtg train summarize run_dir=outputs/mine              resumes it if it is unfinished
-  pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1
+  pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1 sweep_dir=outputs/sweep
   pgtg train summarize --dry-run | --cfg job
 """
 
@@ -218,15 +241,154 @@ def report(
         report_folders(folders, out, baseline, metrics, split, layout)
 
 
-@app.command("ls", epilog="Example: pgtg ls aggregators")
+EXPLAIN_EXAMPLES = """
+Examples:
+
+\b
+  pgtg explain outputs/mine                              a few sources in the terminal
+  pgtg explain outputs/mine --html credit.html --with outputs/max --with outputs/sum
+  pgtg explain outputs/mine --split test --n 200 --out credit.parquet
+  pgtg explain outputs/mine --text my.jsonl              your own prompts and completions
+"""
+
+
+@app.command(epilog=EXPLAIN_EXAMPLES)
+def explain(
+    path: Annotated[Path, typer.Argument(help="A run folder with a reward model.")],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="Sources: train, validation or test; default: the last round's."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="Your texts: jsonl with prompt, completion, maybe reference."),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", min=1, help="Sources (or prompts); 3 in the terminal, else 50."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write one offline page.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="jsonl or parquet.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write tokens and rewards.")] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another run that reads the same texts; may be repeated."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show which tokens a run's reward model thanks or blames for the rank of a text."""
+    with reporting():
+        from pgtg.calls import explain_run
+
+        explain_run(path, split, text, n, html, format, out, others, quiet=quiet)
+
+
+LS_EXAMPLES = """
+Examples:
+
+\b
+  pgtg ls aggregators
+  pgtg ls outputs/sweep          done, running, failed (why) and missing runs of a sweep
+  pgtg ls cache
+"""
+
+
+@app.command("ls", epilog=LS_EXAMPLES)
 def list_names(
     group: Annotated[
         str | None,
-        typer.Argument(help="One group; all in short if left out.", autocompletion=complete_groups),
+        typer.Argument(
+            help="One group, a sweep's folder, or cache; all groups in short if left out.",
+            autocompletion=complete_groups,
+        ),
     ] = None,
 ) -> None:
-    """List tasks, experiments, aggregators, methods, judges, metrics, heads, data, ..."""
+    """List tasks, experiments, aggregators, methods, ...; how far a sweep is; what is cached."""
     with reporting():
         from pgtg.listing import show
 
         show(group)
+
+
+DOCTOR_EXAMPLES = """
+Examples:
+
+\b
+  pgtg doctor                                            this machine, and the quickstart
+  pgtg doctor summarize experiment=cnn_dm_t5_small       what that run would need
+  pgtg doctor prompt dataset=sst2 --online               also ask the hub for what is not here
+  pgtg doctor --env                                      a block for a bug report
+"""
+
+
+@app.command(epilog=DOCTOR_EXAMPLES)
+def doctor(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TASK] [KEY=VALUE]...",
+            help="As for train; the quickstart if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    env: Annotated[bool, typer.Option("--env", help="Print a block for a bug report.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the hub for what is not on this machine.")
+    ] = False,
+    multirun: Annotated[
+        bool, typer.Option("-m", "--multirun", help="The overrides are of a sweep.")
+    ] = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Name every problem of this machine and this config, and what mends each. Exit code 1 if any.
+
+    Nothing is fetched and nothing is left written.
+    """
+    with reporting():
+        if env:
+            from pgtg.doctor.environment import block
+
+            typer.echo(block())
+            return
+        from pgtg import calls
+
+        well = calls.doctor(words or [], config_dir, multirun=multirun, online=online)
+    if not well:
+        raise typer.Exit(1)
+
+
+cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What runs share.")
+app.add_typer(cache, name="cache")
+
+PRUNE_EXAMPLES = """
+Examples:
+
+\b
+  pgtg cache prune                   down to the limit, PGTG_CACHE_SIZE
+  pgtg cache prune --max-size 2GB    oldest use first, never what is in use
+  pgtg cache prune --all
+"""
+
+
+@cache.command(epilog=PRUNE_EXAMPLES)
+def prune(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Delete all that is not in use.")
+    ] = False,
+    max_size: Annotated[
+        str | None, typer.Option("--max-size", help="Bytes to keep, e.g. 2GB.")
+    ] = None,
+) -> None:
+    """Delete from the cache what was used longest ago. It only saves time: nothing is lost."""
+    with reporting():
+        from pgtg.entries import default_cache
+        from pgtg.listing import prune_cache
+
+        prune_cache(default_cache(), everything=everything, max_size=max_size)
+
+
+@cache.callback()
+def cache_group() -> None:
+    """The cache by content hash; `pgtg ls cache` lists it."""

@@ -4,6 +4,7 @@ Whatever is wrong with a call is collected and reported together: unknown keys a
 nearest known name, wrong types, missing values, and the cross-checks of `config.check`.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pgtg.checks import CONTROLS, check, nearest, value_at
+from pgtg.checks import STANDARD, check, nearest, value_at
 from pgtg.config import RunConfig, expected_type, is_open, known_keys, stand_in
 from pgtg.errors import ConfigError
 from pgtg.groups import CONF, option_files
@@ -36,12 +37,22 @@ PATHS = (
     "metrics.bertscore_model",
     "cache",
 )
+LAUNCHERS = "launchers are extras: pip install 'pgtg[joblib]', 'pgtg[slurm]' or 'pgtg[ray]'"
+# how Hydra and OmegaConf refuse odd input; some of it trips over their own assertions and types
+REFUSALS = (HydraException, OmegaConfBaseException)
+REFUSALS += (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 SECTIONS = {"dataset": "data"}  # groups that fill a section of another name
 
 
 def folder_name(text: str) -> str:
-    """A file name for the overrides of one sweep job, e.g. `aggregator=max,seed=1`."""
-    return re.sub(r"[^\w.,=+-]+", "_", text)[:200] or "job"
+    """A file name for the overrides of one sweep job, e.g. `aggregator=max,seed=1`.
+
+    What is cut, or holds other characters, gets a hash, so that two jobs never share a folder.
+    """
+    name = re.sub(r"[^\w.,=+-]+", "_", text)
+    if len(name) > 200:
+        name = f"{name[:180]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return name or "job"
 
 
 def register() -> None:
@@ -101,9 +112,9 @@ def composed(
     if task not in tasks():
         raise ConfigError(f"there is no task '{task}'{nearest(task, tasks())}")
     parsed, problems = _parse(load, overrides)
-    problems += [text for override in parsed if (text := _other_task(override, task))]
-    if problems and any("belongs to the task" in text for text in problems):
-        raise ConfigError(*problems)
+    others = [text for override in parsed if (text := _other_task(override, task))]
+    if others:
+        raise ConfigError(*problems, *others)
     if saved is not None and not any(o.key_or_group == "experiment" for o in parsed):
         cfg, more = _on_saved(load, task, parsed, saved)
     else:
@@ -113,16 +124,17 @@ def composed(
 
 def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
     """Plain dataclasses from a composed config, and all that `check` has against them."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    problems = [f"{key}: no value; give {key}=..." for key in missing]
+    problems = []
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        problems += [f"{key}: no value; give {key}=..." for key in missing]
         run = OmegaConf.to_object(_filled(cfg, missing))
-    except OmegaConfBaseException as error:
+    except REFUSALS as error:
         raise ConfigError(*problems, one_line(error)) from error
     assert isinstance(run, RunConfig)
     _expand_home(run)
     if run.method.controls is None:  # those of the task
-        run.method.controls = list(CONTROLS[run.task]) if run.method.name == "pgtg" else []
+        run.method.controls = list(STANDARD[run.task]) if run.method.name == "pgtg" else []
     return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
 
 
@@ -140,6 +152,36 @@ def sweep(task: str, overrides: Sequence[str], config_dir: Path | None = None) -
         return BasicSweeper.split_arguments(parsed, None)[0]
     except HydraException as error:
         raise ConfigError(one_line(error)) from error
+
+
+def job_folders(jobs: Iterable[Sequence[str]], exclude: Iterable[str]) -> list[str]:
+    """Names of the run folders of a sweep's jobs, as `conf/` has Hydra name them."""
+    from hydra._internal.config_loader_impl import get_overrides_dirname
+
+    parser, skipped = OverridesParser.create(), list(exclude)
+    return [
+        folder_name(get_overrides_dirname(parser.parse_overrides(list(job)), skipped, ",", "="))
+        for job in jobs
+    ]
+
+
+def hydra_part(
+    task: str, overrides: Sequence[str], config_dir: Path | None = None
+) -> Mapping[str, Any]:
+    """Hydra's own launcher, sweeper and sweep sections as this call composes them.
+
+    Raises:
+        ConfigError: The call names a launcher or a sweeper that is not installed.
+    """
+    load = loader(config_dir)
+    parsed = OverridesParser.create(config_loader=load).parse_overrides(list(overrides))
+    own = [str(o.input_line) for o in parsed if o.is_hydra_override()]
+    try:
+        cfg = load.load_configuration(task, own, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    except HydraException as error:
+        raise ConfigError(f"{one_line(error)}; {LAUNCHERS}") from error
+    names = ("launcher", "sweeper", "sweep")
+    return {name: OmegaConf.to_container(cfg.hydra[name], resolve=False) for name in names}
 
 
 def swept_keys(overrides: Iterable[str]) -> tuple[set[str], set[str]]:
@@ -207,7 +249,9 @@ def _parse(load: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[list[Overr
 
 
 def _other_task(override: Override, task: str) -> str | None:
-    """What to say of an experiment of another task."""
+    """What to say of another task, or of an experiment of one."""
+    if override.key_or_group == "task" and (override.is_delete() or override.value() != task):
+        return f"'{override.input_line}': the task comes first, e.g. pgtg train {task}"
     if override.key_or_group != "experiment":
         return None
     name = str(override.value())
@@ -242,11 +286,11 @@ def _load(
             (groups if options else values).append(override)
     try:
         return _compose(load, task, [*groups, *values]), problems
-    except (HydraException, OmegaConfBaseException, AssertionError):
+    except REFUSALS:
         pass  # the loop below finds the overrides at fault, unless the config files are
     try:
         base = _compose(load, task, groups)
-    except (HydraException, OmegaConfBaseException) as error:
+    except REFUSALS as error:
         raise ConfigError(*problems, one_line(error)) from error
     return base, problems + [p for p in (_apply(base, o) for o in values) if p]
 
@@ -257,14 +301,19 @@ def _on_saved(
     """The saved config with the overrides applied: whole groups first, then single keys."""
     try:
         base = OmegaConf.merge(OmegaConf.structured(RunConfig), dict(saved))
-    except OmegaConfBaseException as error:
+    except REFUSALS as error:
         raise ConfigError(f"the saved config is of another version: {one_line(error)}") from error
     assert isinstance(base, DictConfig)
     if base.task != task:
         raise ConfigError(f"this run folder belongs to the task '{base.task}', not '{task}'")
     groups = [o for o in parsed if _options(load, o)]
-    experiment = OverridesParser.create().parse_override(f"experiment={base.experiment or 'none'}")
+    name = str(base.experiment or "none")
+    if not re.fullmatch(r"[\w+.-]+(/[\w+-]+)*", name):
+        raise ConfigError(f"the saved config names no experiment: {name!r:.80}")
+    experiment = OverridesParser.create().parse_override(f"experiment={name}")
     chosen, problems = _load(load, task, [experiment, *groups])
+    if base.cache != "off":  # where this user's runs share, not where a stranger's run says
+        base["cache"] = chosen["cache"]
     for override in groups:
         section = SECTIONS.get(override.key_or_group, override.key_or_group)
         base[section] = chosen[section]
@@ -309,7 +358,7 @@ def _apply(cfg: DictConfig, override: Override) -> str | None:
         return f"{key}: {empty} is null here, so it has no keys; choose what fills it first"
     try:
         ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
-    except (HydraException, OmegaConfBaseException) as error:
+    except REFUSALS as error:
         expected = expected_type(key)
         if expected is None:
             return f"{key}: there is no such key{nearest(key, known_keys())}"

@@ -300,6 +300,7 @@ class EvaluateConfig:
     examples: int | None = None
     decodings: list[str] = MISSING
     start_policy: bool = MISSING
+    diagnose: int = MISSING
 
 
 @dataclass

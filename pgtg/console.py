@@ -150,13 +150,16 @@ def cell_text(value: object) -> str:
     return shown(str(value)).replace("\n", "\\n")
 
 
-def aligned(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Columns by width, two spaces apart; the first to the left, numbers to the right."""
+def aligned(columns: Sequence[str], cells: Sequence[Sequence[str]], *, left: bool = False) -> str:
+    """Columns by width, two spaces apart; the first to the left, numbers to the right.
+
+    With `left` all to the left: words.
+    """
     rows = [[shown(column) for column in columns], *cells]
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(columns))]
     lines = [
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
+            cell.rjust(width) if i and not left else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=False))
         ).rstrip()
         for row in rows

@@ -86,6 +86,7 @@ class Context:
             self.cursor[:] = [artifact.verify()["position"]]
             return True
         own = artifact.working(inputs)
+        (self.folder.path / "summary.json").unlink(missing_ok=True)  # not complete any more
         stale = [
             later
             for later in self.folder.artifacts()
@@ -194,8 +195,9 @@ def opened(cfg: RunConfig, folder: RunFolder, log: RunLog, task: Task) -> Contex
         MissingResourceError: The device is not there.
     """
     device = pick_device(cfg.device)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    threads = cfg.threads or int(os.environ.get("PGTG_THREADS") or 0)  # a sweep's share for a job
+    if threads:
+        torch.set_num_threads(threads)
     return Context(cfg, folder, log, task, device, [0])
 
 

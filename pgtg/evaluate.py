@@ -11,7 +11,8 @@ from pgtg.errors import ArtifactError
 from pgtg.evaluation import EVALUATIONS
 from pgtg.evaluation.system import Evaluation, Results, System
 from pgtg.log import RunLog
-from pgtg.store import RunFolder, hash_of, write_json, write_jsonl
+from pgtg.shared import parent_files, rewardless, share, start_models
+from pgtg.store import Artifact, RunFolder, hash_of, write_json, write_jsonl
 from pgtg.tasks import open_task
 
 
@@ -40,8 +41,51 @@ def evaluated(ctx: Context, evaluation: Evaluation, system: System, split: str) 
     artifact = ctx.folder.artifact("eval", split, system.name)
     part = dict(evaluation.depends_on(ctx))
     inputs = hash_of(system.parents, part | {"split": split, "system": system.name})
-    if ctx.made(artifact, inputs):
-        return artifact.manifest()["extra"]["results"]
+    if not ctx.made(artifact, inputs):
+        share(
+            ctx,
+            artifact,
+            inputs=inputs,
+            stage=f"eval.{system.name}.{split}",
+            round=0,
+            depends=lambda: _depends(ctx, evaluation, system, split),
+            make=lambda: _make(ctx, evaluation, system, split, artifact, inputs),
+        )
+    return artifact.manifest()["extra"]["results"]
+
+
+def _depends(
+    ctx: Context, evaluation: Evaluation, system: System, split: str
+) -> dict[str, Any] | None:
+    """What a system's results depend on; None if a reward model had a hand in its policy."""
+    models = start_models(ctx)
+    if models is None or not (system.policy is None or rewardless(ctx, system.control)):
+        return None
+    rounds = range(len(ctx.task.segments()))
+    policies = [ctx.artifact(i, "improve", control=system.control) for i in rounds]
+    if system.policy is None:
+        policies = []
+    part = dict(evaluation.depends_on(ctx))
+    part["data"].pop("path")
+    return {
+        "models": models,
+        "parents": parent_files([*system.parents, *policies]),
+        "system": [system.name, system.control],
+        "keep_rounds": ctx.cfg.keep_rounds,  # policies of earlier rounds may be gone
+        "config": part | {"data_seed": ctx.cfg.data_seed},
+        "data": ctx.task.contents(split),
+        "split": split,
+    }
+
+
+def _make(
+    ctx: Context,
+    evaluation: Evaluation,
+    system: System,
+    split: str,
+    artifact: Artifact,
+    inputs: str,
+) -> None:
     working = artifact.working(inputs)
     results, samples = evaluation.results(ctx, system, split)
     for decoding, rows in samples.items():
@@ -54,7 +98,6 @@ def evaluated(ctx: Context, evaluation: Evaluation, system: System, split: str) 
     }
     ctx.log.metrics(f"eval.{system.name}.{split}", 0, 0, flat)
     artifact.commit(inputs=inputs, metrics=flat, position=ctx.committed(), results=results)
-    return results
 
 
 def evaluate_saved(

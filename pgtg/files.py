@@ -13,19 +13,22 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pgtg.errors import ArtifactError, DivergedError, PgtgError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_JSON_BYTES = 256 * 2**20  # one json document: far above any of ours
+MAX_JSON_BYTES = 32 * 2**20  # one json document: far above any of ours; some 20 times in memory
+MAX_LINES_BYTES = 4 * 2**30  # a file of json lines
+MAX_TABLE_BYTES = 4 * 2**30  # a parquet file, and what it says it holds once it is unpacked
 
 
 @contextlib.contextmanager
@@ -33,9 +36,16 @@ def writing(path: Path) -> Iterator[None]:
     """Turns a full disk or a read-only folder into one line; the run failed (exit code 1)."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        native = re.search(r"\(os error (\d+)\)", str(error))  # libraries in Rust: no OSError
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        elif native is not None:
+            reason = os.strerror(int(native[1]))
+        else:
+            raise
         raise PgtgError(
-            f"cannot write {path}: {error.strerror or error}; what is already saved is intact: "
+            f"cannot write {path}: {reason}; what is already saved is intact: "
             "make room or mend the permissions, then give the same command again to resume"
         ) from error
 
@@ -194,7 +204,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[Any]:
     """All rows. Lines end at \\n only (text may hold U+2028 and friends). Raises ArtifactError."""
-    lines = read_bytes(path, max_bytes=2**40).split(b"\n")
+    lines = read_bytes(path, max_bytes=MAX_LINES_BYTES).split(b"\n")
     if lines.pop() != b"":
         raise ArtifactError(f"{path} is cut short: its last line has no end; redo its stage")
     return [
@@ -243,21 +253,63 @@ def write_table(
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """Columns of a parquet file as Python values. Raises ArtifactError."""
+    """Columns of a parquet file as Python values.
+
+    A few bytes of parquet may stand for billions of values, or for one long text over and over, so
+    both are counted before anything is unpacked.
+
+    Raises:
+        ArtifactError: Missing, damaged, without one of the columns, or too large.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    data = read_bytes(path, max_bytes=2**40)
+    data = read_bytes(path, max_bytes=MAX_TABLE_BYTES)
     try:
         source = pq.ParquetFile(pa.BufferReader(data))
+        texts = [
+            field.name
+            for field in source.schema_arrow
+            if field.type in (pa.string(), pa.large_string(), pa.binary())
+        ]
+        _refuse_claims(path, source.metadata)
+        source = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts)
         missing = sorted(set(columns or ()) - set(source.schema_arrow.names))
         table = source.read(columns=columns if not missing else [])
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        _refuse_long_texts(path, table)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["too large"])[0]
         raise ArtifactError(f"{path} is not readable parquet ({reason}); redo its stage") from error
     if missing:
         raise ArtifactError(f"{path} has no column {', '.join(missing)}; redo its stage")
     return table.to_pydict()
+
+
+def _refuse_claims(path: Path, about: Any) -> None:
+    """Refuse a table whose metadata name more than MAX_TABLE_BYTES. Raises ArtifactError."""
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    claimed = sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
+    for chunk in chunks:  # a text in a list may be repeated as often as there are values
+        if "." in chunk.path_in_schema and chunk.physical_type == "BYTE_ARRAY":
+            claimed += chunk.num_values * chunk.total_uncompressed_size
+    claimed = max(claimed, 8 * about.num_rows * max(about.num_columns, 1))
+    if claimed > MAX_TABLE_BYTES:
+        raise ArtifactError(f"{path} claims {claimed} bytes of values, {MAX_TABLE_BYTES} allowed")
+
+
+def _refuse_long_texts(path: Path, table: Any) -> None:
+    """Refuse texts that are long only together; they stand in dictionaries, each once."""
+    import pyarrow as pa
+    import pyarrow.compute
+
+    total, pc = 0, cast(Any, pyarrow.compute)  # it makes its functions when it is imported
+    for column in table.columns:
+        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+            lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+            total += pc.sum(lengths).as_py() or 0
+    if total > MAX_TABLE_BYTES:
+        raise ArtifactError(f"{path} holds {total} bytes of text, {MAX_TABLE_BYTES} allowed")
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from pgtg.context import Context
 from pgtg.log import RunLog
-from pgtg.store import Artifact, read_jsonl
+from pgtg.store import Artifact, read_json, read_jsonl
 
 Absent = Mapping[str, str]
+KINDS = ("highest", "random")  # tokens that are deleted
 PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
 MANY_ROUNDS = 4  # more of them are shown by the first and the last only
 NOT_COMPARED = ("tokens", "boilerplate", "rouge1", "rouge2", "rougeL")  # in the tables only
@@ -65,7 +66,7 @@ def _scores(ctx: Context, split: str, system: str, decoding: str) -> dict[str, l
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
-CURVE = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the judged prompts at which a search is shown
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)  # from the first round to the end, where a search is shown
 
 
 def judged_curve(artifacts: Sequence[Artifact]) -> list[dict[str, float]]:
@@ -121,22 +122,25 @@ def show_prompts(
 
 
 def _show_curves(log: RunLog, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Best score so far (mean of the newest prompts) at shares of the judged prompts."""
+    """Best score so far (mean of the newest prompts) from the first round on."""
     curves = {
         name: found["search"]["curve"] for name, found in results.items() if "search" in found
     }
     if not curves:
         return
+    first = min(curve[0]["prompts"] for curve in curves.values())
     total = max(curve[-1]["prompts"] for curve in curves.values())
+    marks = [round(first + share * (total - first)) for share in CURVE]
     rows = []
     for name, curve in curves.items():
         cells = []
-        for share in CURVE:
-            past = [row for row in curve if row["prompts"] <= share * total] or curve[:1]
+        for mark in marks:
+            past = [row for row in curve if row["prompts"] <= mark]
             cells.append(f"{past[-1]['best']:.1f} ({past[-1]['mean']:.1f})")
         rows.append([name, *cells])
-    columns = [f"{round(share * total)} prompts" for share in CURVE]
-    log.table("best train score so far (mean of the newest)", ["system", *columns], rows)
+    columns = [f"{mark} drawn" for mark in marks]
+    title = "learning curve: best train score so far (mean of the newest), by prompts drawn"
+    log.table(title, ["system", *columns], rows)
 
 
 def _rounded(value: float | None, otherwise: str | None = None) -> float | str | None:
@@ -199,3 +203,29 @@ def _columns(
         aucs.append(round(found[key], 3) if prefix is not None and key in found else None)
     value = found.get(f"aggregate/{part}_{pairs}")
     return [None if value is None else round(100 * value, 1), *aucs]
+
+
+def show_diagnostics(log: RunLog, artifact: Artifact) -> None:
+    """Staleness as a table, faithfulness as a table and one plain sentence."""
+    stale = read_json(artifact.file("staleness.json"))
+    columns = sorted({row["sample_round"] for row in stale})
+    found = {(r["reward_round"], r["sample_round"]): r["pair_accuracy"] for r in stale}
+    if len(columns) > 1:
+        log.table(
+            "staleness: pairs % that a round's reward model orders right on each round's samples",
+            ["reward model", *(f"samples {j}" for j in columns)],
+            [
+                [f"round {i}", *(_rounded(100 * found[i, j]) for j in columns if (i, j) in found)]
+                for i in sorted({row["reward_round"] for row in stale})
+            ],
+        )
+    faithful = read_json(artifact.file("faithfulness.json"))
+    rows = [[r["deleted"], r["texts"], *(round(r[k], 2) for k in KINDS)] for r in faithful["curve"]]
+    log.table(
+        "faithfulness: change of the judge's score after deleting tokens",
+        ["deleted", "texts", "of highest reward", "at random"],
+        rows,
+    )
+    rho = faithful["means"].get("leave_one_out_spearman")
+    if rho is not None:
+        log.say(f"leaving one token out: its cost goes with its reward at Spearman {rho:+.2f}")

@@ -5,12 +5,15 @@ process. `--force` and `--quiet` reach jobs in other processes through `hydra.jo
 """
 
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import hydra
@@ -21,16 +24,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from pgtg.compose import VERSION_BASE, as_run_config, register, run_config
+from pgtg.config import RunConfig
 from pgtg.errors import ConfigError, PgtgError, RunError
 from pgtg.groups import CONF
-from pgtg.interrupt import Interrupted
+from pgtg.interrupt import Interrupted, install
 
-FORCE, QUIET = "PGTG_FORCE", "PGTG_QUIET"
+FORCE, QUIET, THREADS = "PGTG_FORCE", "PGTG_QUIET", "PGTG_THREADS"
+
+register()  # here as well: a launcher's worker unpickles `job`, and so imports this module first
 
 
 def job(cfg: DictConfig) -> dict[str, float]:
     """Train as the config says, in the folder that Hydra made for this job."""
     this = HydraConfig.get()
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and main_thread() is current_thread():
+        install()  # a launcher's worker: SIGTERM saves there as well
     folder = Path(this.runtime.output_dir)
     saved = saved_config(folder)
     with logged(folder):
@@ -45,6 +53,13 @@ def job(cfg: DictConfig) -> dict[str, float]:
             config_dir, task = (own[0] if own else None), str(this.job.config_name)
             overrides = [str(text) for text in this.overrides.task]
             run = run_config(task, overrides, config_dir=config_dir, saved=saved)
+        done = _result(run, folder) if this.mode == RunMode.MULTIRUN else None
+        if done is not None:
+            print(f"job {this.job.num}: complete, nothing to run", file=sys.stderr)
+            return done
+        share = int(os.environ.get(THREADS) or 0)
+        if share:  # further processes for the judge only where this job has cores for them
+            run.judge.workers = min(run.judge.workers, share - 1)
         from pgtg.train import train
 
         return train(run, folder, force=bool(os.environ.get(FORCE)))
@@ -75,6 +90,16 @@ def launch(flags: Sequence[str], overrides: Sequence[str]) -> None:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
+def _result(run: RunConfig, folder: Path) -> dict[str, float] | None:
+    """What a complete run of a sweep came to; None if there is something to run."""
+    from pgtg.store import read_json
+    from pgtg.sweeps import is_complete
+
+    if os.environ.get(FORCE) or not is_complete(folder, asdict(run) | {"run_dir": None}):
+        return None
+    return read_json(folder / "summary.json")
+
+
 def saved_config(folder: Path) -> dict[str, Any] | None:
     """The config of an existing run folder, None where none has been started there."""
     if not folder.is_dir():
@@ -90,9 +115,11 @@ def logged(folder: Path) -> Iterator[None]:
     """Turn what nobody foresaw into one line for the user and a traceback in the run's log."""
     try:
         yield
-    except PgtgError:
+    except PgtgError as error:
+        _note(folder, error)
         raise
     except Interrupted as stop:
+        _note(folder, stop)
         stop.add_note(f"go on from here with run_dir={folder}")
         raise
     except (Exception, SystemExit) as error:
@@ -103,7 +130,17 @@ def logged(folder: Path) -> Iterator[None]:
             traceback.print_exception(error, file=file)
         first = (str(error).strip() or "no message").splitlines()[0]
         text = f"{type(error).__name__}: {first} (unexpected; traceback in {log})"
+        _note(folder, text)
         raise RunError(text) from error
+
+
+def _note(folder: Path, error: object) -> None:
+    """What ended the run, in its own log: `pgtg ls SWEEP` shows the last such line."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    lines = "".join(f"{now} error: {line}\n" for line in str(error).splitlines())
+    if folder.is_dir():  # what is refused before it begins leaves nothing
+        with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(lines)
 
 
 class FailedJob(JobReturn):

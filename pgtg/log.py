@@ -149,6 +149,16 @@ class RunLog:
             os.ftruncate(self._metrics, position)
             os.fsync(self._metrics)
 
+    def rows(
+        self, name: str, round: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """A table for the tracker alone: generations and what is thought of them."""
+        self._track(lambda: self._tracker.table(name, round, columns, rows))
+
+    def page(self, name: str, path: Path) -> None:
+        """An HTML page for the tracker alone."""
+        self._track(lambda: self._tracker.page(name, path))
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """The run's final numbers, for the tracker."""
         self._track(lambda: self._tracker.summary(values))

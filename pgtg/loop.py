@@ -119,6 +119,7 @@ def fit(
         _set_optimizer(optimizer, trained, optimizer_state)
 
     def save() -> None:
+        _require_finite(trained, where, progress)
         _save_state(states, inputs, trained, optimizer, progress, best, log.position())
 
     with log.progress(f"{where.prefix} round {where.round}", cfg.updates) as bar:
@@ -140,6 +141,7 @@ def fit(
                 if cfg.checkpoint_every > 0 and progress.step % cfg.checkpoint_every == 0:
                     save()
             bar.advance(1, loss=values[f"{where.stage}/loss"])
+    _require_finite(trained, where, progress)
     if progress.best_step in (-1, progress.step):
         best = None
     state = _optimizer_tensors(optimizer, trained)
@@ -191,6 +193,16 @@ def _update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return values | {f"{where.stage}/grad_norm": norm.item(), f"{where.stage}/lr": progress.lr}
+
+
+def _require_finite(trained: Mapping[str, nn.Parameter], where: Where, progress: Progress) -> None:
+    """Weights that are NaN or infinite are neither saved nor handed on."""
+    for name, parameter in trained.items():
+        if not parameter.isfinite().all():
+            raise DivergedError(
+                f"{where.prefix} round {where.round} update {progress.step}: the weights {name} "
+                "are not finite; the last saved state stays. Try a lower learning rate"
+            )
 
 
 def _validated(

@@ -159,41 +159,79 @@ def _policy_row(counts: Counts) -> str:
     return f"{by_round} = {total:,}{controls}"
 
 
-def _resources(cfg: RunConfig, counts: Counts, sizes: Mapping[str, int | None]) -> dict[str, str]:
+def needs(cfg: RunConfig) -> tuple[float, float] | None:
+    """Memory (activations not counted) and disk for models [bytes]; None if a model is not here.
+
+    Raises:
+        DataError: The data are on this machine but cannot be read.
+    """
+    if cfg.task == "prompt":
+        sizes = _prompt_sizes(cfg)
+        return None if sizes is None else _prompt_needs(cfg, *sizes)
+    return _text_needs(cfg, count(cfg, split_sizes(cfg)), model_sizes(cfg))
+
+
+def _text_needs(
+    cfg: RunConfig, counts: Counts, sizes: Mapping[str, int | None]
+) -> tuple[float, float] | None:
     policy, reward, trained = sizes["policy"], sizes["reward"], sizes["trained"]
     if policy is None or reward is None or trained is None:
-        text = f"{UNKNOWN}: the models are not on this machine"
-        return {"memory": text, "disk": text}
+        return None
     frozen = WEIGHT * (policy - trained) + (WEIGHT * policy if cfg.method.kl else 0)
     improving = TRAINED * trained + frozen + WEIGHT * reward
     aligning = TRAINED * reward + WEIGHT * policy
     rounds = max(counts.rounds, 1) if cfg.keep_rounds == "all" else 1
     round_disk = WEIGHT * reward + (1 + counts.controls) * (WEIGHT * policy + 2 * WEIGHT * trained)
+    return max(improving, aligning), rounds * round_disk + WEIGHT * (policy + reward)
+
+
+def _resources(cfg: RunConfig, counts: Counts, sizes: Mapping[str, int | None]) -> dict[str, str]:
+    found = _text_needs(cfg, counts, sizes)
+    if found is None:
+        text = f"{UNKNOWN}: the models are not on this machine"
+        return {"memory": text, "disk": text}
+    policy, reward, trained = sizes["policy"], sizes["reward"], sizes["trained"]
     return {
         "parameters": f"policy {policy:,} ({trained:,} trained), reward backbone {reward:,}",
-        "memory": f"about {_size(max(improving, aligning))}, activations not counted",
-        "disk": f"about {_size(rounds * round_disk + WEIGHT * (policy + reward))} of models",
+        "memory": f"about {_size(found[0])}, activations not counted",
+        "disk": f"about {_size(found[1])} of models",
     }
 
 
-def _prompt_resources(cfg: RunConfig) -> dict[str, str]:
-    """Weights of writer, judge and reward model, with what is trained; adaptors are small."""
+def _prompt_sizes(cfg: RunConfig) -> tuple[int, int, int] | None:
+    """Parameters of policy, reward backbone and judge; 0 for those made in the set-up."""
     assert cfg.judge.classifier is not None
     if cfg.policy.path is None:
-        return {"memory": "small: the models are made in the set-up", "disk": "some MiB"}
+        return 0, 0, 0
     policy = _parameters(cfg.policy.path)
     reward = _parameters(cfg.reward.path or cfg.policy.path, cfg.reward.layers)
     judge = _parameters(cfg.judge.classifier.path)
     if policy is None or reward is None or judge is None:
-        text = f"{UNKNOWN}: the models are not on this machine"
-        return {"memory": text, "disk": text}
+        return None
+    return policy, reward, judge
+
+
+def _prompt_needs(cfg: RunConfig, policy: int, reward: int, judge: int) -> tuple[float, float]:
+    """Weights of writer, judge and reward model, with what is trained; adaptors are small."""
     trained = policy if cfg.policy.adaptor is None else 0
     rounds = len(segments(cfg.schedule, 0)) if cfg.keep_rounds == "all" else 2
     memory = WEIGHT * (policy + judge) + TRAINED * max(reward, trained)
+    return memory, rounds * WEIGHT * (reward + 2 * trained)
+
+
+def _prompt_resources(cfg: RunConfig) -> dict[str, str]:
+    if cfg.policy.path is None:
+        return {"memory": "small: the models are made in the set-up", "disk": "some MiB"}
+    sizes = _prompt_sizes(cfg)
+    if sizes is None:
+        text = f"{UNKNOWN}: the models are not on this machine"
+        return {"memory": text, "disk": text}
+    memory, disk = _prompt_needs(cfg, *sizes)
+    policy, reward, judge = sizes
     return {
         "parameters": f"policy {policy:,}, reward backbone {reward:,}, judge {judge:,}",
         "memory": f"about {_size(memory)}, activations and cached prefixes not counted",
-        "disk": f"about {_size(rounds * WEIGHT * (reward + 2 * trained))} of models",
+        "disk": f"about {_size(disk)} of models",
     }
 
 
@@ -264,7 +302,7 @@ def _model_config(path: str | None) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except OSError:
         if Path(path).is_dir():
             raise

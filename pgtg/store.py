@@ -63,6 +63,7 @@ __all__ = [
     "cached",
     "content_hash",
     "hash_of",
+    "link_or_copy",
     "load_tensors",
     "provenance",
     "read_json",
@@ -172,13 +173,11 @@ class RunFolder:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             with writing(path):
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
+                if not _got(handle):
                     raise ArtifactError(
                         f"run folder {self.path} is in use by process {_holder(handle)}: wait for "
                         "it, stop it, or choose another run_dir"
-                    ) from error
+                    )
                 owner = {"pid": os.getpid(), "started": _now()}
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, json.dumps(owner).encode() + b"\n", 0)
@@ -187,6 +186,20 @@ class RunFolder:
         finally:
             self._locked = False
             os.close(handle)
+
+    def running(self) -> bool:
+        """Whether a process holds the lock. Writes nothing."""
+        try:
+            handle = os.open(self.path / "run.lock", os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
 
     def artifact(self, *parts: str) -> Artifact:
         """The artifact at this place, for example `artifact("rounds", "00", "sample")`."""
@@ -218,7 +231,7 @@ class RunFolder:
             for below, path in walk_files(Path(source)):
                 if below != MANIFEST:
                     (fresh / below).parent.mkdir(parents=True, exist_ok=True)
-                    _link_or_copy(path, fresh / below)
+                    link_or_copy(path, fresh / below)
         body = {"schema": SCHEMA, "kind": name, "inputs": "", "metrics": {}, "position": 0}
         seal(fresh, {**body, "extra": extra})
         replace_folder(fresh, target.path)
@@ -276,6 +289,18 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def _got(handle: int) -> bool:
+    """Whether the lock could be had; one who only looks holds it for an instant."""
+    for pause in (0.05, 0.1, 0.2, None):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if pause is not None:
+                time.sleep(pause)
+    return False
+
+
 def _holder(handle: int) -> str:
     """Pid in the lock file. The holder writes it just after it got the lock: wait a moment."""
     for _ in range(20):
@@ -286,7 +311,8 @@ def _holder(handle: int) -> str:
     return "(unknown)"
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, which costs no room; a copy where the disk has none."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without hard links

@@ -12,7 +12,7 @@ import re
 import secrets
 import urllib.parse
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,12 @@ class Tracker(Protocol):
 
     def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None: ...
 
+    def table(
+        self, name: str, round: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None: ...
+
+    def page(self, name: str, path: Path) -> None: ...
+
     def summary(self, values: Mapping[str, Any]) -> None: ...
 
     def close(self, exit_code: int) -> None: ...
@@ -44,6 +50,14 @@ class NullTracker:
 
     def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None:
         """Drops the values."""
+
+    def table(
+        self, name: str, round: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Drops the rows."""
+
+    def page(self, name: str, path: Path) -> None:
+        """Drops the page."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Drops the values."""
@@ -105,6 +119,26 @@ class WandbTracker:
             named = {k if k.startswith(f"{stage}/") else f"{stage}/{k}": values[k] for k in values}
             self._run.log({**named, f"{stage}/round": round, axis: step})
 
+    def table(
+        self, name: str, round: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """A table of one round, as `<name>/round_<n>`."""
+        import wandb
+
+        with _quiet():
+            made = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            self._run.log({f"{name}/round_{round:02d}": made})
+
+    def page(self, name: str, path: Path) -> None:
+        """An HTML file, shown in the run and kept as an artifact."""
+        import wandb
+
+        with _quiet():
+            self._run.log({name: wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
+            artifact = wandb.Artifact(f"{name}-{self._run.id}", type="html")
+            artifact.add_file(str(path))
+            self._run.log_artifact(artifact)
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """The run's summary values, as in the results table."""
         with _quiet():
@@ -130,10 +164,10 @@ def online_mode(mode: str | None) -> str:
     chosen = mode or os.environ.get("WANDB_MODE")
     if chosen:
         return {"dryrun": "offline", "run": "online"}.get(chosen, chosen)
-    return "online" if _has_key() else "offline"
+    return "online" if has_key() else "offline"
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether the environment or netrc holds a key for the W&B server; it is not looked at."""
     if os.environ.get("WANDB_API_KEY"):
         return True

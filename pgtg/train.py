@@ -17,13 +17,16 @@ from pgtg.config import RunConfig
 from pgtg.context import Context, opened, quiet
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.evaluate import evaluate_run
-from pgtg.findings import reward_table
+from pgtg.explain.gather import Options
+from pgtg.explain.write import explain
+from pgtg.findings import reward_table, show_diagnostics
 from pgtg.interrupt import Interrupted
 from pgtg.log import RunLog, tracker
 from pgtg.methods import method_of
 from pgtg.methods.method import STAGES
 from pgtg.stages.aggregate import aggregate
 from pgtg.stages.align import align
+from pgtg.stages.diagnose import diagnose
 from pgtg.stages.improve import improve, kept_policy
 from pgtg.stages.lines import lines
 from pgtg.stages.sample import sample
@@ -144,9 +147,24 @@ def finish(ctx: Context) -> dict[str, float]:
     final = evaluate_run(ctx)
     if "aggregate" in method_of(ctx.cfg).stages:
         final |= reward_table(ctx, len(ctx.task.segments()))
+        if ctx.cfg.evaluate.diagnose:
+            show_diagnostics(ctx.log, diagnose(ctx))
+        if ctx.cfg.logger.name != "none":
+            _show_credit(ctx)
     write_json(ctx.folder.path / "summary.json", final)
     ctx.log.summary(final)
     return final
+
+
+def _show_credit(ctx: Context) -> None:
+    """The token-credit page of the run, for its tracker; a page that cannot be made is said."""
+    page = ctx.folder.path / "token_credit.html"
+    try:
+        explain(ctx.folder.path, Options(html=page, quiet=True))
+    except PgtgError as error:
+        ctx.log.warn(f"no token-credit page: {error}")
+        return
+    ctx.log.page("token_credit", page)
 
 
 def _tidy(ctx: Context, round: int) -> None:

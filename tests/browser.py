@@ -54,8 +54,17 @@ class Page:
 
     def key(self, name: str) -> None:
         """Presses a key."""
+        code = {"windowsVirtualKeyCode": 9} if name == "Tab" else {}
         for kind in ("keyDown", "keyUp"):
-            self._call("Input.dispatchKeyEvent", type=kind, key=name, code=name)
+            self._call("Input.dispatchKeyEvent", type=kind, key=name, code=name, **code)
+
+    def move(self, selector: str) -> None:
+        """Moves the mouse to the middle of an element, which is scrolled into view."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.value(f"{element}.scrollIntoView({{block: 'center'}})")
+        box = self.value(f"{element}.getBoundingClientRect().toJSON()")
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def screenshot(self, path: Path) -> None:
         """The whole page as a png."""

@@ -31,6 +31,11 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    return stand_in(monkeypatch, tmp_path)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    """Train, the stages and eval only note their calls; the current folder is a fresh one."""
     seen = Calls()
 
     def train(cfg: RunConfig, run_dir: Path, **how: Any) -> dict[str, float]:

@@ -10,17 +10,18 @@ import pgtg
 PACKAGE = Path(pgtg.__file__).parent
 LAYERS = (
     {"errors", "types", "interrupt", "ops", "groups"},
-    {"config", "checks", "compose", "schedule"},
-    {"files", "artifacts", "cache", "store", "console", "tracker", "log"},
+    {"config", "checks", "compose", "schedule", "sizes"},
+    {"files", "artifacts", "cache", "entries", "store", "console", "tracker", "log"},
     {"models", "judges", "metrics"},
     {"tasks"},
     {"context", "generations"},
     {"loop", "methods"},
-    {"recipes"},
+    {"recipes", "shared"},
     {"stages"},
     {"findings"},
     {"evaluation"},
-    {"train", "evaluate", "report", "plan", "plan_prompt"},
+    {"train", "evaluate", "report", "explain", "plan", "plan_prompt"},
+    {"sweeps", "doctor"},
     {"jobs", "calls", "completion", "listing", "cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

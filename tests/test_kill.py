@@ -120,6 +120,7 @@ def no_scratch(run: Path) -> bool:
     ]
 
 
+@pytest.mark.slow
 def test_killed_at_every_stage_of_one_run(whole: Path, tmp_path: Path):
     """One run, killed at three points one after the other, resumed each time."""
     run = tmp_path / "run"
@@ -244,4 +245,4 @@ def test_two_at_once_and_the_second_is_told_who_has_it(tmp_path: Path):
 
 def test_the_log_of_the_whole_run_is_plain_json(whole: Path):
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 32 and all({"stage", "round", "step"} <= set(row) for row in rows)
+    assert len(rows) == 33 and all({"stage", "round", "step"} <= set(row) for row in rows)

@@ -326,6 +326,12 @@ class Broken:
     def log(self, stage: str, round: int, step: int, values: object) -> None:
         self._call("log")
 
+    def table(self, name: str, round: int, columns: object, rows: object) -> None:
+        self._call("table")
+
+    def page(self, name: str, path: Path) -> None:
+        self._call("page")
+
     def summary(self, values: object) -> None:
         self._call("summary")
 
@@ -333,13 +339,15 @@ class Broken:
         self._call(f"close{exit_code}")
 
 
-@pytest.mark.parametrize("at", ["start", "log", "summary", "close1", "all"])
+@pytest.mark.parametrize("at", ["start", "log", "table", "page", "summary", "close1", "all"])
 def test_a_failing_tracker_is_said_once_and_ends_nothing(tmp_path: Path, capsys, at: str):
     """It is told once more, at the end, that the run is over; metrics.jsonl has every line."""
     broken = Broken(at)
     log = RunLog(tmp_path, tracker=broken)
     for step in range(3):
         log.metrics("a", 0, step, {"x": 1.0})
+    log.rows("texts", 0, ["text"], [["a"]])
+    log.page("credit", tmp_path / "page.html")
     log.summary({"x": 1.0})
     log.close(1)
     log.close(1)  # a second close tells nobody
@@ -382,6 +390,9 @@ cfg = LoggerConfig(name="wandb", project="pgtg-test", group="g")
 log = RunLog(folder, tracker=tracker(cfg, folder, {"name": "try", "seed": 1}))
 for step in range(first, first + 3):
     log.metrics("align", 0, step, {"align/loss": 1.5, "pairs": 3})
+log.rows("generations_heldout", 0, ["text", "score"], [["a b", 1.5], ["c", 2.5]])
+(folder / "credit.html").write_text("<p>credit</p>")
+log.page("token_credit", folder / "credit.html")
 log.summary({"eval/rouge1": 41.0})
 log.close(code)
 assert random.getstate() == state
@@ -393,7 +404,9 @@ def test_wandb_for_real_offline_and_resumed_into_the_same_run(tmp_path: Path):
     folder = tmp_path / "run"
     folder.mkdir()
     for first, code in ((0, 1), (3, 0)):
-        command = [sys.executable, "-W", "error", "-c", WANDB_RUN, folder, first, code]
+        own = "ignore:Implicitly cleaning up:ResourceWarning"  # W&B's, of its media folder
+        strict = ["-W", "error", "-W", own]
+        command = [sys.executable, *strict, "-c", WANDB_RUN, folder, first, code]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     run_id = (folder / "wandb_id").read_text().strip()
@@ -403,7 +416,15 @@ def test_wandb_for_real_offline_and_resumed_into_the_same_run(tmp_path: Path):
     assert files
     assert all(file.stat().st_size > 100 for file in files)
     written = b"".join(file.read_bytes() for file in files)
-    for word in (b"align/loss", b"align/pairs", b"align/step", b"eval/rouge1", b"pgtg-test"):
+    media = [path for part in parts for path in (part / "files" / "media").rglob("*.*")]
+    tables = [json.loads(path.read_text()) for path in media if path.suffix == ".json"]
+    assert {"columns": ["text", "score"], "data": [["a b", 1.5], ["c", 2.5]]}.items() <= (
+        tables[0].items()
+    )
+    pages = [path.read_text() for path in media if path.suffix == ".html"]
+    assert pages and all("<p>credit</p>" in page for page in pages)
+    keys = (b"align/loss", b"align/pairs", b"align/step", b"eval/rouge1", b"pgtg-test")
+    for word in (*keys, b"token_credit", b"generations_heldout/round_00"):
         assert word in written
 
 

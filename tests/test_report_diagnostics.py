@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from report_runs import add_round, make_run
 
-from pgtg.report import diagnostics
+from pgtg.ops import credit
 from pgtg.report.build import build, load
 
 SCORES = {"rougeLsum": [50.0, 60.0, 40.0]}
@@ -53,14 +53,14 @@ def test_seconds_by_hand_and_not_where_a_run_was_resumed(tmp_path: Path):
 
 
 def test_effective_tokens_and_top_share_by_hand():
-    uniform = diagnostics.aggregator_weights("avg", 2.0, [0.1, 0.9, 0.3, 0.2])
-    assert diagnostics.effective_tokens(uniform) == pytest.approx(4)
-    peak = diagnostics.aggregator_weights("max", 2.0, [0.0, 2 * np.log(3)])
+    uniform = credit.aggregator_weights("avg", 2.0, [0.1, 0.9, 0.3, 0.2])
+    assert credit.effective_tokens(uniform) == pytest.approx(4)
+    peak = credit.aggregator_weights("max", 2.0, [0.0, 2 * np.log(3)])
     assert peak.tolist() == pytest.approx([0.25, 0.75])
-    low = diagnostics.aggregator_weights("min", 2.0, [0.0, 2 * np.log(3)])
+    low = credit.aggregator_weights("min", 2.0, [0.0, 2 * np.log(3)])
     assert low.tolist() == pytest.approx([0.75, 0.25])
     expected = np.exp(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)))
-    assert diagnostics.effective_tokens(peak) == pytest.approx(expected)
+    assert credit.effective_tokens(peak) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["avg", "sum", "max", "min"])
@@ -73,19 +73,19 @@ def test_weights_are_the_gradient_of_the_aggregator(name: str):
     AGGREGATORS[name](rewards, torch.ones(1, 4, dtype=torch.bool), 2.0, False).sum().backward()
     assert rewards.grad is not None
     expected = rewards.grad[0] / rewards.grad.sum()
-    found = diagnostics.aggregator_weights(name, 2.0, rewards[0].tolist())
+    found = credit.aggregator_weights(name, 2.0, rewards[0].tolist())
     assert found.tolist() == pytest.approx(expected.tolist())
 
 
 def test_calibration_by_hand():
     """Two sources, one ordered pair each, both with p = 0.75; one is right: |1 - 1.5| / 2."""
     gap = float(np.log(3))
-    found = diagnostics.calibration_error(["a", "a", "b", "b"], [gap, 0, gap, 0], [2, 1, 1, 2])
+    found = credit.calibration_error(["a", "a", "b", "b"], [gap, 0, gap, 0], [2, 1, 1, 2])
     assert found == pytest.approx(0.25)
-    assert np.isnan(diagnostics.calibration_error(["a", "a"], [1, 0], [1, 1]))
+    assert np.isnan(credit.calibration_error(["a", "a"], [1, 0], [1, 1]))
 
 
 def test_correlation_within_sources_ignores_their_levels():
     sources = ["a"] * 3 + ["b"] * 3
-    assert diagnostics.within_correlation(sources, [1, 2, 3, 9, 8, 7], [5, 6, 7, 1, 0, -1]) == 1.0
-    assert np.isnan(diagnostics.within_correlation(sources, [1] * 6, [1, 2, 3, 4, 5, 6]))
+    assert credit.within_correlation(sources, [1, 2, 3, 9, 8, 7], [5, 6, 7, 1, 0, -1]) == 1.0
+    assert np.isnan(credit.within_correlation(sources, [1] * 6, [1, 2, 3, 4, 5, 6]))

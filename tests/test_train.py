@@ -49,13 +49,14 @@ def stamps(run: Path) -> dict[str, int]:
 
 
 def test_the_log_tells_the_order_of_the_work(finished: Path):
-    """start; per round sample, align, aggregate, improve and its control; then the results."""
+    """start; per round sample, align, aggregate, improve, control; then results, diagnostics."""
     stages = list(dict.fromkeys((r["stage"], r["round"]) for r in lines(finished)))
     per_round = ["sample", "align", "aggregate", "improve", "improve.uniform"]
     assert stages == [
         ("start", 0),
         *((stage, number) for number in (0, 1) for stage in per_round),
         *((f"eval.{name}.test", 0) for name in ("start", "pgtg", "uniform")),
+        ("diagnose", 1),
     ]
     updates = [
         r["step"] for r in lines(finished) if "improve/loss" in r and r["stage"] == "improve"

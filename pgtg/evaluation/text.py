@@ -78,6 +78,7 @@ class TextEvaluation:
                     decoding=decoding,
                     batch_tokens=ctx.cfg.sample.batch_tokens,
                     seed_key=(ctx.cfg.seed, "evaluate", split),
+                    warn=ctx.log.warn,
                 ):
                     found[i] = tokens[0]
                     bar.advance()

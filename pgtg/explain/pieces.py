@@ -48,13 +48,15 @@ def of_tokens(codec: Codec, ids: TokenIds) -> tuple[str, list[Piece]]:
     return text, _pieces(codec.tokenizer, ids, ends)
 
 
-def of_text(codec: Codec, text: str) -> tuple[TokenIds, list[Piece], bool]:
-    """Tokens of a text that nobody sampled, its pieces, and whether its end was cut off to fit.
+def of_text(codec: Codec, text: str) -> tuple[str, list[Piece], bool]:
+    """A text that nobody sampled, its pieces, and whether its end was cut off to fit.
 
-    Where the tokenizer knows no offsets (one without a fast version), spans are those of the
-    decoded text, which is then shown in place of the original; see `spans_of`.
+    The text is the one given, except for a tokenizer that knows no offsets (one without a fast
+    version): then it is what the tokens decode to, which the spans refer to.
     """
     ids, cut = codec.encode_target(text)
+    if not getattr(codec.tokenizer, "is_fast", False):
+        return *of_tokens(codec, ids), cut
     prefix = len(codec.target_prefix)
     found: Any = codec.tokenizer(
         codec.target_prefix + text, add_special_tokens=False, return_offsets_mapping=True
@@ -65,7 +67,7 @@ def of_text(codec: Codec, text: str) -> tuple[TokenIds, list[Piece], bool]:
     ends = [0] * first + _ends(spans)
     ends = [min(max(end, 0), len(text)) for end in ends[: len(ids)]]
     ends += [ends[-1] if ends else 0] * (len(ids) - len(ends))
-    return ids, _pieces(codec.tokenizer, ids, ends), cut
+    return text, _pieces(codec.tokenizer, ids, ends), cut
 
 
 def _ends(spans: Sequence[tuple[int, int]]) -> list[int]:

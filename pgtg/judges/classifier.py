@@ -28,6 +28,7 @@ from pgtg.judges.readers import CausalReader, Demos, MaskedReader
 from pgtg.judges.rendering import Prompt, Renderer, Slot, Template
 from pgtg.metrics.lookup import nearest
 from pgtg.models.loading import load_language_model
+from pgtg.models.untrusted import check_folder, load, unloadable
 from pgtg.ops.masking import length_sorted
 from pgtg.types import Labelled
 
@@ -239,12 +240,10 @@ def load_classifier(
         lm, tokenizer = load_language_model(path, revision=revision, dtype=dtype)
         return lm.model.requires_grad_(False), tokenizer
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    options |= {"use_safetensors": True, "dtype": getattr(torch, dtype)}
-    model = _loaded(path, lambda: AutoModelForMaskedLM.from_pretrained(path, **options))
-    tokenizer = _loaded(
-        path,
-        lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False),
-    )
+    kind, weights = AutoModelForMaskedLM, getattr(torch, dtype)
+    config = _loaded(path, lambda: AutoConfig.from_pretrained(path, **options))
+    model = _loaded(path, lambda: load(path, kind, config, dtype=weights, revision=revision))
+    tokenizer = _loaded(path, lambda: AutoTokenizer.from_pretrained(path, **options))
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -255,6 +254,7 @@ def check_classifier(path: str, revision: str | None) -> bool:
         MissingResourceError: It is not there, or neither.
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    check_folder(path)
     config = _loaded(path, lambda: AutoConfig.from_pretrained(path, **options))
     names = list(config.architectures or [])
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
@@ -286,12 +286,8 @@ def _loaded(path: str, load: Callable[[], Any]) -> Any:
     """What `load` returns; whatever keeps it from loading becomes one line."""
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise MissingResourceError(
-            f"classifier {path!r} cannot be loaded: {reason} (name a local Transformers folder, or "
-            "a hub id while online; HF_HUB_OFFLINE and HF_HOME are honoured)"
-        ) from error
+    except Exception as error:  # libraries answer odd folders with errors of any kind
+        raise unloadable(path, "classifier", error) from error
 
 
 def _check_kind(model: PreTrainedModel, template: Template) -> None:

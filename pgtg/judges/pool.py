@@ -6,17 +6,20 @@ are spawned (never forked: the parent holds a model and its threads) and
 - do not import the parent's main module, so a script without a `__main__` guard is safe and the
   command line's modules are not loaded again;
 - are out of reach of Ctrl-C and of signals to the process group: the parent decides what happens;
-- end by themselves when the parent is gone, however it went.
+- end by themselves when the parent is gone, however it went;
+- are killed, with an error for whoever waits, when they have finished nothing for `HUNG_S` seconds.
 """
 
 import atexit
 import contextlib
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -32,6 +35,12 @@ _DIED = (
     "a judge worker process died (killed, or out of memory): "
     "use fewer by judge.workers=n, or judge.workers=0 to judge in the main process"
 )
+HUNG_S = 300.0  # s: a part is CHUNK texts, a worker's start included
+_HUNG = (
+    "the judge's worker processes finished nothing for {seconds:.0f} s and were ended: give the "
+    "same command again to go on, with judge.workers=0 to judge in the main process"
+)
+ENDING_S = 5.0  # s in which a worker may finish its part when the pool is closed
 _HELD = ("SIGINT", "SIGTERM")  # signals that wait while a worker starts
 
 _judge: TextJudge | None = None  # this worker's judge
@@ -54,6 +63,7 @@ class JudgePool:
             raise ConfigError(f"judge.workers={cfg.workers}: give 0 (inline) or more")
         self._inline = build_judge(cfg, splitter)  # here too, so that a missing resource shows now
         self._workers = _start_workers(cfg, splitter) if cfg.workers else None
+        self._watch = _Watch(self._workers) if self._workers is not None else None
 
     def describe(self) -> Mapping[str, Any]:
         return self._inline.describe()
@@ -70,12 +80,14 @@ class JudgePool:
             raise ValueError(f"{len(texts)} texts, {len(references)} lists of references")
         rows = [(text, tuple(refs)) for text, refs in zip(texts, references, strict=True)]
         chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-        if self._workers is None:
+        if self._workers is None or self._watch is None:
             return _joined([_called(_score, self._inline, chunk) for chunk in chunks])
         try:
-            return _joined([self._workers.submit(_score_here, chunk) for chunk in chunks])
+            parts = [self._workers.submit(_score_here, chunk) for chunk in chunks]
         except BrokenProcessPool as error:
-            raise PgtgError(_DIED) from error
+            raise PgtgError(self._watch.why()) from error
+        self._watch.follow(parts)
+        return _joined(parts, self._watch.why)
 
     def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """As `submit`, and waits."""
@@ -83,14 +95,65 @@ class JudgePool:
 
     def close(self) -> None:
         """Ends the workers; what was submitted and not begun is cancelled."""
-        if self._workers is not None:
-            self._workers.shutdown(wait=True, cancel_futures=True)
+        if self._workers is not None and self._watch is not None:
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            self._watch.end()
+            self._workers.shutdown(wait=True)
 
     def __enter__(self) -> "JudgePool":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class _Watch:
+    """Ends worker processes that hang: nothing was finished for HUNG_S seconds, or at the close."""
+
+    def __init__(self, workers: ProcessPoolExecutor):
+        self._processes = list(workers._processes.values())
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._open, self._last, self._hung = 0, 0.0, False
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def follow(self, parts: Sequence[Future[list[float]]]) -> None:
+        with self._lock:
+            self._last = self._last if self._open else time.monotonic()
+            self._open += len(parts)
+        for part in parts:
+            part.add_done_callback(self._done)
+
+    def why(self) -> str:
+        """What ended the workers."""
+        return _HUNG.format(seconds=HUNG_S) if self._hung else _DIED
+
+    def end(self) -> None:
+        """Waits a moment for the workers to end by themselves."""
+        self._closed.set()
+        deadline = time.monotonic() + ENDING_S
+        alive = [process.sentinel for process in self._processes]
+        while alive and time.monotonic() < deadline:
+            ended = multiprocessing.connection.wait(alive, deadline - time.monotonic())
+            alive = [sentinel for sentinel in alive if sentinel not in ended]
+        self._kill(alive)
+
+    def _kill(self, sentinels: Sequence[int]) -> None:
+        for process in self._processes:
+            if process.sentinel in sentinels:
+                process.kill()
+
+    def _done(self, _: Future[list[float]]) -> None:
+        with self._lock:
+            self._open, self._last = self._open - 1, time.monotonic()
+
+    def _look(self) -> None:
+        while not self._closed.wait(min(1.0, HUNG_S / 4)):
+            with self._lock:
+                hung = self._open > 0 and time.monotonic() - self._last > HUNG_S
+            if hung:
+                self._hung = True
+                self._kill([process.sentinel for process in self._processes])
+                return
 
 
 def _score(judge: TextJudge, rows: list[tuple[str, tuple[str, ...]]]) -> list[float]:
@@ -116,7 +179,9 @@ def _called(function: Callable[..., list[float]], *arguments: object) -> Future[
     return future
 
 
-def _joined(parts: list[Future[list[float]]]) -> Future[list[float]]:
+def _joined(
+    parts: list[Future[list[float]]], why: Callable[[], str] = lambda: _DIED
+) -> Future[list[float]]:
     """One future for the concatenated results of the parts; the first failure is its failure."""
     whole: Future[list[float]] = Future()
     lock, left = threading.Lock(), len(parts)
@@ -127,7 +192,7 @@ def _joined(parts: list[Future[list[float]]]) -> Future[list[float]]:
             return
         error = next((error for part in parts if (error := part.exception())), None)
         if isinstance(error, BrokenProcessPool):
-            error = PgtgError(_DIED)
+            error = PgtgError(why())
         if error is not None:
             whole.set_exception(error)
         else:

@@ -14,11 +14,16 @@ METHODS: dict[str, dict[str, Method]] = {
     "prompt": {"pgtg": prompt.PGTG, "sparse": prompt.SPARSE, "random": prompt.RANDOM},
 }
 CONTROLS: dict[str, dict[str, Method]] = {
-    "summarize": {"uniform": mle.METHOD, "shuffled": pgtg.SHUFFLED},
+    "summarize": {
+        "uniform": mle.METHOD,
+        "shuffled": pgtg.SHUFFLED,
+        "random_reward_model": pgtg.RANDOM_REWARD,
+    },
     "prompt": {
         "random": prompt.RANDOM,
         "sparse": prompt.SPARSE,
         "shuffled": prompt.SHUFFLED,
+        "random_reward_model": prompt.RANDOM_REWARD,
     },
 }
 

@@ -71,6 +71,7 @@ class Method:
         weigh: For supervised methods: (token rewards or None, mask, options, seed of this batch)
             -> weights that add up to 1 over each target.
         samples: Whether the options' policy-gradient term applies.
+        random_reward: Be guided by a reward model that was never trained: a control.
         shuffle_scores: Learn the reward from the judge's scores in random order: a control.
         needs_reward: Whether policy training reads the round's reward model.
         needs_samples: Whether policy training reads the round's judged generations.
@@ -81,6 +82,7 @@ class Method:
     guide: Callable[["Method", Improving], Guide] | None
     weigh: Callable[..., Any] | None = None
     samples: bool = False
+    random_reward: bool = False
     shuffle_scores: bool = False
     needs_reward: bool = True
     needs_samples: bool = False

@@ -1,7 +1,8 @@
 """PGTG: reward-weighted MLE with token weights from the learned r_phi (arXiv:2306.00398, Sec. 2.2).
 
 `SHUFFLED` is its control: the same weights in a random order within each target. If it does as
-well, the weights' positions did not matter.
+well, the weights' positions did not matter. `RANDOM_REWARD` takes the weights from a reward model
+with random head: if it does as well, nothing that was learned mattered.
 """
 
 from jaxtyping import Bool, Float
@@ -29,4 +30,12 @@ def weigh_shuffled(
 
 
 METHOD = Method("pgtg", STAGES, SupervisedGuide, weigh, samples=True)
+RANDOM_REWARD = Method(
+    "random_reward_model",
+    ("improve",),
+    SupervisedGuide,
+    weigh,
+    random_reward=True,
+    needs_reward=False,
+)
 SHUFFLED = Method("shuffled", ("improve",), SupervisedGuide, weigh_shuffled)

@@ -138,6 +138,13 @@ class SparseGuide(PromptGuide):
 
 PGTG = Method("pgtg", STAGES, DenseGuide)
 SHUFFLED = Method("shuffled", ("sample", "align", "improve"), DenseGuide, shuffle_scores=True)
+RANDOM_REWARD = Method(
+    "random_reward_model",
+    ("sample", "improve"),
+    DenseGuide,
+    random_reward=True,
+    needs_reward=False,
+)
 SPARSE = Method(
     "sparse", ("sample", "improve"), SparseGuide, needs_reward=False, needs_samples=True
 )

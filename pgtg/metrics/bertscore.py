@@ -136,6 +136,9 @@ def _load(model: str, layers: int, device: str | None) -> Any:
     """A BERTScorer, kept loaded: loading costs seconds, scoring a batch does not."""
     from bert_score import BERTScorer
 
+    from pgtg.models.untrusted import check_folder
+
+    check_folder(model)
     try:
         scorer = BERTScorer(
             model_type=model, num_layers=layers, device=device, use_fast_tokenizer=True

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError
 from pgtg.models.language import LanguageModel
+from pgtg.models.untrusted import load_module
 from pgtg.ops.sampling import seeded
-from pgtg.store import load_tensors, read_json, save_tensors, write_json
+from pgtg.store import read_json, save_tensors, write_json
 
 ADAPTOR_JSON, ADAPTOR_WEIGHTS = "adaptor.json", "adaptor.safetensors"
 
@@ -116,9 +117,10 @@ def load_adaptor(lm: LanguageModel, folder: Path) -> None:
         ArtifactError: It was trained on another language model.
     """
     assert isinstance(lm, AdaptedLanguageModel)
-    if read_json(folder / ADAPTOR_JSON)["language_model"] != fingerprint(lm):
+    about = read_json(folder / ADAPTOR_JSON)
+    if not isinstance(about, dict) or about.get("language_model") != fingerprint(lm):
         raise ArtifactError(
             f"{folder}: this adaptor was trained on another language model than the policy's; "
             "give the policy.path (and policy.revision) that the run was started with"
         )
-    lm.adaptor.load_state_dict(load_tensors(folder / ADAPTOR_WEIGHTS))
+    load_module(lm.adaptor, folder / ADAPTOR_WEIGHTS)

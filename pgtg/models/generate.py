@@ -3,9 +3,14 @@
 A generation's randomness is a stream of its own (`ops.sampling.uniforms`), one number a token, so
 what is sampled depends on neither batch size nor order. Left out: beam search, repetition
 penalties; the method samples, and the paper decodes greedily.
+
+Where a batch does not fit into the memory, batches are halved for the rest of the process, and that
+is said once.
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pgtg.errors import DivergedError, PgtgError
 from pgtg.models.language import LanguageModel
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.ops.sampling import draw, restrict, uniforms
 from pgtg.types import TokenIds
 
+NO_ROOM = ("allocate memory", "not enough memory", "out of memory")  # in a RuntimeError's text
 COMPACT_AT = 0.25  # rows are dropped from the cache once this share of them has finished
 
 
@@ -32,6 +39,13 @@ class Decoding:
     top_p: float = 1.0
 
 
+_share = 1.0  # of the token budget; less once a batch did not fit
+
+
+def _to_stderr(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def generate(
     lm: LanguageModel,
     sources: Sequence[TokenIds],
@@ -42,6 +56,7 @@ def generate(
     decoding: Decoding,
     batch_tokens: int,
     seed_key: Sequence[int | str],
+    warn: Callable[[str], None] = _to_stderr,
 ) -> Iterator[tuple[int, list[TokenIds]]]:
     """K generations of each source, as (row of the source, its K token lists), batch by batch.
 
@@ -55,20 +70,70 @@ def generate(
         decoding: How tokens are chosen.
         batch_tokens: Token budget of a batch: rows times (source + new tokens).
         seed_key: (seed, round, purpose, ...).
+        warn: Takes the warning that batches do not fit.
+
+    Raises:
+        DivergedError: The policy's logits are not finite.
+        PgtgError: Not even the generations of one source fit into the memory.
     """
     new = decoding.max_new_tokens
-    lengths = [len(source) for source in sources]
-    for rows in length_sorted(lengths, budget=batch_tokens, extra=new, copies=k):
+
+    def batches(rows: Sequence[int]) -> list[list[int]]:
+        lengths, budget = [len(sources[i]) for i in rows], int(batch_tokens * _share)
+        found = length_sorted(lengths, budget=budget, extra=new, copies=k)
+        return [[rows[place] for place in batch] for batch in found]
+
+    def tokens_of(rows: Sequence[int]) -> list[TokenIds]:
         noise = None
         if not decoding.greedy:
             streams = [uniforms(new, *seed_key, keys[i], j) for i in rows for j in range(k)]
             noise = torch.from_numpy(np.stack(streams)).to(lm.device)
-        source, mask = pad([sources[i] for i in rows])
-        tokens = generate_batch(
-            lm, source.to(lm.device), mask.to(lm.device), noise, k, eos_ids, decoding
+        source, mask = (part.to(lm.device) for part in pad([sources[i] for i in rows]))
+        return generate_batch(lm, source, mask, noise, k, eos_ids, decoding)
+
+    waiting = deque(batches(range(len(sources))))
+    while waiting:
+        rows = waiting.popleft()
+        tokens = _fitting(tokens_of, rows)
+        if tokens is not None:
+            for place, i in enumerate(rows):
+                yield i, tokens[place * k : (place + 1) * k]
+        elif len(rows) == 1:
+            raise PgtgError(
+                f"{k} generations of a source of {len(sources[rows[0]])} tokens do not fit into "
+                "the memory: lower sample.k, sample.max_new_tokens or policy.max_source_tokens"
+            )
+        else:
+            _halve(batch_tokens, len(rows), warn)
+            rest = [i for batch in [rows, *waiting] for i in batch]
+            waiting = deque(batches(rest))
+
+
+def _fitting(
+    make: Callable[[Sequence[int]], list[TokenIds]], rows: Sequence[int]
+) -> list[TokenIds] | None:
+    """What `make` returns, None where the memory does not suffice."""
+    try:
+        return make(rows)
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if not any(text in str(error) for text in NO_ROOM):
+            raise
+    if torch.cuda.is_available():  # the error is gone, and with it the frames that held tensors
+        torch.cuda.empty_cache()
+    return None
+
+
+def _halve(batch_tokens: int, rows: int, warn: Callable[[str], None]) -> None:
+    """Halve the budget of this process's batches; the first time, say so."""
+    global _share
+    if _share == 1.0:
+        warn(
+            f"out of memory with {rows} sources in a batch (sample.batch_tokens={batch_tokens}): "
+            "from here on batches are halved until they fit"
         )
-        for place, i in enumerate(rows):
-            yield i, tokens[place * k : (place + 1) * k]
+    _share /= 2
 
 
 @torch.no_grad()
@@ -89,6 +154,11 @@ def generate_batch(
     ends = torch.tensor(list(eos_ids), device=source.device)
     finished = torch.zeros(len(live), dtype=torch.bool, device=source.device)
     for t in range(decoding.max_new_tokens):
+        if not reading.output[:, -1].amax(-1).isfinite().all():  # NaN, or nothing is allowed
+            raise DivergedError(
+                f"the policy's logits at token {t} of a generation are not finite: its weights "
+                "have diverged; what is saved stays. Try a lower learning rate"
+            )
         chosen = _choose(reading.output[:, -1], None if noise is None else noise[live, t], decoding)
         for row, token in zip(live[~finished].tolist(), chosen[~finished].tolist(), strict=True):
             done[row].append(token)

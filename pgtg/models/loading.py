@@ -15,8 +15,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pgtg.config import DEPTHS
-from pgtg.errors import MissingResourceError
+from pgtg.files import writing
 from pgtg.models.language import LanguageModel
+from pgtg.models.untrusted import check_folder, load, unloadable
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers_logging.set_verbosity_error()
@@ -39,24 +40,21 @@ def load_language_model(
         layers: Keep only the first n layers (of both stacks of an encoder-decoder).
 
     Raises:
-        MissingResourceError: It is not there, or offline, has no safetensors, or is custom code.
+        ArtifactError: A local folder that is damaged, or not to be trusted (see `untrusted`).
+        MissingResourceError: It is not there, or offline, has no safetensors, lacks weights, or is
+            custom code.
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
+        check_folder(path)
         config = AutoConfig.from_pretrained(path, **options)
         if layers is not None:
             _keep_first_layers(config, layers)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(
-            path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **options
-        )
+        model = load(path, auto, config, dtype=getattr(torch, dtype), revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise MissingResourceError(
-            f"model {path!r} cannot be loaded: {reason} (name a local Transformers folder, or a "
-            "hub id while online; HF_HUB_OFFLINE and HF_HOME are honoured)"
-        ) from error
+    except Exception as error:  # libraries answer odd folders with errors of any kind
+        raise unloadable(path, "model", error) from error
     return LanguageModel(model.eval()), tokenizer
 
 
@@ -74,8 +72,9 @@ def save_language_model(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """Write a folder that plain `from_pretrained` loads."""
-    lm.model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        lm.model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
 
 
 def train_only_top_layers(lm: LanguageModel, layers: int | None) -> int:

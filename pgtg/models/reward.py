@@ -12,7 +12,7 @@ The raw output z is bounded in float32 (`ops/bounds.py`). Saved as a Transformer
 `from_pretrained` loads, with `reward_head.safetensors` and `reward_head.json` beside the backbone.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -20,12 +20,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError
+from pgtg.files import plain_file
 from pgtg.models.batch import right_padded
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, save_language_model
+from pgtg.models.untrusted import load_module
 from pgtg.ops.bounds import BOUNDS
 from pgtg.ops.sampling import log_probability, seeded
-from pgtg.store import load_tensors, read_json, save_tensors, write_json
+from pgtg.store import read_json, save_tensors, write_json
 from pgtg.types import TokenBatch
 
 HEAD_JSON, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
@@ -129,6 +131,16 @@ def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> Re
         return RewardModel(backbone, spec).to(backbone.device)
 
 
+def randomize_head(model: RewardModel, seed: int) -> None:
+    """Draw the head anew, without the small gain that lets a trained one start near a constant."""
+    with seeded(seed), torch.no_grad():
+        for parameter in model.head.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                parameter.normal_()
+
+
 def save_reward_model(model: RewardModel, folder: Path, probe: TokenBatch, tokenizer) -> None:
     """Write a Transformers folder and the head, then check that it reloads to the same rewards.
 
@@ -153,11 +165,29 @@ def load_reward_model(folder: Path) -> RewardModel:
     """Rebuild a saved reward model.
 
     Raises:
-        ArtifactError: The folder holds no reward head.
+        ArtifactError: The folder holds no reward head, or one that does not fit its weights.
     """
     if not (folder / HEAD_JSON).is_file():
         raise ArtifactError(f"{folder}: no {HEAD_JSON} here; a saved reward model has one")
+    spec = _head_spec(folder)
     backbone, _ = load_language_model(str(folder))
-    model = RewardModel(backbone, HeadSpec(**read_json(folder / HEAD_JSON)))
-    model.head.load_state_dict(load_tensors(folder / HEAD_WEIGHTS))
+    model = RewardModel(backbone, spec)
+    load_module(model.head, folder / HEAD_WEIGHTS)
     return model
+
+
+def _head_spec(folder: Path) -> HeadSpec:
+    """What reward_head.json says, if it fits the weights beside it.
+
+    Raises:
+        ArtifactError: No head that this pgtg knows, or one wider than the file of its weights.
+    """
+    found = read_json(folder / HEAD_JSON)
+    names = [field.name for field in fields(HeadSpec)]
+    if isinstance(found, dict) and sorted(found) == sorted(names):
+        head, bound, width = (found[name] for name in names)
+        known = head in list(HEADS) and bound in list(BOUNDS) and type(width) is int
+        room = plain_file(folder / HEAD_WEIGHTS, max_bytes=2**40).st_size
+        if known and width >= 1 and (head == "logprob" or 4 * width <= room):
+            return HeadSpec(head, bound, width)
+    raise ArtifactError(f"{folder / HEAD_JSON} describes no reward head that fits: make it anew")

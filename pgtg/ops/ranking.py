@@ -41,14 +41,14 @@ def pair_accuracy(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "
     """Share [0, 1] of the strictly ordered pairs within groups that `evaluations` orders alike.
 
     Pairs with equal judge's scores are left out; an evaluation that ties on a pair gets one half.
-    Without any ordered pair the result is NaN.
+    Without any ordered pair, and wherever something is NaN, the result is NaN.
     """
-    truth = (preference[:, :, None] - preference[:, None, :]).sign()
-    guess = (evaluations[:, :, None] - evaluations[:, None, :]).sign()
-    ordered = truth > 0
-    if not ordered.any():
+    ordered = preference[:, :, None] > preference[:, None, :]
+    right = evaluations[:, :, None] > evaluations[:, None, :]
+    ties = evaluations[:, :, None] == evaluations[:, None, :]  # infinite ones as well
+    if not ordered.any() or preference.isnan().any() or evaluations.isnan().any():
         return float("nan")
-    return ((1 + guess[ordered].double()) / 2).mean().item()
+    return (right[ordered].double() + ties[ordered].double() / 2).mean().item()
 
 
 def kendall_tau(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> float:
@@ -60,9 +60,12 @@ def kendall_tau(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G 
 
 
 def top1_accuracy(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> float:
-    """Share [0, 1] of informative groups whose highest evaluation is one of the judge's best."""
+    """Share [0, 1] of informative groups whose highest evaluation is one of the judge's best.
+
+    Without any such group, and wherever something is NaN, the result is NaN.
+    """
     keep = informative(preference)
-    if not keep.any():
+    if not keep.any() or preference.isnan().any() or evaluations.isnan().any():
         return float("nan")
     evaluations, preference = evaluations[keep], preference[keep]
     chosen = preference.gather(-1, evaluations.argmax(-1, keepdim=True)).squeeze(-1)
@@ -72,9 +75,11 @@ def top1_accuracy(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "
 def auc(positive: Float[Tensor, " P"], negative: Float[Tensor, " Q"]) -> float:
     """Probability [0, 1] that a value drawn from `positive` is above one from `negative`.
 
-    Ties count one half (Mann–Whitney). NaN if either side is empty.
+    Ties count one half (Mann–Whitney). NaN if either side is empty, or something is NaN.
     """
     if positive.numel() == 0 or negative.numel() == 0:
+        return float("nan")
+    if positive.isnan().any() or negative.isnan().any():
         return float("nan")
     values, rank = torch.cat([positive, negative]).double().unique(return_inverse=True)
     counts = torch.bincount(rank, minlength=values.numel()).double()
@@ -98,7 +103,7 @@ def stratified_auc(
     The strata are quantiles of the variable over both sides together.
     """
     nuisance = torch.cat([stratum_of_positive, stratum_of_negative]).double()
-    if positive.numel() == 0 or negative.numel() == 0:
+    if positive.numel() == 0 or negative.numel() == 0 or not nuisance.isfinite().all():
         return float("nan")
     edges = nuisance.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.double)[1:-1])
     of_positive = torch.bucketize(stratum_of_positive.double(), edges)

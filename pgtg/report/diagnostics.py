@@ -9,15 +9,14 @@ leave-one-out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from pgtg.ops.credit import relations, spread
 from pgtg.report.collect import Run
 from pgtg.store import Artifact, read_table
 
-BINS = 10
 PARTS = ("heldout", "train")  # the first one that a run has
 FRESH = "align/fresh_pair_accuracy"
 RANKING = {  # column of the report -> name in the manifest
@@ -119,89 +118,11 @@ def lengths(runs: Sequence[Run]) -> Lengths | None:
     return Lengths(tokens, reward, evaluation)
 
 
-def aggregator_weights(name: str, temperature: float, rewards: Sequence[float]) -> np.ndarray:
-    """The gradient of f by each token reward, scaled to sum 1: how much each token counts.
-
-    avg and sum: equal shares. max: softmax(r / beta), min: softmax(-r / beta).
-    """
-    values = np.asarray(rewards, float)
-    if name in ("avg", "sum"):
-        return np.full(len(values), 1 / len(values))
-    scaled = (values if name == "max" else -values) / temperature
-    weights = np.exp(scaled - scaled.max())
-    return weights / weights.sum()
-
-
-def effective_tokens(weights: np.ndarray) -> float:
-    """exp(H(w)) [tokens]: as many tokens of equal weight are as spread out as these."""
-    positive = weights[weights > 0]
-    return float(np.exp(-(positive * np.log(positive)).sum()))
-
-
-def within_correlation(sources: Sequence[str], a: Sequence[float], b: Sequence[float]) -> float:
-    """Pearson's r of what is left of a and b after each source's own mean; NaN if constant."""
-    left, right = _centred(sources, a), _centred(sources, b)
-    scale = float(np.sqrt((left**2).sum() * (right**2).sum()))
-    return float((left * right).sum() / scale) if scale > 0 else float("nan")
-
-
-def calibration_error(
-    sources: Sequence[str], evaluations: Sequence[float], scores: Sequence[float]
-) -> float:
-    """Expected calibration error [0, 1] of P(i above j) = sigmoid(e_i - e_j), pairs of a source.
-
-    Each strictly ordered pair counts once, from the side that the evaluations favour, in ten equal
-    bins of [0.5, 1]: mean over pairs of |share right in its bin - mean probability in its bin|.
-    """
-    chance, right = [], []
-    for start, stop in _spans(sources):
-        e, s = np.asarray(evaluations[start:stop]), np.asarray(scores[start:stop])
-        i, j = np.triu_indices(len(e), 1)
-        i, j = i[s[i] != s[j]], j[s[i] != s[j]]
-        gap = e[i] - e[j]
-        chance.append(1 / (1 + np.exp(-np.abs(gap).clip(max=500))))
-        right.append(np.where(gap == 0, 0.5, (gap > 0) == (s[i] > s[j])))
-    p, hit = np.concatenate(chance), np.concatenate(right).astype(float)
-    if len(p) == 0:
-        return float("nan")
-    bins = np.minimum(((p - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    gaps = [abs((hit[bins == k] - p[bins == k]).sum()) for k in range(BINS)]
-    return float(sum(gaps) / len(p))
-
-
 def _weights(run: Run, rewards: Sequence[Sequence[float]]) -> dict[str, float]:
-    name = str(run.config["aggregator.name"])
     beta = float(run.config["aggregator.temperature"])
-    weights = [aggregator_weights(name, beta, row) for row in rewards if len(row)]
-    return {
-        "effective_tokens": float(np.mean([effective_tokens(w) for w in weights])),
-        "top_token_share": float(np.mean([w.max() for w in weights])),
-    }
+    return spread(str(run.config["aggregator.name"]), beta, rewards)
 
 
 def _relations(table: Mapping[str, list]) -> dict[str, float]:
     lengths = [float(len(row)) for row in table["reward"]]
-    sources, evaluations, scores = table["source_id"], table["evaluation"], table["score"]
-    found = {
-        "evaluation_length_correlation": within_correlation(sources, evaluations, lengths),
-        "judge_length_correlation": within_correlation(sources, scores, lengths),
-        "calibration_error": calibration_error(sources, evaluations, scores),
-    }
-    return {name: value for name, value in found.items() if not np.isnan(value)}
-
-
-def _centred(sources: Sequence[str], values: Sequence[float]) -> np.ndarray:
-    out = np.asarray(values, float).copy()
-    for start, stop in _spans(sources):
-        out[start:stop] -= out[start:stop].mean()
-    return out
-
-
-def _spans(sources: Sequence[str]) -> list[tuple[int, int]]:
-    """Ranges of rows with one source; a source's generations stand together."""
-    spans, start = [], 0
-    for _, members in groupby(sources):
-        stop = start + sum(1 for _ in members)
-        spans.append((start, stop))
-        start = stop
-    return spans
+    return relations(table["source_id"], lengths, table["evaluation"], table["score"])

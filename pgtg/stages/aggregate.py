@@ -12,6 +12,7 @@ from torch import Tensor
 from pgtg.context import Context
 from pgtg.generations import read_generations
 from pgtg.ops.aggregate import evaluate_groups
+from pgtg.ops.credit import relations, spread
 from pgtg.ops.masking import masked_mean
 from pgtg.ops.ranking import (
     auc,
@@ -24,6 +25,8 @@ from pgtg.ops.ranking import (
 from pgtg.store import Artifact, hash_of, read_table, write_table
 from pgtg.tasks.comparisons import Comparisons
 from pgtg.types import Generations
+
+SHOWN = 100  # generations of a round that a tracker shows
 
 
 def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
@@ -47,6 +50,15 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
             write_table(working / f"{part}.parquet", columns | {"score": generations.scores})
             comparisons = ctx.task.all_comparisons(generations)
             found = _ranking(generations, comparisons, evaluations, table)
+            lengths = [float(len(row)) for row in table["reward"]]
+            if not head:
+                _show(ctx, part, round, generations, evaluations)
+            found |= spread(
+                ctx.cfg.aggregator.name, ctx.cfg.aggregator.temperature, table["reward"]
+            )
+            found |= relations(
+                table["source_id"], lengths, evaluations.tolist(), generations.scores
+            )
         metrics |= {f"aggregate/{part}_{name}": value for name, value in found.items()}
     metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
     name = f"aggregate.{head}" if head else "aggregate"
@@ -70,6 +82,24 @@ def _evaluations(ctx: Context, generations: Generations, table: dict) -> Tensor:
     )
     out = torch.zeros(len(rewards), dtype=rewards.dtype)
     return out.scatter(0, generations.groups.flatten(), grouped.flatten())
+
+
+def _show(
+    ctx: Context, part: str, round: int, generations: Generations, evaluations: Tensor
+) -> None:
+    """The first generations with judge's score and evaluation, for a tracker to show."""
+    columns = ["source", "text", "judge's score", "evaluation"]
+    rows = [
+        [generations.source_ids[origin], text, score, value]
+        for origin, text, score, value in zip(
+            generations.origin[:SHOWN],
+            generations.texts[:SHOWN],
+            generations.scores[:SHOWN],
+            evaluations[:SHOWN].tolist(),
+            strict=True,
+        )
+    ]
+    ctx.log.rows(f"generations_{part}", round, columns, rows)
 
 
 def _padded(rows: list[list[float]]) -> tuple[Tensor, Tensor]:

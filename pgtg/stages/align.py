@@ -26,6 +26,7 @@ from pgtg.models.reward import (
     RewardModel,
     build_reward_model,
     load_reward_model,
+    randomize_head,
     save_reward_model,
 )
 from pgtg.ops.aggregate import evaluate_groups
@@ -235,6 +236,13 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
             "causal, since they read the same token ids"
         )
     return build_reward_model(backbone.to(ctx.device), spec, seed), tokenizer
+
+
+def random_reward_model(ctx: Context) -> RewardModel:
+    """The reward model as it would start, its head drawn at full size: it knows nothing."""
+    model, _ = _reward_model(ctx, None, ctx.cfg.reward.head)
+    randomize_head(model, derive_seed(ctx.cfg.seed, "random_reward_model"))
+    return model
 
 
 def group_batch(

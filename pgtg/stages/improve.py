@@ -5,6 +5,7 @@ What it trains on is the method's business: a stream of batches and an objective
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pgtg.context import Context
 from pgtg.loop import FitResult, Where, fit, load_weights
@@ -12,8 +13,17 @@ from pgtg.methods import method_of
 from pgtg.methods.method import Guide, Improving
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import load_reward_model
+from pgtg.shared import (
+    config_part,
+    parent_files,
+    rewardless,
+    share,
+    start_models,
+)
+from pgtg.stages.align import random_reward_model
 from pgtg.stages.lines import made_for
 from pgtg.store import Artifact, hash_of, load_tensors, save_tensors
+from pgtg.tasks.task import examples_hash
 
 
 def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
@@ -24,8 +34,6 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
         control: Train this control's policy instead of the method's.
     """
     method = method_of(ctx.cfg, control)
-    assert method.guide is not None
-    updates = ctx.task.segments()
     artifact = ctx.artifact(round, "improve", control=control)
     parents = ctx.parents(round, control)
     aligned = samples = None
@@ -36,15 +44,58 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
     parents += [made for made in (samples, aligned) if made is not None]
     names = ("data", "policy", "sample", "judge", "method", "aggregator", "improve", "schedule")
     inputs = hash_of(parents, ctx.config_part(*names) | {"round": round, "control": control})
-    if ctx.made(artifact, inputs):
-        return artifact
+    if not ctx.made(artifact, inputs):
+        share(
+            ctx,
+            artifact,
+            inputs=inputs,
+            stage=f"improve.{control}" if control else "improve",
+            round=round,
+            depends=lambda: _depends(ctx, round, control, parents),
+            make=lambda: _make(ctx, artifact, inputs, round, control, aligned, samples),
+        )
+    return artifact
+
+
+def _depends(
+    ctx: Context, round: int, control: str, parents: Sequence[Artifact]
+) -> dict[str, Any] | None:
+    """What the policy of a line without a reward model depends on; None for other lines."""
+    models = start_models(ctx) if rewardless(ctx, control) else None
+    if models is None:
+        return None
+    names = ("data", "policy", "sample", "judge", "method", "improve", "schedule", "prompt")
+    return {
+        "models": models,
+        "parents": parent_files(parents),
+        "line": control,
+        "config": config_part(ctx, *names),
+        "data": [ctx.task.contents("train"), examples_hash(ctx.task.heldout())],
+        "judge": dict(ctx.task.judge_description()),
+    }
+
+
+def _make(
+    ctx: Context,
+    artifact: Artifact,
+    inputs: str,
+    round: int,
+    control: str,
+    aligned: Artifact | None,
+    samples: Artifact | None,
+) -> None:
+    method, updates = method_of(ctx.cfg, control), ctx.task.segments()
+    assert method.guide is not None
     working = artifact.working(inputs)
     lm, codec = ctx.load_policy(round, control)
     model = None
     if aligned is not None:
         model = load_reward_model(aligned.file("reward")).to(ctx.device)
-        model.eval().requires_grad_(False)
+    elif method.random_reward:
+        model = random_reward_model(ctx)
     ctx.choose_trained(lm)
+    if model is not None:
+        model.eval().requires_grad_(False)
     first = sum(updates[:round])
     given = Improving(ctx, lm, codec, model, samples, working, first, updates[round])
     guide = method.guide(method, given)
@@ -54,7 +105,7 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
         load_weights(lm, result.best)
         ctx.save_policy(lm, codec, working / "best")
     save_tensors(working / "optimizer.safetensors", result.optimizer)
-    return artifact.commit(
+    artifact.commit(
         inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, control=control
     )
 

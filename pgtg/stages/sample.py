@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +18,16 @@ from pgtg.methods import method_of
 from pgtg.models.codec import Codec
 from pgtg.models.generate import generate
 from pgtg.models.language import LanguageModel
+from pgtg.shared import (
+    config_part,
+    parent_files,
+    rewardless,
+    share,
+    start_models,
+)
 from pgtg.store import Artifact, hash_of, write_table
 from pgtg.tasks.comparisons import Comparisons
+from pgtg.tasks.task import examples_hash
 from pgtg.types import Example, Generations, TokenIds
 
 PARTS = ("train", "heldout")
@@ -37,10 +46,41 @@ def sample(ctx: Context, round: int, *, control: str = "") -> Artifact:
     parents = ctx.parents(0) if trained is None else ctx.parents(round, control)
     part = ctx.config_part("data", "policy", "sample", "judge") | {"round": round}
     inputs = hash_of(parents, part | ({"control": control} if control else {}))
-    if ctx.made(artifact, inputs):
-        return artifact
+    if not ctx.made(artifact, inputs):
+        share(
+            ctx,
+            artifact,
+            inputs=inputs,
+            stage=f"sample.{control}" if control else "sample",
+            round=round,
+            depends=lambda: _depends(ctx, round, control, parents),
+            make=lambda: _make(ctx, artifact, inputs, round, control, trained is not None),
+        )
+    return artifact
+
+
+def _depends(
+    ctx: Context, round: int, control: str, parents: Sequence[Artifact]
+) -> dict[str, Any] | None:
+    """What the samples depend on; None if a reward model had a hand in their policy."""
+    models = start_models(ctx)
+    if models is None or (round > 0 and not rewardless(ctx, control)):
+        return None
+    return {
+        "models": models,
+        "parents": parent_files(parents),
+        "line": control,
+        "config": config_part(ctx, "data", "policy", "sample", "judge", "prompt"),
+        "data": [ctx.task.contents("train"), examples_hash(ctx.task.heldout())],
+        "judge": dict(ctx.task.judge_description()),
+    }
+
+
+def _make(
+    ctx: Context, artifact: Artifact, inputs: str, round: int, control: str, trained: bool
+) -> None:
     working = artifact.working(inputs)
-    lm, codec = ctx.load_start() if trained is None else ctx.load_policy(round, control)
+    lm, codec = ctx.load_policy(round, control) if trained else ctx.load_start()
     metrics: dict[str, float] = {}
     for part, examples in ctx.task.to_sample(round).items():
         cut = _sample_part(ctx, lm, codec, examples, part, round, working, control)
@@ -55,7 +95,7 @@ def sample(ctx: Context, round: int, *, control: str = "") -> Artifact:
         metrics[f"sample/{part}_sources_cut"] = cut
     ctx.log.metrics(f"sample.{control}" if control else "sample", round, 0, metrics)
     judge = dict(ctx.task.judge_description())
-    return artifact.commit(
+    artifact.commit(
         inputs=inputs,
         metrics=metrics,
         position=ctx.committed(),
@@ -125,6 +165,7 @@ def _generate(
             decoding=ctx.sampling(),
             batch_tokens=cfg.batch_tokens,
             seed_key=(ctx.cfg.seed, "sample", part, round),
+            warn=ctx.log.warn,
         )
     )
     rows = [(i, tokens) for i in range(len(examples)) for tokens in found[i]]

@@ -4,7 +4,10 @@ The start policy's log-probability of the same tokens is written beside it: the 
 reward has to beat.
 """
 
+import numpy as np
+
 from pgtg.context import Context
+from pgtg.errors import DivergedError
 from pgtg.generations import read_generations
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel, load_reward_model
@@ -61,8 +64,10 @@ def _values(
     def start_log_prob(batch: TokenBatch):
         return log_probability(start.logits(batch).float(), batch.tokens)
 
-    values = {"reward": model, "start_log_prob": start_log_prob}
-    return {
-        name: [row.tolist() for row in ctx.per_token(value, sources, tokens, origin)]
-        for name, value in values.items()
-    }
+    found = {}
+    for name, value in {"reward": model, "start_log_prob": start_log_prob}.items():
+        rows = ctx.per_token(value, sources, tokens, origin)
+        if not all(np.isfinite(row).all() for row in rows):
+            raise DivergedError(f"score: a token's {name} is not finite; what is saved stays")
+        found[name] = [row.tolist() for row in rows]
+    return found

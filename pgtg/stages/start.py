@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
+from pgtg.cache import CachedArtifact
 from pgtg.context import Context
-from pgtg.recipes import recipe_for
-from pgtg.store import cached, content_hash
+from pgtg.recipes import Recipe, recipe_for
+from pgtg.shared import use, whole
+from pgtg.store import Artifact, cached, content_hash, link_or_copy
 
 
 def start(ctx: Context) -> None:
@@ -26,20 +28,32 @@ def start(ctx: Context) -> None:
     if ctx.made(here, key):
         return
     if ctx.cfg.cache == "off":
-        made = ctx.folder.artifact("warm_start")
-    else:
-        made = cached(Path(ctx.cfg.cache).expanduser(), "warm_start", key)
-    if made.exists():
+        _make(ctx, recipe, ctx.folder.artifact("warm_start"), here, key)
+        return
+    made = cached(Path(ctx.cfg.cache), "warm_start", key)
+    with use(ctx, made, alone=True) as usable:
+        if usable or made.exists():
+            _make(ctx, recipe, made, here, key)
+            return
+    _make(ctx, recipe, ctx.folder.artifact("warm_start"), here, key)
+
+
+def _make(ctx: Context, recipe: Recipe, made: Artifact, here: Artifact, key: str) -> None:
+    """Make the models at `made` unless they are there, and put them into the run."""
+    manifest = whole(ctx, made)
+    if manifest is not None:
         ctx.log.say(f"start: {recipe.name} taken from {made.path}")
     else:
         ctx.log.say(f"start: {recipe.name} (about a minute; cached for later runs)")
         recipe.make(ctx, made, key)
-    manifest = made.verify()
-    working = here.working(key)
+        manifest = made.verify()
+    if isinstance(made, CachedArtifact):
+        made.used()
+    working = here.working(key, fresh=True)
     for name in manifest["files"]:
         copy = working / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(made.file(name).read_bytes())
+        link_or_copy(made.file(name), copy)
     metrics = manifest["metrics"]
     ctx.log.metrics("start", 0, 0, metrics)
     here.commit(inputs=key, metrics=metrics, position=ctx.committed())

@@ -26,7 +26,7 @@ from pgtg.schedule import segments
 from pgtg.tasks import reviews
 from pgtg.tasks.comparisons import Comparisons, all_at_once, from_pool
 from pgtg.tasks.fewshot import load_fewshot
-from pgtg.tasks.task import Columns
+from pgtg.tasks.task import Columns, examples_hash
 from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
 
@@ -145,6 +145,11 @@ class PromptTask:
 
     def all_comparisons(self, generations: Generations) -> Comparisons:
         return all_at_once(generations)
+
+    def contents(self, split: str) -> str:
+        """The few examples judge and rank; the split asked for is only tested on."""
+        names = dict.fromkeys(["train", "dev", {"validation": "dev"}.get(split, split)])
+        return examples_hash(row for name in names for row in self.labelled(name) or [])
 
     def heldout(self) -> list[Example]:
         return []

@@ -20,7 +20,7 @@ from pgtg.schedule import segments, updates_per_epoch
 from pgtg.tasks import newswire
 from pgtg.tasks.comparisons import Comparisons, in_passes, of_sources
 from pgtg.tasks.data import load_split
-from pgtg.tasks.task import Columns
+from pgtg.tasks.task import Columns, examples_hash
 from pgtg.types import DataCounts, Example, Generations, TokenIds
 
 
@@ -164,6 +164,9 @@ class SummarizeTask:
     @cached_property
     def _orders(self) -> dict[int, np.ndarray]:
         return {}
+
+    def contents(self, split: str) -> str:
+        return examples_hash(self.examples(split))
 
     def to_evaluate(self, split: str) -> list[Example]:
         """The examples that the evaluation reads: the first evaluate.examples of the split."""

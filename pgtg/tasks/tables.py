@@ -18,6 +18,8 @@ from pgtg.errors import DataError, MissingResourceError
 
 Row = dict[str, Any]
 
+_TOO_DEEP = "JSON that is nested too deep, or with a number too long"
+
 ALIASES = {  # other names of a split's file
     "validation": ("validation", "valid", "val", "dev"),
     "dev": ("dev", "validation", "valid", "val"),
@@ -89,7 +91,13 @@ def split_files(folder: Path, split: str) -> list[Path]:
 def saved_splits(folder: Path) -> list[str] | None:
     """Names of the splits in a `save_to_disk` folder; None if it is no such folder."""
     listed = folder / "dataset_dict.json"
-    return json.loads(listed.read_text(encoding="utf-8"))["splits"] if listed.is_file() else None
+    if not listed.is_file():
+        return None
+    found = _document(listed)
+    names = found.get("splits") if isinstance(found, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{listed}: no list of splits: not a readable save_to_disk folder")
+    return names
 
 
 def _chained(tables: Sequence[Table], name: str) -> Table:
@@ -128,17 +136,25 @@ def _parsed(text: str, where: str) -> Row:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: broken JSON line: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {_TOO_DEEP} ({_line(error)})") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
     return row
 
 
-def _json(path: Path) -> Table:
+def _document(path: Path) -> Any:
     try:
-        content = json.loads("".join(_lines(path)))
+        return json.loads("".join(_lines(path)))
     except json.JSONDecodeError as error:
         hint = "; with one object a line the name must end in .jsonl" if error.lineno == 2 else ""
         raise DataError(f"{path}:{error.lineno}: broken JSON: {error.msg}{hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {_TOO_DEEP} ({_line(error)})") from error
+
+
+def _json(path: Path) -> Table:
+    content = _document(path)
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path}: expected a list of objects, or {{"data": [...]}}')
@@ -175,10 +191,25 @@ def _parquet(path: Path) -> Table:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from error
-    rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
-    return Table(str(path), rows, file.schema_arrow.names, file.metadata.num_rows)
+        columns, total = file.schema_arrow.names, file.metadata.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {_line(error)}") from error
+    return Table(str(path), _parquet_rows(path, file, total), columns, total)
+
+
+def _parquet_rows(path: Path, file: Any, total: int) -> Iterator[Row]:
+    """Rows in batches, so that a file larger than the memory is no matter."""
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in file.iter_batches(batch_size=1024):
+            number += batch.num_rows
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        raise DataError(f"{path}: broken after row {number}: {_line(error)}") from error
+    if number != total:
+        raise DataError(f"{path}: says it has {total} rows, and has {number}: it is damaged")
 
 
 READERS: dict[str, Callable[[Path], Table]] = {

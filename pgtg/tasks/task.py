@@ -1,14 +1,16 @@
 """What the stages ask of a task. Everything that depends on chance in a task is a function of the
 seed and of what it is for, so any stage can be run again alone."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from pgtg.config import RunConfig
+from pgtg.files import json_line
 from pgtg.models.codec import Codec
 from pgtg.tasks.comparisons import Comparisons
-from pgtg.types import DataCounts, Example, Generations, TokenIds
+from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
 Columns = dict[str, list[Any]]  # of a table, by name
 
@@ -74,6 +76,22 @@ class Task(Protocol):
         """Examples that no training reads; the same in every round."""
         ...
 
+    def contents(self, split: str) -> str:
+        """Hash of a split's examples, and of all others that judging or ranking reads with them."""
+        ...
+
     def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
         """A planted label for each token of an example's target; None for ordinary data."""
         ...
+
+
+def examples_hash(rows: Iterable[Example | Labelled]) -> str:
+    """sha256 of examples, one after the other. Planted truth is left out: its world is config."""
+    digest = hashlib.sha256()
+    for row in rows:
+        if isinstance(row, Labelled):
+            part = [row.id, row.text, row.label]
+        else:
+            part = [row.id, row.source, row.target, list(row.references)]
+        digest.update(json_line(part, row.id))
+    return digest.hexdigest()

@@ -1,0 +1,284 @@
+"""`make bench`: our side alone, phase by phase, on models of the true sizes with random weights.
+
+    python benchmarks/bench.py [--threads 1] [--repeats 3] [--only NAME] [--save]
+
+Each phase alternates with a calibrating matmul in the same run. What is compared with the last
+saved result (benchmarks/bench.json) is the median of phase time / matmul time: absolute times of
+shared machines say little. Where a phase's work can be counted, its GFLOPS are shown as a share
+of the matmul's (2 FLOPs per weight and token forward, 4 more backward; attention and embeddings are
+left out).
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from pgtg.config import AggregatorConfig, JudgeConfig, MethodConfig
+from pgtg.judges.classifier import Classifier
+from pgtg.judges.pool import JudgePool
+from pgtg.judges.template import Prompt, Template
+from pgtg.methods.objective import Improvement, PolicyGradient, Sampled, SupervisedBatch
+from pgtg.models.adaptor import adapt
+from pgtg.models.batch import token_batch
+from pgtg.models.generate import Decoding, generate
+from pgtg.models.language import LanguageModel
+from pgtg.models.reward import HeadSpec, build_reward_model
+from pgtg.ops.objectives import uniform_weights
+from pgtg.stages.align import GroupBatch, PlackettLuce
+from pgtg.types import Labelled
+
+SAVED = Path(__file__).with_name("bench.json")
+SOURCES, K, SOURCE, NEW = 8, 3, 512, 64  # summarize: texts, generations of each, tokens
+EXAMPLES, WORDS = 32, 20  # prompt: sentences judged by, words of each
+SIZE = 1024  # of the calibrating matmul, float32
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is timed.
+
+    Args:
+        unit: What `count` counts.
+        count: Work of one call.
+        run: One call.
+        gflop: Counted work of one call [GFLOP], 0 where it is not counted.
+    """
+
+    unit: str
+    count: int
+    run: Callable[[], object]
+    gflop: float = 0.0
+
+
+def rows(number: int, length: int, seed: int, vocabulary: int = 30000) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(5, vocabulary, (number, length), generator=generator).tolist()
+
+
+def weights(module: nn.Module) -> int:
+    """Weights that multiply a token's state: all but the embeddings."""
+    tables = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding))
+    return sum(p.numel() for p in module.parameters()) - tables
+
+
+def stepped(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """One forward, backward and fused Adam step."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-5, fused=True)
+
+    def run() -> None:
+        loss().backward()
+        nn.utils.clip_grad_norm_(trained, 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def t5() -> LanguageModel:
+    """T5-small's size."""
+    config = T5Config(decoder_start_token_id=0, d_ff=2048, num_layers=6, num_decoder_layers=6)
+    return LanguageModel(T5ForConditionalGeneration(config).eval())
+
+
+def sampling() -> Phase:
+    lm, sources = t5(), rows(SOURCES, SOURCE, 0)
+    decoding = Decoding(False, NEW, top_k=50)
+
+    def run() -> None:
+        for _ in generate(
+            lm,
+            sources,
+            [str(i) for i in range(SOURCES)],
+            k=K,
+            eos_ids=[],  # all of one length, so that times can be compared
+            decoding=decoding,
+            batch_tokens=10**6,
+            seed_key=(0,),
+        ):
+            pass
+
+    return Phase("tokens", SOURCES * K * NEW, run)
+
+
+def judging() -> Phase:
+    words = [f"w{i}" for i in range(400)]
+    texts = [" ".join(words[i % 400] for i in row) for row in rows(240, 50, 1)]
+    references = [[" ".join(words[i % 400] for i in row)] for row in rows(240, 50, 2)]
+    pool = JudgePool(JudgeConfig("meteor_stem", 0))
+    return Phase("texts", len(texts), lambda: pool.score(texts, references))
+
+
+def reward_step() -> Phase:
+    model = build_reward_model(t5(), HeadSpec("paper", "softplus", 2048), 0)
+    sources, tokens = rows(SOURCES, SOURCE, 0), rows(SOURCES * K, NEW, 1)
+    batch = token_batch(sources, tokens, [i // K for i in range(len(tokens))])
+    groups = torch.arange(SOURCES * K).reshape(SOURCES, K)
+    compared = GroupBatch(batch, groups, torch.rand(SOURCES, K))
+    objective = PlackettLuce(model, AggregatorConfig("avg", 2.0, False))
+    run = stepped(model, lambda: objective(compared, objective.count(compared)).value)
+    encoder = weights(model.backbone.model.get_encoder())
+    decoder = weights(model.backbone.model.get_decoder()) + weights(model.head)
+    gflop = 6e-9 * (encoder * SOURCES * SOURCE + decoder * SOURCES * K * (NEW + 1))
+    return Phase("generations", SOURCES * K, run, gflop)
+
+
+def policy_step() -> Phase:
+    lm = t5()
+    batch = token_batch(rows(SOURCES, SOURCE, 0), rows(SOURCES, NEW, 1), range(SOURCES))
+    supervised = SupervisedBatch(batch, uniform_weights(batch.mask))
+    options = MethodConfig(name="mle", entropy=0.0, reinforce=0.0, kl=0.0)
+    objective = Improvement(lm, options, Decoding(True, NEW))
+    run = stepped(lm, lambda: objective(supervised, objective.count(supervised)).value)
+    encoder, decoder = weights(lm.model.get_encoder()), weights(lm.model.get_decoder())
+    head = lm.model.config.vocab_size * lm.width
+    gflop = 6e-9 * (encoder * SOURCES * SOURCE + (decoder + head) * SOURCES * NEW)
+    return Phase("targets", SOURCES, run, gflop)
+
+
+def tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    table = {word: i for i, word in enumerate([*special, *words])}
+    plain = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = ("bos", "pad", "eos", "unk", "mask")
+    tokens = {f"{name}_token": token for name, token in zip(names, special, strict=True)}
+    return PreTrainedTokenizerFast(tokenizer_object=plain, **tokens)
+
+
+def prompt_judging() -> Phase:
+    """Distinct prompts, so that the memo has none of them."""
+    words = [f"w{i}" for i in range(2000)]
+    model = RobertaForMaskedLM(RobertaConfig(vocab_size=50265)).eval()  # roberta-base's size
+    classifier = Classifier(
+        model,
+        tokenizer(words),
+        Template.parse("{sentence} {prompt} {mask} ."),
+        ["w0", "w1"],
+        rendering="string",
+        max_tokens=128,
+    )
+    texts = [" ".join(words[i % 2000] for i in row) for row in rows(EXAMPLES, WORDS, 3)]
+    examples = [Labelled(str(i), text, i % 2) for i, text in enumerate(texts)]
+    prompts = [Prompt(" ".join(words[i % 2000] for i in row)) for row in rows(4, 5, 4)]
+    length = WORDS + 5 + 2
+    gflop = 2e-9 * weights(model.roberta) * length * EXAMPLES * len(prompts)
+    run = lambda: [classifier.log_probs(prompt, examples) for prompt in prompts]  # noqa: E731
+    return Phase("sequences", EXAMPLES * len(prompts), run, gflop)
+
+
+def prompt_policy_step() -> Phase:
+    """64 prompts of 5 tokens: sampled and learned from, rewards given. distilgpt2's size."""
+    lm = adapt(LanguageModel(GPT2LMHeadModel(GPT2Config(n_layer=6)).eval()), 2048, 0)
+    decoding = Decoding(False, 5, top_k=256)
+    objective = PolicyGradient(lm, 0.0, 0.125, decoding)
+
+    def loss() -> torch.Tensor:
+        ((_, tokens),) = generate(
+            lm,
+            [[50256]],
+            ["prompt"],
+            k=64,
+            eos_ids=[],
+            decoding=decoding,
+            batch_tokens=10**6,
+            seed_key=(0,),
+        )
+        batch = token_batch([[50256]], tokens, [0] * 64)
+        sampled = Sampled(batch, torch.ones(batch.mask.shape), None)
+        return objective(sampled, objective.count(sampled)).value
+
+    return Phase("prompts", 64, stepped(lm, loss))
+
+
+def command(*arguments: str) -> Phase:
+    """The command line from its start to its end."""
+    full = [sys.executable, "-m", "pgtg", *arguments]
+    return Phase("calls", 1, lambda: subprocess.run(full, capture_output=True, check=True))
+
+
+PHASES: dict[str, Callable[[], Phase]] = {
+    "sampling": sampling,
+    "judge, METEOR exact + stem": judging,
+    "reward step": reward_step,
+    "policy step": policy_step,
+    "prompt judge, distinct prompts": prompt_judging,
+    "prompt policy step": prompt_policy_step,
+    "pgtg --help": lambda: command("--help"),
+    "pgtg ls": lambda: command("ls"),
+}
+
+
+def seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def measured(phase: Phase, repeats: int) -> dict[str, float]:
+    """Medians of alternating repeats, after one call that warms up."""
+    square = torch.rand(SIZE, SIZE)
+    phase.run()
+    pairs = [(seconds(lambda: square @ square), seconds(phase.run)) for _ in range(repeats)]
+    matmul = statistics.median(calibration for calibration, _ in pairs)
+    took = statistics.median(own for _, own in pairs)
+    found = {
+        "seconds": took,
+        "per_second": phase.count / took,
+        "over_matmul": statistics.median(own / calibration for calibration, own in pairs),
+    }
+    if phase.gflop:
+        found["share_of_matmul_gflops"] = phase.gflop / took / (2e-9 * SIZE**3 / matmul)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=PHASES, help="one phase")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/bench.json")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    before = json.loads(SAVED.read_text())["phases"] if SAVED.is_file() else {}
+    found = {}
+    for name in [asked.only] if asked.only else PHASES:
+        phase = PHASES[name]()
+        found[name] = measured(phase, asked.repeats)
+        row = found[name]
+        share = row.get("share_of_matmul_gflops")
+        was = before.get(name, {}).get("over_matmul")
+        print(
+            f"{name:<32} {row['seconds']:8.2f} s  {row['per_second']:9.1f} {phase.unit}/s"
+            + (f"  {100 * share:5.0f} % of matmul GFLOPS" if share else "")
+            + (f"  {row['over_matmul'] / was:5.2f} x the saved time" if was else "")
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory {peak:.1f} GiB")
+    if asked.save:
+        result = {"threads": asked.threads, "torch": torch.__version__, "peak_gib": peak}
+        SAVED.write_text(json.dumps(result | {"phases": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

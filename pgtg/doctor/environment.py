@@ -1,0 +1,55 @@
+"""`pgtg doctor --env`: what a bug report should say of the machine. Holds no keys and no names."""
+
+import os
+import sys
+from pathlib import Path
+
+from pgtg.doctor.machine import cpu_name, memory_bytes, size_or_unknown
+from pgtg.store import provenance
+
+VARIABLES = ("HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+VARIABLES += ("NLTK_DATA", "WANDB_MODE", "WANDB_DIR", "TOKENIZERS_PARALLELISM", "NO_COLOR")
+VARIABLES += ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "LANG")
+VARIABLES += ("PGTG_CACHE", "PGTG_CACHE_SIZE")
+
+
+def block() -> str:
+    """A block for a bug report, in Markdown."""
+    import torch
+
+    about = provenance([], 0)
+    total, free = memory_bytes()
+    git = about["git"]
+    rows = {
+        "pgtg": f"{about['packages']['pgtg']} {_commit(git)}".strip(),
+        "python": about["python"],
+        "platform": about["platform"],
+        "cpu": f"{cpu_name()}, {about['cpus']} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "memory": f"{size_or_unknown(total)}, {size_or_unknown(free)} free",
+        "gpu": _gpu(),
+        "torch threads": torch.get_num_threads(),
+    }
+    rows |= {name: version for name, version in about["packages"].items() if name != "pgtg"}
+    rows |= {name: _private(os.environ[name]) for name in VARIABLES if name in os.environ}
+    lines = [f"{name}: {value}" for name, value in rows.items()]
+    return "\n".join(["```", *lines, "```"])
+
+
+def _commit(git: dict | None) -> str:
+    if git is None:
+        return ""
+    return f"at {git['commit']}{', changed' if git['changed'] else ''}"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{', '.join(names)}; CUDA {torch.version.cuda}"
+
+
+def _private(value: str) -> str:
+    """A value without the name of the user's home."""
+    return value.replace(str(Path.home()), "~").replace(sys.prefix, "<venv>")

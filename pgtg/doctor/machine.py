@@ -1,0 +1,196 @@
+"""The doctor's checks of the machine: versions, clock, device, and folders that must take files."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pgtg.config import RunConfig
+from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
+from pgtg.entries import size_limit
+from pgtg.errors import ConfigError, MissingResourceError
+from pgtg.sizes import show_size
+
+SKEW_S = 5.0  # a disk's clock may differ so much from ours
+SLOWER = 1.5  # a 16-bit product that takes so much longer than a 32-bit one is no help
+
+
+def python(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
+    """The interpreter against the range in pyproject."""
+    from packaging.specifiers import SpecifierSet
+
+    asked, found = requirements()[0], platform.python_version()
+    if SpecifierSet(asked).contains(found, prereleases=True):
+        yield good("python", f"{found} at {sys.executable}")
+    else:
+        fix = "make the environment with another Python: python3.12 -m venv .venv"
+        yield problem("python", f"{found} is not in {asked}", fix)
+
+
+def packages(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
+    """Each dependency against its range, and which of the extras are there."""
+    from packaging.requirements import Requirement
+
+    wrong = []
+    listed = [Requirement(text) for text in requirements()[1]]
+    needed = [r for r in listed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    for one in needed:
+        try:
+            found = importlib.metadata.version(one.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append((one, "is not installed"))
+            continue
+        if not one.specifier.contains(found, prereleases=True):
+            wrong.append((one, f"{found} is installed, pgtg needs {one.specifier}"))
+    for one, text in wrong:
+        fix = f"{sys.executable} -m pip install '{one.name}{one.specifier}'"
+        yield problem("packages", f"{one.name} {text}", fix)
+    if not wrong:
+        yield good("packages", f"{len(needed)} packages, all in pgtg's ranges")
+
+
+def requirements() -> tuple[str, list[str]]:
+    """Python's range and the dependencies: of pyproject.toml in a checkout, else of the wheel."""
+    file = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if file.is_file():
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        return project["requires-python"], list(project["dependencies"])
+    about = importlib.metadata.metadata("pgtg")
+    return str(about["Requires-Python"]), importlib.metadata.requires("pgtg") or []
+
+
+def clock(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
+    """Not behind our own files, and not apart from the disk's: last uses and logs rest on it."""
+    now, ours = time.time(), Path(__file__).stat().st_mtime
+    fix = "set the clock: sudo timedatectl set-ntp true"
+    if now < ours - SKEW_S:
+        shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(now))
+        yield problem("clock", f"it is {shown} here, before pgtg's own files were written", fix)
+        return
+    folder = nearest_folder(around.outputs)
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder) as file:
+        apart = Path(file.name).stat().st_mtime - time.time()
+        if abs(apart) > SKEW_S:
+            yield warning("clock", f"the disk of {folder} is {apart:+.0f} s apart from us", fix)
+            return
+    yield good("clock", time.strftime("%Y-%m-%d %H:%M:%S %z"))
+
+
+def device(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
+    """The device is there, and the dtype is no slower on it than 32-bit floats."""
+    from pgtg.context import pick_device
+
+    try:
+        found = pick_device(cfg.device if cfg else "auto")
+    except MissingResourceError as error:
+        yield problem("device", str(error), "device=auto, or mend the driver: see nvidia-smi")
+        return
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    ratio = _bfloat16_ratio(str(found))
+    yield good("device", f"{found}, {cores} cores; bfloat16 product: {ratio:.1f} x float32's time")
+    slow = cfg is not None and "bfloat16" in _dtypes(cfg) and ratio > SLOWER
+    if slow:
+        fix = "policy.dtype=float32 (and judge.classifier.dtype=float32)"
+        yield warning("device", f"bfloat16 is {ratio:.1f} x slower than float32 on {found}", fix)
+    if cfg is not None and (cfg.threads or 0) > cores:
+        yield warning("device", f"threads={cfg.threads} on {cores} cores", f"threads={cores}")
+    if cfg is not None and cfg.judge.workers > cores:
+        text = f"judge.workers={cfg.judge.workers} on {cores} cores"
+        yield warning("device", text, f"judge.workers={cores - 1}")
+
+
+def outputs(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
+    """Run folders can be made, and locked."""
+    yield _writable("outputs", around.outputs, "run_dir=<a folder of yours>")
+
+
+def cache(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
+    """The same of the cache; its size limit can be read."""
+    if around.cache is None:
+        yield good("cache", "off")
+        return
+    yield _writable("cache", around.cache, "PGTG_CACHE=<a folder of yours>, or cache=off")
+    try:
+        size_limit()
+    except ConfigError as error:
+        yield problem("cache", str(error), "export PGTG_CACHE_SIZE=20GB")
+
+
+def _writable(about: str, folder: Path, fix: str) -> Finding:
+    """Whether files can be made and locked in a folder, or in what of its path exists."""
+    here = nearest_folder(folder)
+    try:
+        with tempfile.NamedTemporaryFile(dir=here, prefix=".pgtg-doctor-") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                text = f"{here}: this disk has no file locks ({error.strerror}); runs need them"
+                return problem(about, text, fix)
+    except OSError as error:
+        text = f"{folder} cannot be written: {here}: {error.strerror or error}"
+        return problem(about, text, f"chmod u+w '{here}', or {fix}")
+    return good(about, f"{folder} can be written")
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.expanduser().absolute()
+    return next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+
+
+def _dtypes(cfg: RunConfig) -> set[str]:
+    judge = cfg.judge.classifier
+    return {cfg.policy.dtype} | ({judge.dtype} if judge is not None else set())
+
+
+def _bfloat16_ratio(device: str) -> float:
+    """Time of a small product in bfloat16 over that in float32, best of some."""
+    import torch
+
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(256, 256, dtype=dtype, device=device)
+        times = []
+        for _ in range(6):
+            begin = time.perf_counter()
+            (square @ square)[0, 0].item()  # waits for the device
+            times.append(time.perf_counter() - begin)
+        best[dtype] = min(times)
+    return best[torch.bfloat16] / best[torch.float32]
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> tuple[int | None, int | None]:
+    """Bytes of memory that a process may have: in all, and free now; None where unknown."""
+    values = {}
+    with contextlib.suppress(OSError):
+        text = Path("/proc/meminfo").read_text()
+        values = {k: int(v) * 1024 for k, v in re.findall(r"(\w+):\s+(\d+) kB", text)}
+    total, free = values.get("MemTotal"), values.get("MemAvailable")
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limit = int(Path(name).read_text())
+            total, free = min(total or limit, limit), min(free or limit, limit)
+    return total, free
+
+
+def size_or_unknown(count: int | None) -> str:
+    return "unknown" if count is None else show_size(count)

@@ -1,0 +1,86 @@
+"""`pgtg explain`: gather texts, have the runs read them, and show or write what they say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pgtg.errors import ConfigError
+from pgtg.explain.gather import Credit, Options, gather
+from pgtg.log import RunLog
+from pgtg.store import atomic, write_jsonl, write_table
+
+FORMATS = ("jsonl", "parquet")
+
+
+def explain(path: Path, options: Options) -> None:
+    """Show token credit in the terminal, or write it where the options name a file.
+
+    Raises:
+        ConfigError: Options that do not go together, runs without a reward model.
+        ArtifactError: A run that is missing, unfinished or damaged.
+        DataError: No text to explain.
+    """
+    form = _check(options)
+    log = RunLog(None, quiet=options.quiet)
+    credit = gather(path, options, log)
+    if options.html is not None:
+        from pgtg.explain.page import as_page
+
+        with atomic(options.html) as temporary:
+            temporary.write_text(as_page(credit), encoding="utf-8", errors="backslashreplace")
+        log.say(f"written to {options.html}")
+    if options.out is not None:
+        if form == "parquet":
+            rows = [*table_rows(credit)]
+            write_table(options.out, {name: [row[name] for row in rows] for name in rows[0]})
+        else:
+            write_jsonl(options.out, table_rows(credit))
+        log.say(f"written to {options.out}")
+    if options.html is None and options.out is None:
+        from pgtg.explain.terminal import show
+
+        show(credit)
+
+
+def _check(options: Options) -> str | None:
+    """The format of --out, after a look at what goes together."""
+    form = options.format
+    if options.text is not None and options.split is not None:
+        raise ConfigError("--text and --split: the texts are either yours or the run's; give one")
+    for name, path in (("--html", options.html), ("--out", options.out)):
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{name} {path} is a folder: give a file name")
+    if form is not None and form not in FORMATS:
+        raise ConfigError(f"--format: found '{form}', expected one of {', '.join(FORMATS)}")
+    if form is not None and options.out is None:
+        raise ConfigError(f"--format {form} needs --out FILE")
+    if options.out is not None and form is None:
+        form = options.out.suffix.removeprefix(".")
+        if form not in FORMATS:
+            raise ConfigError(f"--out {options.out}: give --format jsonl or --format parquet")
+    return form
+
+
+def table_rows(credit: Credit) -> Iterator[dict[str, Any]]:
+    """One row for each text and run."""
+    for group in credit.groups:
+        for entry in group.entries:
+            for run, view in zip(credit.runs, entry.views, strict=True):
+                yield {
+                    "id": group.id,
+                    "run": str(run.folder.path),
+                    "label": run.label,
+                    "aggregator": run.cfg.aggregator.name,
+                    "source": group.source,
+                    "references": list(group.references),
+                    "text": view.text,
+                    "tokens": [piece.id for piece in view.pieces],
+                    "strings": [piece.string for piece in view.pieces],
+                    "starts": [piece.start for piece in view.pieces],
+                    "ends": [piece.end for piece in view.pieces],
+                    "rewards": list(view.rewards),
+                    "evaluation": view.evaluation,
+                    "rank": view.rank,
+                    "score": entry.score,
+                    "score_rank": entry.score_rank,
+                }
