@@ -103,7 +103,8 @@ def campaign(kills: int, seed: int, folder: Path) -> dict:
                 break
             expected = SIGNALS[signum][1]
             if code != expected:
-                lost.append(f"{task}: {signum.name} ended with {code}, expected {expected}: {run}")
+                said = run.with_name(run.name + ".stderr").read_text().strip().splitlines()[-1:]
+                lost.append(f"{task}: {signum.name} ended with {code}, not {expected}: {said}")
                 break
             hits, done = hits + 1, done + 1
             signals[signum.name] += 1
