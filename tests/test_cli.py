@@ -210,7 +210,8 @@ def test_wrong_calls_exit_2_and_run_nothing(calls: Calls, args: list[str], parts
 
 @pytest.mark.parametrize("args", [["trian"], ["train", "summarize", "--forse"]])
 def test_unknown_commands_and_flags_exit_2(calls: Calls, args: list[str]):
-    pgtg(*args, code=2)
+    assert args[-1] in pgtg(*args, code=2).stderr
+    assert (calls.runs, calls.stages, calls.evaluations) == ([], [], [])
 
 
 def test_cfg_job_prints_the_config_and_runs_nothing(calls: Calls):

@@ -20,6 +20,7 @@ from torch import nn
 from pgtg.config import DEPTHS
 from pgtg.errors import ArtifactError, MissingResourceError, PgtgError
 from pgtg.files import load_tensors
+from pgtg.interrupt import Interrupted
 
 MAX_JSON_BYTES = 128 * 2**20  # the largest tokenizer.json at large has some 35 MB
 SLACK = 2**20  # weights that a model may have beyond twice those in its files
@@ -57,7 +58,16 @@ def load(path: str, auto: Any, config: Any, **options: Any) -> Any:
 
 
 def unloadable(path: str, what: str, error: Exception) -> PgtgError:
-    """What to say of anything that kept a model from loading."""
+    """What to say of anything that kept a model from loading.
+
+    Raises:
+        Interrupted: It was a signal, which a library turned into an error of its own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Interrupted):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, PgtgError):
         return error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
