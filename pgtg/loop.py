@@ -19,6 +19,7 @@ from pgtg.config import FitConfig
 from pgtg.errors import DivergedError
 from pgtg.interrupt import uninterrupted
 from pgtg.log import RunLog
+from pgtg.models.language import evaluating
 from pgtg.ops.sampling import derive_seed, seeded
 from pgtg.store import Artifact, load_tensors, save_tensors
 from pgtg.types import Loss, Window
@@ -215,10 +216,8 @@ def _validated(
     log: RunLog,
 ) -> bool:
     """Validate, log, and adapt rate and patience. True if this is the best so far."""
-    training = model.training
-    model.eval()
-    values = validate()
-    model.train(training)
+    with evaluating(model):
+        values = validate()
     log.metrics(where.prefix, where.round, where.offset + progress.step, values)
     value = values[select]
     if math.isnan(value):

@@ -36,7 +36,7 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
     rounds, lines = len(parts), 1 + len(cfg.method.beside)
     judged = cfg.prompt.first + (rounds - 1) * cfg.sample.sources
     judged += rounds * cfg.sample.heldout_sources
-    ranked = 2 * cfg.prompt.candidates + rounds
+    ranked = 2 * cfg.prompt.candidates + 1
     validated = 0
     if cfg.prompt.validation_prompts:
         every = cfg.improve.validate_every or max(parts)

@@ -13,9 +13,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pgtg.errors import ArtifactError
 from pgtg.methods.objective import PolicyGradient, Sampled
-from pgtg.models.adaptor import AdaptedLanguageModel, adapt, load_adaptor, save_adaptor
+from pgtg.models.adaptor import (
+    AdaptedLanguageModel,
+    adapt,
+    draw_with_states,
+    load_adaptor,
+    save_adaptor,
+)
 from pgtg.models.batch import token_batch
-from pgtg.models.generate import Decoding, generate
+from pgtg.models.generate import Decoding, generate, streams
 from pgtg.models.language import LanguageModel
 from pgtg.ops.objectives import standardized
 from pgtg.types import TokenBatch
@@ -187,3 +193,41 @@ def test_standardized_advantages_have_mean_0_and_sd_1_over_real_tokens():
     assert_close(found[mask].std(unbiased=False), torch.tensor(1.0))
     assert found[~mask].tolist() == [0.0, 0.0, 0.0]
     assert standardized(torch.full((2, 3), 4.0), mask).abs().sum() == 0
+
+
+def test_standardized_advantages_keep_their_differences_in_a_given_unit():
+    """Nearly equal rewards stay nearly equal, where their own spread would make them large."""
+    mask = torch.tensor([[True, True, False]])
+    rewards = torch.tensor([[1.0, 1.02, 99.0]])
+    assert_close(standardized(rewards, mask, 0.1), torch.tensor([[-0.1, 0.1, 0.0]]))
+    assert_close(standardized(rewards, mask), torch.tensor([[-1.0, 1.0, 0.0]]))
+    assert standardized(rewards, mask, 0.0).abs().sum() == 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("decoding", [SAMPLING, Decoding(False, 4, 0.7, 5, 0.9)])
+def test_prompts_drawn_with_their_states_are_those_of_generate(family: str, decoding: Decoding):
+    lm = lively(family, ALLOWED)
+    options: dict[str, Any] = {"k": 6, "eos_ids": [], "decoding": decoding}
+    ((_, expected),) = generate(lm, [[1, 2]], ["x"], **options, batch_tokens=999, seed_key=(0,))
+    noise = streams(4, 6, (0,), ["x"])
+    tokens, states = draw_with_states(lm, [1, 2], noise, decoding)
+    assert tokens.tolist() == expected
+    batch = token_batch([[1, 2]], expected, [0] * 6, "cpu")
+    assert_close(states, lm.states(batch)[:, :-1], rtol=1e-5, atol=1e-6)
+
+
+def test_known_states_give_the_same_loss_and_gradient():
+    lm = lively()
+    batch = sampled(lm)
+    advantage = torch.linspace(-1, 1, batch.mask.numel()).view(batch.mask.shape)
+    found = []
+    for states in (None, lm.states(batch)[:, :-1].detach()):
+        lm.zero_grad()
+        objective = PolicyGradient(lm, 0.1, 0.3, SAMPLING)
+        before = torch.full(batch.mask.shape, -2.0)
+        values = Sampled(batch, advantage, before, states)
+        value = objective(values, objective.count(values)).value
+        value.backward()
+        found.append([value.detach(), *(p.grad for p in lm.adaptor.parameters())])
+    assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)

@@ -77,13 +77,13 @@ def test_a_missing_judge_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_counts_of_a_prompt_search():
-    """Two rounds of 64 + 16 prompts for each of four lines; at most 8 + 8 + 2 ranked, 4 tested."""
+    """Two rounds of 64 + 16 prompts for each of four lines; at most 8 + 8 + 1 ranked, 4 tested."""
     mine = ["schedule.total=20", "schedule.retrain_every=10", "schedule.retrain_until=10"]
     mine += ["prompt.candidates=8", "prompt.tested=4", "prompt.first=64", "sample.sources=16"]
     cfg = run_config("prompt", [*mine, "improve.micro_batch=32", "reward.fit.updates=5"])
     found = plan_prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
     assert (found.rounds, found.lines, found.judged_prompts) == (2, 4, 80)
-    of_line = (80 + 18) * 32 + 18 * 32 + 4 * 100
+    of_line = (80 + 17) * 32 + 17 * 32 + 4 * 100
     assert found.judged_sequences == 4 * of_line + 4 * (32 + 100)
     assert (found.policy_updates, found.sampled_prompts, found.reward_updates) == (20, 640, 10)
     assert plan_prompt.count(cfg, {"train": 32, "dev": 32, "test": None}).judged_sequences is None

@@ -15,8 +15,12 @@ from pgtg.errors import ConfigError
 from pgtg.evaluate import evaluate_saved
 from pgtg.generations import read_generations
 from pgtg.judges.template import Prompt
+from pgtg.methods import method_of
+from pgtg.methods.method import Improving
 from pgtg.methods.objective import Sampled
+from pgtg.models.batch import token_batch
 from pgtg.models.codec import PromptCodec
+from pgtg.models.reward import load_reward_model
 from pgtg.ops.gap import gap_scores
 from pgtg.store import RunFolder, read_jsonl
 from pgtg.tasks import open_task
@@ -161,21 +165,42 @@ def test_without_a_test_file_there_is_no_test_accuracy(
 
 
 def test_the_sparse_control_weighs_by_the_judges_centred_score(finished: Path):
-    from pgtg.methods import method_of
-    from pgtg.methods.method import Improving
-
     cfg = tiny_prompt("keep_rounds=all", "method.standardize=false")
     with session(cfg, finished, True) as ctx:
         samples = ctx.artifact(0, "sample", control="sparse")
         lm, codec = ctx.load_policy(0, "sparse")
         method = method_of(cfg, "sparse")
         assert method.guide is not None
-        guide = method.guide(method, Improving(ctx, lm, codec, None, samples, finished, 0, 1))
+        guide = method.guide(method, Improving(ctx, lm, codec, None, [samples], finished, 0, 1))
         (batch,) = guide.window(0)
         assert isinstance(batch, Sampled)
         scores = torch.tensor(read_generations(samples, "train").scores)
         expected = (scores - scores.mean())[:, None].expand(-1, 5)
         torch.testing.assert_close(batch.advantage, expected)
+
+
+def test_rewards_are_weighed_in_units_of_their_spread_over_all_judged_prompts(finished: Path):
+    cfg = tiny_prompt("keep_rounds=all")
+    with session(cfg, finished, True) as ctx:
+        samples = [ctx.artifact(i, "sample") for i in range(2)]
+        lm, codec = ctx.load_policy(1)
+        model = load_reward_model(ctx.artifact(1, "align").file("reward"))
+        method = method_of(cfg, "")
+        assert method.guide is not None
+        guide = method.guide(method, Improving(ctx, lm, codec, model, samples, finished, 0, 1))
+        (batch,) = guide.window(0)
+        judged = {tuple(ids) for made in samples for ids in read_generations(made, "train").tokens}
+        source, _ = codec.encode_source("")
+
+        def rewards(prompts: list[list[int]]) -> torch.Tensor:
+            with torch.no_grad():
+                return model(token_batch([source], prompts, [0] * len(prompts), "cpu"))
+
+        spread = rewards([list(ids) for ids in judged]).std(unbiased=False)
+        own = rewards(batch.batch.tokens.tolist())
+        expected = (own - own.mean()) / spread
+        torch.testing.assert_close(batch.advantage, expected, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(batch.advantage.std(unbiased=False), torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("method", ["sparse", "random"])

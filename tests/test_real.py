@@ -10,7 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from pgtg.compose import run_config
+from pgtg.judges.classifier import Classifier, load_classifier
+from pgtg.judges.template import Prompt, Template
+from pgtg.tasks.fewshot import load_fewshot
 
 ASSETS = Path(os.environ.get("PGTG_ASSETS", ""))
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "scitldr"
@@ -57,3 +64,40 @@ def test_the_whole_alternation_with_a_real_causal_model(tmp_path: Path):
     for name in ("policy", "reward"):
         AutoModelForCausalLM.from_pretrained(run / name)
     assert (run / "reward" / "reward_head.safetensors").is_file()
+
+
+FEWSHOT = Path(__file__).resolve().parents[2] / "shared" / "data" / "fewshot"
+
+
+@pytest.mark.skipif(not FEWSHOT.is_dir(), reason=f"no 16-shot folders at {FEWSHOT}")
+@pytest.mark.parametrize(("dataset", "folder"), [("sst2", "sst-2"), ("agnews", "agnews")])
+def test_a_real_classifiers_cached_prefixes_change_no_more_than_rounding(dataset: str, folder: str):
+    """In float64 the two ways agree; in float32 neither is further from that than the other."""
+    model_path = str(ASSETS / "smollm2-135m")
+    options = [f"dataset={dataset}", f"data.path={FEWSHOT / folder}", "judge=classifier"]
+    cfg = run_config("prompt", [*options, f"judge.classifier.path={model_path}"])
+    assert cfg.data.fewshot is not None and cfg.judge.classifier is not None
+    loaded = load_fewshot(cfg.data, "train", 0)
+    assert loaded is not None
+    spec = cfg.data.fewshot.causal[cfg.judge.classifier.template]
+    template = Template.parse(spec.template)
+    prompts = [Prompt(" an excellent example of how"), Prompt(" this is about"), Prompt("")]
+
+    def answers(dtype: str, cached: bool) -> torch.Tensor:
+        model, tokenizer = load_classifier(model_path, dtype=dtype)
+        classifier = Classifier(
+            model,
+            tokenizer,
+            template,
+            spec.words,
+            rendering=spec.rendering,
+            max_tokens=256,
+            prefix_cache=cached,
+        )
+        values = [classifier.log_probs(prompt, loaded[0][:8]) for prompt in prompts]
+        return torch.from_numpy(np.stack(values)).double()
+
+    exact, cached = answers("float64", False), answers("float64", True)
+    torch.testing.assert_close(cached, exact, rtol=0, atol=1e-6)  # answers are given in float32
+    for way in (False, True):
+        torch.testing.assert_close(answers("float32", way), exact, rtol=0, atol=3e-5)

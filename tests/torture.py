@@ -69,9 +69,10 @@ def killed(task: str, run: Path, moment: float, inside: bool, signum: int) -> tu
 
 
 def stage_of(run: Path) -> str:
-    """The last thing that the log tells of."""
+    """The last work that the log tells of."""
     log = run / "log.txt"
     lines = log.read_text().splitlines() if log.is_file() else []
+    lines = [line for line in lines if " error: " not in line]  # what a signal left
     words = (lines[-1].split() if lines else []) + ["", "nothing"]
     return words[1].rstrip(":") if len(words) > 3 else "start-up"
 

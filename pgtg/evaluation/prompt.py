@@ -101,10 +101,9 @@ class PromptEvaluation:
         return results, samples
 
     def _candidates(self, ctx: Context, system: System) -> Rows:
-        """Distinct prompts, best dev score first: the judge's favourites so far, samples of the
-        kept policy, and the greedy prompt of each round's policy."""
+        """Distinct prompts, best dev score first: the judge's favourites so far, and of the kept
+        policy samples and its greedy prompt."""
         task, options = prompt_task(ctx), self.options
-        rounds = range(len(ctx.task.segments()))
         judged = _judged(ctx, system.control)
         ranked = sorted(judged, key=lambda ids: -judged[ids])
         own = "improve" in method_of(ctx.cfg, system.control).stages
@@ -114,12 +113,8 @@ class PromptEvaluation:
             lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
             for ids in _generate(ctx, lm, codec, options.candidates, ctx.sampling()):
                 chosen.setdefault(tuple(ids), "sampled")
-            for i in rounds:
-                folder = ctx.artifact(i, "improve", control=system.control).file("policy")
-                if folder.is_dir() and any(folder.glob("*.safetensors")):
-                    lm, codec = ctx.load(folder)
-                    (ids,) = _generate(ctx, lm, codec, 1, ctx.greedy())
-                    chosen.setdefault(tuple(ids), f"greedy, round {i}")
+            (ids,) = _generate(ctx, lm, codec, 1, ctx.greedy())
+            chosen.setdefault(tuple(ids), "greedy")
         codec = codec or ctx.load_start()[1]
         return self._ranked(task, codec, chosen)
 

@@ -24,7 +24,8 @@ class Improving:
         lm: The policy in training.
         codec: Its codec.
         model: The round's reward model, None for a method without.
-        samples: The round's judged generations, None for a method without.
+        samples: The judged generations that its guidance rests on, the round's own last; none for
+            a method without.
         working: Folder of the half-done artifact, kept for a resume.
         first: Number of the round's first update, counted over all rounds.
         updates: Updates of the round.
@@ -34,7 +35,7 @@ class Improving:
     lm: LanguageModel
     codec: Codec
     model: RewardModel | None
-    samples: Artifact | None
+    samples: Sequence[Artifact]
     working: Path
     first: int
     updates: int
@@ -74,7 +75,7 @@ class Method:
         random_reward: Be guided by a reward model that was never trained: a control.
         shuffle_scores: Learn the reward from the judge's scores in random order: a control.
         needs_reward: Whether policy training reads the round's reward model.
-        needs_samples: Whether policy training reads the round's judged generations.
+        needs_samples: Whether policy training reads judged generations.
     """
 
     name: str

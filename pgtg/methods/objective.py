@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pgtg.config import MethodConfig
+from pgtg.models.adaptor import AdaptedLanguageModel
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
 from pgtg.ops.objectives import kl_to_start, reinforce, weighted_nll
@@ -24,6 +25,7 @@ class Sampled:
     batch: TokenBatch
     advantage: Float[Tensor, "N T"]
     start_log_probs: Float[Tensor, "N T"] | None  # under the start policy, for the KL term
+    states: Float[Tensor, "N T D"] | None = None  # that they were drawn from, of a frozen model
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def policy_gradient(
 
     Source: arXiv:2306.00398, Sec. 2.2, REINFORCE with max-entropy.
     """
-    logits, restricted = restricted_logits(policy, sampled.batch, decoding)
+    logits, restricted = restricted_logits(policy, sampled.batch, decoding, sampled.states)
     log_probs = _of_sampled(logits, restricted, sampled.batch, decoding)
     mask = sampled.batch.mask
     term = reinforce(log_probs, sampled.advantage)[mask].sum() / window.sampled
@@ -129,24 +131,39 @@ def policy_gradient(
 
 
 def restricted_logits(
-    policy: LanguageModel, batch: TokenBatch, decoding: Decoding
+    policy: LanguageModel,
+    batch: TokenBatch,
+    decoding: Decoding,
+    states: Float[Tensor, "N T D"] | None = None,
 ) -> tuple[Float[Tensor, "N T V"], Float[Tensor, "N T V"]]:
-    """The policy's logits, and those of the distribution that is sampled."""
-    logits = policy.logits(batch).float()
+    """The policy's logits, and those of the distribution that is sampled.
+
+    Args:
+        states: Of the policy's frozen model before each token, where they are known.
+    """
+    if states is None:
+        logits = policy.logits(batch).float()
+    else:
+        assert isinstance(policy, AdaptedLanguageModel)
+        logits = policy.speak(states).float()
     return logits, restrict(
         logits, temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p
     )
 
 
 def sampled_log_probs(
-    policy: LanguageModel, batch: TokenBatch, decoding: Decoding
+    policy: LanguageModel,
+    batch: TokenBatch,
+    decoding: Decoding,
+    states: Float[Tensor, "N T D"] | None = None,
 ) -> Float[Tensor, "N T"]:
     """log pi(a_t|s_t) [nats] of the distribution that was sampled (METHOD deviation 4).
 
     A sampled token that a later policy would cut off (top-k, top-p) keeps its unrestricted value,
     so that its log-probability stays finite.
     """
-    return _of_sampled(*restricted_logits(policy, batch, decoding), batch, decoding)
+    logits, restricted = restricted_logits(policy, batch, decoding, states)
+    return _of_sampled(logits, restricted, batch, decoding)
 
 
 def _of_sampled(

@@ -16,21 +16,27 @@ import torch
 from torch import Tensor
 
 from pgtg.config import FitConfig
-from pgtg.generations import read_generations
+from pgtg.generations import joined, read_generations
 from pgtg.methods.method import STAGES, Improving, Method
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
+from pgtg.models.adaptor import AdaptedLanguageModel, draw_with_states
 from pgtg.models.batch import token_batch
-from pgtg.models.generate import generate
+from pgtg.models.generate import generate, streams
+from pgtg.models.language import evaluating
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages, standardized
+from pgtg.tasks.comparisons import distinct
 from pgtg.tasks.prompt import PromptTask
 from pgtg.types import TokenBatch, TokenIds
+
+PROMPT = "prompt"  # the one source's name, part of the random streams' key
 
 
 class PromptGuide:
     """What dense and sparse guidance share: the policy, its samples, its validation."""
 
     cut = 0  # nothing is read that could be too long
+    spread: float | None = None  # unit of standardised advantages; None: a batch's own
 
     def __init__(self, method: Method, given: Improving):
         self.ctx, self.given = given.ctx, given
@@ -50,38 +56,43 @@ class PromptGuide:
     def validate(self) -> Mapping[str, float]:
         """The judge's mean score of prompts sampled now, on the dev examples, negated."""
         number = self.task.options.validation_prompts
-        prompts = self._prompts(number, "validate", 0)
+        prompts, _ = self._drawn(number, "validate", 0)
         texts = [self.given.codec.decode(ids) for ids in prompts]
         scores = self.task.gaps(self.task.prompts(prompts, texts), "dev")
         return {"improve/negative_heldout_score": -float(scores.mean())}
 
-    @torch.no_grad()
-    def _prompts(self, number: int, *purpose: int | str) -> list[TokenIds]:
-        """Prompts drawn from the policy as it is now."""
-        lm = self.given.lm
-        training = lm.training
-        lm.eval()
-        ((_, found),) = generate(
-            lm,
-            [self.given.codec.encode_source("")[0]],
-            ["prompt"],
-            k=number,
-            eos_ids=self.given.codec.eos_ids,
-            decoding=self.ctx.sampling(),
-            batch_tokens=self.ctx.cfg.sample.batch_tokens,
-            seed_key=(self.ctx.cfg.seed, "improve", *purpose),
-        )
-        lm.train(training)
-        return found
+    def _drawn(self, number: int, *purpose: int | str) -> tuple[list[TokenIds], Tensor | None]:
+        """Prompts from the policy as it is, and the states of its frozen model if it has one."""
+        lm, sampling = self.given.lm, self.ctx.sampling()
+        source, _ = self.given.codec.encode_source("")
+        key = (self.ctx.cfg.seed, "improve", *purpose)
+        with evaluating(lm):
+            if isinstance(lm, AdaptedLanguageModel):
+                noise = streams(sampling.max_new_tokens, number, key, [PROMPT]).to(lm.device)
+                tokens, states = draw_with_states(lm, source, noise, sampling)
+                return tokens.tolist(), states
+            ((_, found),) = generate(
+                lm,
+                [source],
+                [PROMPT],
+                k=number,
+                eos_ids=self.given.codec.eos_ids,
+                decoding=sampling,
+                batch_tokens=self.ctx.cfg.sample.batch_tokens,
+                seed_key=key,
+            )
+        return found, None
 
-    def _sampled(self, batch: TokenBatch, advantage: Tensor) -> Sampled:
+    def _sampled(
+        self, batch: TokenBatch, advantage: Tensor, states: Tensor | None = None
+    ) -> Sampled:
         start = None
         if self.start is not None:
             with torch.no_grad():
-                start = sampled_log_probs(self.start, batch, self.ctx.sampling())
+                start = sampled_log_probs(self.start, batch, self.ctx.sampling(), states)
         if self.options.standardize:
-            advantage = standardized(advantage, batch.mask)
-        return Sampled(batch, advantage, start)
+            advantage = standardized(advantage, batch.mask, self.spread)
+        return Sampled(batch, advantage, start, states)
 
     def _mixed(self, rewards: Tensor, evaluations: Tensor, batch: TokenBatch, share: float):
         return advantages(
@@ -98,6 +109,28 @@ class PromptGuide:
 class DenseGuide(PromptGuide):
     """Fresh samples for every update, weighed by the round's reward model."""
 
+    def __init__(self, method: Method, given: Improving):
+        super().__init__(method, given)
+        self.spread = self._spread()
+
+    @torch.no_grad()
+    def _spread(self) -> float:
+        """Standard deviation of the token rewards over all distinct prompts judged so far.
+
+        Unlike a batch's own it does not shrink as the policy settles, so the entropy bonus weighs
+        more and more against what is left to gain.
+        """
+        judged = joined([read_generations(made, "train") for made in self.given.samples])
+        rows = distinct(judged)
+        batch = token_batch(
+            [judged.sources[judged.origin[0]]],
+            [judged.tokens[row] for row in rows],
+            [0] * len(rows),
+            self.ctx.device,
+        )
+        assert self.given.model is not None
+        return self.given.model(batch)[batch.mask].std(unbiased=False).item()
+
     def window(self, step: int) -> list[Sampled]:
         update, cfg = self.given.first + step, self.ctx.cfg.improve
         return [self._batch(update, part, cfg.micro_batch) for part in range(cfg.accumulate)]
@@ -107,43 +140,61 @@ class DenseGuide(PromptGuide):
         model = self.given.model
         assert model is not None
         source = self.given.codec.encode_source("")[0]
-        found = self._prompts(size, update, part)
+        found, states = self._drawn(size, update, part)
         batch = token_batch([source], found, [0] * size, self.ctx.device)
         rewards, cfg = model(batch), self.ctx.cfg.aggregator
         evaluations = AGGREGATORS[cfg.name](
             rewards, batch.mask, cfg.temperature, cfg.length_normalized
         )
         share = self.options.token_share
-        return self._sampled(batch, self._mixed(rewards, evaluations, batch, share))
+        return self._sampled(batch, self._mixed(rewards, evaluations, batch, share), states)
 
 
 class SparseGuide(PromptGuide):
     """The round's judged samples, every token weighed by its prompt's score."""
+
+    def __init__(self, method: Method, given: Improving):
+        super().__init__(method, given)
+        self.judged = self._judged()
 
     def fit_config(self) -> FitConfig:
         cfg = self.ctx.cfg.improve
         return replace(cfg, updates=self.options.sparse_updates, lr=self.options.sparse_lr)
 
     def window(self, step: int) -> list[Sampled]:
-        assert self.given.samples is not None
-        generations = read_generations(self.given.samples, "train")
+        return [self.judged]
+
+    @torch.no_grad()
+    def _judged(self) -> Sampled:
+        generations = read_generations(self.given.samples[-1], "train")
         batch = token_batch(
             generations.sources, generations.tokens, generations.origin, self.ctx.device
         )
         scores = torch.tensor(generations.scores, device=self.ctx.device)
         centred = scores - scores.mean()
         advantage = centred[:, None].expand(batch.mask.shape).where(batch.mask, 0.0)
-        return [self._sampled(batch, advantage)]
+        lm, states = self.given.lm, None
+        if isinstance(lm, AdaptedLanguageModel):
+            with evaluating(lm):
+                states = lm.states(batch)[:, :-1]
+        return self._sampled(batch, advantage, states)
 
 
-PGTG = Method("pgtg", STAGES, DenseGuide)
-SHUFFLED = Method("shuffled", ("sample", "align", "improve"), DenseGuide, shuffle_scores=True)
+PGTG = Method("pgtg", STAGES, DenseGuide, needs_samples=True)
+SHUFFLED = Method(
+    "shuffled",
+    ("sample", "align", "improve"),
+    DenseGuide,
+    shuffle_scores=True,
+    needs_samples=True,
+)
 RANDOM_REWARD = Method(
     "random_reward_model",
     ("sample", "improve"),
     DenseGuide,
     random_reward=True,
     needs_reward=False,
+    needs_samples=True,
 )
 SPARSE = Method(
     "sparse", ("sample", "improve"), SparseGuide, needs_reward=False, needs_samples=True

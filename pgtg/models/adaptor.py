@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError
+from pgtg.models.generate import Decoding, choose
 from pgtg.models.language import LanguageModel
 from pgtg.models.untrusted import load_module
 from pgtg.ops.sampling import seeded
 from pgtg.store import read_json, save_tensors, write_json
+from pgtg.types import TokenIds
 
 ADAPTOR_JSON, ADAPTOR_WEIGHTS = "adaptor.json", "adaptor.safetensors"
 
@@ -67,13 +70,36 @@ class AdaptedLanguageModel(LanguageModel):
             return states, cache
         if last is not None:
             states = states[:, -last:]
-        head = self.model.get_output_embeddings()
-        assert head is not None
-        adapted = self.adaptor(states.to(self.adaptor[0].weight))
+        return self.speak(states), cache
+
+    def speak(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
+        """Logits from the frozen model's states: all that depends on the adaptor."""
+        head, first = self.model.get_output_embeddings(), self.adaptor[0]
+        assert head is not None and isinstance(first, nn.Linear)
+        adapted = self.adaptor(states.to(first.weight.dtype))
         out = head(states + adapted if self.residual else adapted)
-        if self.forbidden is not None:
-            out = out.masked_fill(self.forbidden, -torch.inf)
-        return out, cache
+        return out if self.forbidden is None else out.masked_fill(self.forbidden, -torch.inf)
+
+
+@torch.no_grad()
+def draw_with_states(
+    lm: AdaptedLanguageModel, source: TokenIds, noise: Float[Tensor, "N T"], decoding: Decoding
+) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T D"]]:
+    """N generations of one source, none ending early, and the states that they were drawn from.
+
+    The tokens are those that `generate` draws with the same noise. With the frozen model's states
+    at hand, training the adaptor on these generations need not read them again.
+    """
+    ids = torch.tensor([source], device=lm.device)
+    reading = lm.prefill(ids, torch.ones_like(ids).bool(), logits=False)
+    reading = reading.select(torch.zeros(len(noise), dtype=torch.long, device=lm.device))
+    tokens, states = [], [reading.output[:, -1]]
+    for t in range(noise.shape[1]):
+        tokens.append(choose(lm.speak(states[-1]), noise[:, t], decoding, t))
+        if t + 1 < noise.shape[1]:
+            read = torch.ones_like(tokens[-1][:, None]).bool()
+            states.append(lm.extend(reading, tokens[-1][:, None], read, logits=False)[:, -1])
+    return torch.stack(tokens, 1), torch.stack(states, 1)
 
 
 def adapt(

@@ -86,8 +86,7 @@ def generate(
     def tokens_of(rows: Sequence[int]) -> list[TokenIds]:
         noise = None
         if not decoding.greedy:
-            streams = [uniforms(new, *seed_key, keys[i], j) for i in rows for j in range(k)]
-            noise = torch.from_numpy(np.stack(streams)).to(lm.device)
+            noise = streams(new, k, seed_key, [keys[i] for i in rows]).to(lm.device)
         source, mask = (part.to(lm.device) for part in pad([sources[i] for i in rows]))
         return generate_batch(lm, source, mask, noise, k, eos_ids, decoding)
 
@@ -136,6 +135,14 @@ def _halve(batch_tokens: int, rows: int, warn: Callable[[str], None]) -> None:
     _share /= 2
 
 
+def streams(
+    length: int, k: int, seed_key: Sequence[int | str], keys: Sequence[str]
+) -> Float[Tensor, "N T"]:
+    """The random numbers of k generations for each of `keys`, those of a key side by side."""
+    rows = [uniforms(length, *seed_key, key, j) for key in keys for j in range(k)]
+    return torch.from_numpy(np.stack(rows))
+
+
 @torch.no_grad()
 def generate_batch(
     lm: LanguageModel,
@@ -154,12 +161,8 @@ def generate_batch(
     ends = torch.tensor(list(eos_ids), device=source.device)
     finished = torch.zeros(len(live), dtype=torch.bool, device=source.device)
     for t in range(decoding.max_new_tokens):
-        if not reading.output[:, -1].amax(-1).isfinite().all():  # NaN, or nothing is allowed
-            raise DivergedError(
-                f"the policy's logits at token {t} of a generation are not finite: its weights "
-                "have diverged; what is saved stays. Try a lower learning rate"
-            )
-        chosen = _choose(reading.output[:, -1], None if noise is None else noise[live, t], decoding)
+        logits = reading.output[:, -1]
+        chosen = choose(logits, None if noise is None else noise[live, t], decoding, t)
         for row, token in zip(live[~finished].tolist(), chosen[~finished].tolist(), strict=True):
             done[row].append(token)
         finished = finished | torch.isin(chosen, ends)
@@ -173,7 +176,22 @@ def generate_batch(
     return done
 
 
-def _choose(logits: Tensor, noise: Tensor | None, decoding: Decoding) -> Int[Tensor, " N"]:
+def choose(
+    logits: Float[Tensor, "N V"], noise: Float[Tensor, " N"] | None, decoding: Decoding, t: int
+) -> Int[Tensor, " N"]:
+    """Token t of N generations.
+
+    Args:
+        noise: One number in [0, 1) for each; None for greedy decoding.
+
+    Raises:
+        DivergedError: The policy's logits are not finite.
+    """
+    if not logits.amax(-1).isfinite().all():  # NaN, or nothing is allowed
+        raise DivergedError(
+            f"the policy's logits at token {t} of a generation are not finite: its weights "
+            "have diverged; what is saved stays. Try a lower learning rate"
+        )
     if noise is None:
         return logits.argmax(-1)
     restricted = restrict(

@@ -15,6 +15,8 @@ Left out: gradient checkpointing, which Transformers does not combine with a cac
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,17 @@ class Reading:
         self.cache.batch_select_indices(rows)
         encoded = None if self.encoded is None else self.encoded[rows]
         return Reading(self.output[rows], self.cache, self.mask[rows], encoded)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode inside (no dropout), and in the mode it had after."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 class LanguageModel(nn.Module):

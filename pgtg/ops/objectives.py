@@ -115,16 +115,21 @@ def advantages(
     return ((1 - token_share) * sparse + token_share * dense).where(mask, 0.0)
 
 
-def standardized(advantage: PerToken, mask: Mask) -> PerToken:
-    """Advantages with mean 0 and standard deviation 1 over all real tokens; 0 if they are equal.
+def standardized(advantage: PerToken, mask: Mask, spread: float | None = None) -> PerToken:
+    """Advantages with mean 0 over all real tokens, in units of `spread`; 0 if that is 0.
 
     Their scale, and with it the weight of the entropy bonus, no longer depends on the reward's.
+
+    Args:
+        spread: The unit, from a population that does not narrow with the policy. None: their own
+            standard deviation, which calls any difference large once the policy's samples are
+            nearly equal, and so drives a policy to collapse.
     """
     real = advantage[mask]
-    spread = real.std(unbiased=False)
-    if spread == 0:
+    unit = real.std(unbiased=False).item() if spread is None else spread
+    if unit == 0:
         return torch.zeros_like(advantage)
-    return ((advantage - real.mean()) / spread).where(mask, 0.0)
+    return ((advantage - real.mean()) / unit).where(mask, 0.0)
 
 
 def reinforce(log_probs: PerToken, advantage: PerToken) -> PerToken:

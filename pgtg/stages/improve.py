@@ -36,12 +36,14 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
     method = method_of(ctx.cfg, control)
     artifact = ctx.artifact(round, "improve", control=control)
     parents = ctx.parents(round, control)
-    aligned = samples = None
+    aligned, samples = None, []
     if method.needs_samples:
-        samples = ctx.need(made_for(ctx, round, "sample", control), "sample")
+        replayed = ctx.cfg.reward.replay if method.needs_reward else 0
+        rounds = range(max(round - replayed, 0), round + 1)
+        samples = [ctx.need(made_for(ctx, i, "sample", control), "sample") for i in rounds]
     if method.needs_reward:
         aligned = ctx.need(made_for(ctx, round, "align", control), "align")
-    parents += [made for made in (samples, aligned) if made is not None]
+    parents += [*samples, *([aligned] if aligned else [])]
     names = ("data", "policy", "sample", "judge", "method", "aggregator", "improve", "schedule")
     inputs = hash_of(parents, ctx.config_part(*names) | {"round": round, "control": control})
     if not ctx.made(artifact, inputs):
@@ -82,7 +84,7 @@ def _make(
     round: int,
     control: str,
     aligned: Artifact | None,
-    samples: Artifact | None,
+    samples: Sequence[Artifact],
 ) -> None:
     method, updates = method_of(ctx.cfg, control), ctx.task.segments()
     assert method.guide is not None
