@@ -21,7 +21,7 @@ setup: $(READY) ## make .venv and install pgtg with pinned versions
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		--constraint constraints.txt --editable '.[dev,joblib]'
+		--constraint constraints.txt --editable '.[dev,joblib,slurm]'
 	touch $(READY)
 
 train: $(READY) ## run the quickstart: pgtg train summarize (ARGS="seed=1 ..." adds parameters)

@@ -1,5 +1,6 @@
 """Sweeps: what is left to run, the status table, threads, and launchers of other processes."""
 
+import copy
 import importlib.util
 import os
 import shlex
@@ -14,6 +15,7 @@ import joblib
 import pytest
 import torch
 import yaml
+from hydra.core.config_store import ConfigStore
 from test_cli import Calls, pgtg, stand_in
 from tiny import TINY, results, tiny
 
@@ -275,28 +277,57 @@ def test_jobs_one_after_the_other_keep_the_threads(calls: Calls):
     assert not any("THREADS" in key for key in overrides("seed=0"))
 
 
+@pytest.fixture
+def ray_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config that Ray's plugin registers; the plugin itself needs all of Ray."""
+    if importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        node = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"}
+        node |= {"ray": {"init": {"address": None}, "remote": {}}}
+        store = ConfigStore.instance()
+        monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
+        store.store(group="hydra/launcher", name="ray", node=node, provider="ray_launcher")
+
+
 @pytest.mark.parametrize(
-    ("launcher", "module"),
+    ("launcher", "options"),
     [
-        ("joblib", "hydra_plugins.hydra_joblib_launcher"),
-        ("submitit_slurm", "hydra_plugins.hydra_submitit_launcher"),
-        ("ray", "hydra_plugins.hydra_ray_launcher"),
+        ("joblib", ["hydra.launcher.n_jobs=2"]),
+        ("submitit_slurm", ["hydra.launcher.partition=gpu", "hydra.launcher.cpus_per_task=4"]),
+        ("ray", ["+hydra.launcher.ray.init.num_cpus=4"]),
     ],
 )
-def test_launchers_compose(calls: Calls, launcher: str, module: str):
-    """An installed launcher composes with a sweep; one that is not names the extra."""
-    try:
-        installed = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        installed = False
-    args = ["summarize", "-m", "seed=0,1", f"hydra/launcher={launcher}"]
-    if not installed:
-        assert "pip install 'pgtg[" in pgtg("train", *args, code=2).stderr
-        assert calls.runs == [] and not Path("outputs").exists()
-        pytest.skip(f"the launcher {launcher} is not installed here: its absence is tested only")
-    found = pgtg("train", *args, "--cfg", "hydra").stdout
-    assert "Launcher" in yaml.safe_load(found)["hydra"]["launcher"]["_target_"]
-    assert "+hydra.job.env_set.OMP_NUM_THREADS" in overrides(*args[2:])
+def test_launchers_compose(calls: Calls, ray_plugin: None, launcher: str, options: list[str]):
+    args = ["summarize", "-m", "seed=0,1", f"hydra/launcher={launcher}", *options]
+    found = yaml.safe_load(pgtg("train", *args, "--cfg", "hydra").stdout)["hydra"]["launcher"]
+    assert found["_target_"].lower().endswith(f"{launcher.replace('submitit_', '')}launcher")
+    for option in options:
+        key, _, value = option.partition("=")
+        part = found
+        for name in key.split(".")[2:]:
+            part = part[name]
+        assert str(part) == value
+    # only joblib's jobs share one machine's cores
+    assert ("+hydra.job.env_set.OMP_NUM_THREADS" in overrides(*args[2:])) == (launcher == "joblib")
+
+
+def test_a_launcher_that_is_not_installed_names_the_extra(calls: Calls):
+    args = ["summarize", "-m", "seed=0,1", "hydra/launcher=rq"]
+    assert "pip install 'pgtg[" in pgtg("train", *args, code=2).stderr
+    assert calls.runs == [] and not Path("outputs").exists()
+
+
+@pytest.mark.slow
+def test_submitit_for_real(tmp_path: Path):
+    """Slurm's launcher with its local executor: jobs are pickled and run by other processes."""
+    bare = [word for word in TINY if not word.startswith("cache=")]
+    command = [sys.executable, "-m", "pgtg", "train", "summarize", "-m", *bare, "seed=0,1"]
+    command += [f"sweep_dir={tmp_path / 's'}", "hydra/launcher=submitit_local"]
+    command += ["hydra.launcher.timeout_min=5", f"cache={tmp_path / 'cache'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [one.state for one in sweeps.statuses(tmp_path / "s")] == ["done", "done"]
+    train(tiny("seed=1"), tmp_path / "alone")
+    assert results(tmp_path / "s" / "seed=1") == results(tmp_path / "alone")
 
 
 @pytest.mark.slow
