@@ -81,6 +81,8 @@ class Call:
         """
         if not self.multirun:
             saved = saved_config(self.run_dir) if self.run_dir else None
+            if saved is not None:
+                stay_offline()
             return [run_config(self.task, self.overrides, config_dir=self.config_dir, saved=saved)]
         runs, problems = [], []
         for job in sweep(self.task, self.overrides, self.config_dir):
@@ -249,6 +251,7 @@ def explain_run(
     quiet: bool,
 ) -> None:
     """Token credit of a run: in the terminal, or in the files that are named."""
+    stay_offline()
     from pgtg.explain.gather import Options
     from pgtg.explain.write import explain
 

@@ -7,6 +7,7 @@ nearest known name, wrong types, missing values, and the cross-checks of `config
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,25 @@ def run_config(
     if problems or more:
         raise ConfigError(*problems, *more)
     return run
+
+
+def completed(task: str, saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A run's saved config with today's default for each key that pgtg did not have when the run
+    was made, and the names of these keys."""
+    added: list[str] = []
+
+    def fill(values: Mapping[str, Any], defaults: Mapping[str, Any], place: str) -> dict[str, Any]:
+        filled = dict(values)
+        for key, value in defaults.items():
+            here, found = f"{place}{key}", values.get(key)
+            if key not in values:
+                filled[key] = value
+                added.append(here)
+            elif isinstance(value, dict) and isinstance(found, dict) and not is_open(f"{here}.x"):
+                filled[key] = fill(found, value, f"{here}.")
+        return filled
+
+    return fill(saved, asdict(run_config(task)), ""), added
 
 
 def composed(

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pgtg.compose import run_config
+from pgtg.compose import completed, run_config
 from pgtg.config import RunConfig
 from pgtg.context import Context, opened, quiet
 from pgtg.errors import ArtifactError
@@ -113,11 +113,18 @@ def evaluate_saved(
     Raises:
         ArtifactError: The run has no trained policy yet.
     """
-    run = RunFolder(path)
+    run, log = RunFolder(path), RunLog(None, quiet=quiet())
     if cfg is None:
         run.open()
         saved = run.config()
-        cfg = run_config(str(saved["task"]), overrides, saved=saved)
+        task = str(saved.get("task"))
+        whole, added = completed(task, saved)
+        cfg = run_config(task, overrides, saved=whole)
+        if added:
+            log.warn(
+                f"{path}: config.yaml is of another version of pgtg; keys that it lacks have "
+                f"today's defaults ({len(added)}): {', '.join(added)}"
+            )
         artifact = run.artifact("policy")
         if not artifact.exists():
             raise ArtifactError(f"{path} holds no trained policy yet: `pgtg train` finishes it")
@@ -128,7 +135,6 @@ def evaluate_saved(
     if metrics:
         cfg = replace(cfg, metrics=replace(cfg.metrics, names=metrics))
     evaluation = EVALUATIONS[cfg.task](cfg)
-    log = RunLog(None, quiet=quiet())
     with open_task(cfg, path, judged=False) as task:
         ctx = opened(cfg, run, log, task)
         results, samples = evaluation.results(ctx, System("policy", policy), split)

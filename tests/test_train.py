@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -263,6 +264,18 @@ def test_eval_of_a_run_and_of_its_policy_folder_say_what_the_run_said(
     assert of_run["decodings"] == of_folder["decodings"] == expected["decodings"]
     after = results(finished)  # the run's own results stay
     assert {name: after.get(name) for name in before} == before
+
+
+def test_eval_of_an_older_run_takes_todays_defaults_and_says_so(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copied = Path(shutil.copytree(finished, tmp_path / "run"))
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(re.sub(r"\n  (diagnose|standardize):.*", "", config))
+    found = evaluate_saved(copied, split="test", metrics=None, overrides=[], cfg=None)
+    assert found == evaluate_saved(finished, split="test", metrics=None, overrides=[], cfg=None)
+    said = "today's defaults (2): method.standardize, evaluate.diagnose"
+    assert said in capsys.readouterr().err
 
 
 def test_eval_takes_another_split_and_other_metrics(finished: Path, tmp_path: Path):

@@ -1,15 +1,15 @@
 """A finished (or half-finished) run, opened to have texts read by its reward model."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from pgtg.compose import run_config
-from pgtg.config import RunConfig, is_open
+from pgtg.compose import completed, run_config
+from pgtg.config import RunConfig
 from pgtg.context import pick_device
 from pgtg.errors import ArtifactError, ConfigError, DataError
 from pgtg.explain import pieces
@@ -99,21 +99,9 @@ def _tokenizer(path: Path) -> tuple[Any, bool]:
 
 
 def _config(saved: dict[str, Any]) -> RunConfig:
-    """The run's config. Keys that pgtg did not have yet when the run was made get today's defaults:
-    nothing that is read here depends on them."""
+    """The run's config; nothing that is read here depends on keys that it may lack."""
     task = str(saved.get("task"))
-    return run_config(task, saved=_filled(saved, asdict(run_config(task))))
-
-
-def _filled(saved: dict[str, Any], defaults: dict[str, Any], place: str = "") -> dict[str, Any]:
-    filled = dict(saved)
-    for key, value in defaults.items():
-        here = f"{place}{key}"
-        if key not in saved:
-            filled[key] = value
-        elif isinstance(value, dict) and isinstance(saved[key], dict) and not is_open(f"{here}.x"):
-            filled[key] = _filled(saved[key], value, f"{here}.")
-    return filled
+    return run_config(task, saved=completed(task, saved)[0])
 
 
 def _task(cfg: RunConfig, path: Path) -> Task:
