@@ -148,6 +148,7 @@ RULES: tuple[Rule, ...] = (
     ("aggregator.temperature", *POSITIVE),
     ("judge.workers", *NOT_NEGATIVE),
     ("method.entropy", *NOT_NEGATIVE),
+    ("method.entropy_target", *POSITIVE),
     ("method.reinforce", *NOT_NEGATIVE),
     ("method.token_share", *SHARE),
     ("method.kl", *NOT_NEGATIVE),

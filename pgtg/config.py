@@ -247,6 +247,7 @@ class MethodConfig:
     transform: str = MISSING
     reward_to_go: bool = MISSING
     entropy: float = MISSING
+    entropy_target: float | None = MISSING
     reinforce: float = MISSING
     baseline: str = MISSING
     token_share: float = MISSING

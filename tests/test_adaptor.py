@@ -133,8 +133,11 @@ def reward_of(rewards: Tensor, tokens: Tensor) -> Tensor:
     return torch.stack([rewards[0, first, first], rewards[1, first, second]], dim=1)
 
 
-def enumerated(lm: AdaptedLanguageModel, rewards: Tensor, visits: Tensor, top_k: int) -> float:
-    """(1/T) sum_t E_{s_t}[ sum_a pi(a|s_t) r(s_t, a) + alpha H(pi(.|s_t)) ], states as given."""
+def enumerated(
+    lm: AdaptedLanguageModel, rewards: Tensor, visits: Tensor, top_k: int, target: float | None
+) -> float:
+    """(1/T) sum_t E_{s_t}[ sum_a pi(a|s_t) r(s_t, a) + alpha H(pi(.|s_t)) ], states as given, and
+    no H above the target."""
     batch = everything()
     logits = lm.logits(batch)
     if top_k:
@@ -142,17 +145,22 @@ def enumerated(lm: AdaptedLanguageModel, rewards: Tensor, visits: Tensor, top_k:
         logits = logits.masked_fill(logits < border, -torch.inf)
     pi = logits.softmax(-1)
     entropy = -torch.xlogy(pi, pi).sum(-1)
+    if target is not None:
+        assert (entropy < target).any() and (entropy > target).any()
+        entropy = torch.where(entropy < target, entropy, target)
     start = (pi[0, 0] * rewards[0].diagonal()).sum() + ALPHA * entropy[0, 0]
     after = (pi[::V, 1] * rewards[1]).sum(-1) + ALPHA * entropy[::V, 1]
     return ((start + (visits * after).sum()) / T).item()
 
 
-@pytest.mark.parametrize("top_k", [0, 3])
-def test_the_estimators_mean_is_the_gradient_of_the_enumerated_objective(top_k: int):
+@pytest.mark.parametrize(("top_k", "target"), [(0, None), (3, None), (0, 0.9), (3, 1.0)])
+def test_the_estimators_mean_is_the_gradient_of_the_enumerated_objective(
+    top_k: int, target: float | None
+):
     """Each sequence's loss gradient, weighted by its probability, against finite differences."""
     lm, rewards = toy()
     decoding = Decoding(False, T, top_k=top_k)
-    objective = PolicyGradient(lm, 0.0, ALPHA, decoding)
+    objective = PolicyGradient(lm, 0.0, ALPHA, decoding, target)
     batch = everything()
     with torch.no_grad():
         logits = lm.logits(batch)
@@ -179,7 +187,7 @@ def test_the_estimators_mean_is_the_gradient_of_the_enumerated_objective(top_k: 
         for sign in (1, -1):
             with torch.no_grad():
                 weight[i] += sign * step
-                ends.append(enumerated(lm, rewards, first, top_k))
+                ends.append(enumerated(lm, rewards, first, top_k, target))
                 weight[i] -= sign * step
         expected[i] = (ends[0] - ends[1]) / (2 * step)
     assert expected.abs().max() > 0.01

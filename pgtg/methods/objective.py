@@ -61,9 +61,10 @@ class Improvement:
         metrics = {"weighted_nll": nll.item(), "token_nll": mean_nll.item()}
         value = nll
         if self.cfg.entropy > 0:
-            bonus = entropy(logits)[batch.batch.mask].sum() / window.tokens
+            found = entropy(logits)[batch.batch.mask]
+            bonus = entropy_bonus(found, self.cfg.entropy_target).sum() / window.tokens
             value = value - self.cfg.entropy * bonus
-            metrics["entropy"] = bonus.item()
+            metrics["entropy"] = found.detach().sum().item() / window.tokens
         if batch.sampled is not None:
             term, more = policy_gradient(
                 self.policy, batch.sampled, self.decoding, window, kl=self.cfg.kl
@@ -76,13 +77,15 @@ class Improvement:
 class PolicyGradient:
     """L = L_PG - alpha H, both means over the policy's own sampled tokens; no targets.
 
-    H is the mean entropy of the distribution that was sampled.
+    H is the mean entropy of the distribution that was sampled, that of each state at most
+    `entropy_target` where one is given.
     """
 
     policy: LanguageModel
     kl: float
     entropy: float
     decoding: Decoding
+    entropy_target: float | None = None
 
     def count(self, batch: Sampled) -> Window:
         tokens = int(batch.batch.mask.sum())
@@ -90,7 +93,13 @@ class PolicyGradient:
 
     def __call__(self, batch: Sampled, window: Window) -> Loss:
         value, metrics = policy_gradient(
-            self.policy, batch, self.decoding, window, kl=self.kl, alpha=self.entropy
+            self.policy,
+            batch,
+            self.decoding,
+            window,
+            kl=self.kl,
+            alpha=self.entropy,
+            target=self.entropy_target,
         )
         return Loss(value, metrics)
 
@@ -103,6 +112,7 @@ def policy_gradient(
     *,
     kl: float,
     alpha: float = 0.0,
+    target: float | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Mean over sampled tokens of -A_t log pi(a_t|s_t) + kl * KL(pi || pi_start) - alpha * H.
 
@@ -124,10 +134,19 @@ def policy_gradient(
         term = term + kl * divergence
         metrics["kl"] = divergence.item()
     if alpha > 0:
-        bonus = entropy(restricted)[mask].sum() / window.sampled
-        term = term - alpha * bonus
-        metrics["entropy"] = bonus.item()
+        found = entropy(restricted)[mask]
+        term = term - alpha * entropy_bonus(found, target).sum() / window.sampled
+        metrics["entropy"] = found.detach().sum().item() / window.sampled
     return term, metrics
+
+
+def entropy_bonus(entropies: Float[Tensor, " N"], target: float | None) -> Float[Tensor, " N"]:
+    """What the entropies of states earn: themselves (the paper), or no more than `target` [nats].
+
+    With a target the bonus keeps a policy from collapsing, and does not keep it from learning: it
+    has no gradient above the target.
+    """
+    return entropies if target is None else entropies.clamp(max=target)
 
 
 def restricted_logits(

@@ -45,7 +45,11 @@ class PromptGuide:
         self.options = given.ctx.cfg.method
         self.start = given.ctx.load_start()[0] if self.options.kl > 0 else None
         self.objective = PolicyGradient(
-            given.lm, self.options.kl, self.options.entropy, given.ctx.sampling()
+            given.lm,
+            self.options.kl,
+            self.options.entropy,
+            given.ctx.sampling(),
+            self.options.entropy_target,
         )
         self.validates = self.task.options.validation_prompts > 0
         self.heldout = "judge's mean score of sampled prompts on held-out examples"
