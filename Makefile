@@ -11,7 +11,8 @@ ARGS ?=
 RESULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bench results-quickstart torture check lint format types clean
+.PHONY: help setup train test bench results-quickstart results-scitldr \
+	torture check lint format types clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,16 @@ results-quickstart: $(READY) ## the README's results: 4 aggregators x 3 seeds, p
 		--out outputs/results/quickstart-report
 	$(BIN)/python benchmarks/results.py quickstart outputs/results/quickstart-report \
 		"make results-quickstart"
+
+# where pretrained models and real data are, e.g. SMOLLM2=~/smollm2-135m MINILM=~/minilm DATA=~/scitldr
+results-scitldr: $(READY) ## the README's real run: needs SMOLLM2, MINILM and DATA (folders), WordNet
+	$(BIN)/pgtg train summarize -m experiment=scitldr_smollm2 seed=0 policy.path=$(SMOLLM2) \
+		data.path=$(DATA) metrics.bertscore_model=$(MINILM) metrics.bertscore_layers=6 \
+		$(RESULTS) sweep_dir=outputs/results/scitldr
+	$(BIN)/pgtg report outputs/results/scitldr --baseline uniform --split validation \
+		--out outputs/results/scitldr-report
+	$(BIN)/python benchmarks/results.py scitldr outputs/results/scitldr-report \
+		"make results-scitldr"
 
 torture: $(READY) ## kill and resume runs of both tasks, 200 times (ARGS="--kills 20")
 	$(BIN)/python tests/torture.py $(ARGS)

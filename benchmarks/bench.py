@@ -38,9 +38,9 @@ from pgtg.judges.classifier import Classifier
 from pgtg.judges.pool import JudgePool
 from pgtg.judges.template import Prompt, Template
 from pgtg.methods.objective import Improvement, PolicyGradient, Sampled, SupervisedBatch
-from pgtg.models.adaptor import adapt
+from pgtg.models.adaptor import adapt, draw_with_states
 from pgtg.models.batch import token_batch
-from pgtg.models.generate import Decoding, generate
+from pgtg.models.generate import Decoding, generate, streams
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import HeadSpec, build_reward_model
 from pgtg.ops.objectives import uniform_weights
@@ -194,18 +194,10 @@ def prompt_policy_step() -> Phase:
     objective = PolicyGradient(lm, 0.0, 0.125, decoding)
 
     def loss() -> torch.Tensor:
-        ((_, tokens),) = generate(
-            lm,
-            [[50256]],
-            ["prompt"],
-            k=64,
-            eos_ids=[],
-            decoding=decoding,
-            batch_tokens=10**6,
-            seed_key=(0,),
-        )
-        batch = token_batch([[50256]], tokens, [0] * 64)
-        sampled = Sampled(batch, torch.ones(batch.mask.shape), None)
+        noise = streams(5, 64, (0,), ["prompt"])
+        tokens, states = draw_with_states(lm, [50256], noise, decoding)
+        batch = token_batch([[50256]], tokens.tolist(), [0] * 64)
+        sampled = Sampled(batch, torch.ones(batch.mask.shape), None, states)
         return objective(sampled, objective.count(sampled)).value
 
     return Phase("prompts", 64, stepped(lm, loss))

@@ -2,26 +2,35 @@
 
 python benchmarks/results.py quickstart outputs/results/quickstart-report "make results-quickstart"
 
-The commit that gave the figures is the runs' own, as their folders tell.
+The commit is that of the runs, as their folders tell. Intervals of means, calibration and the list
+of runs stay in the report.
 """
 
+import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+KEPT = r"mean \(sd\)|difference|cost|token rewards"  # in the headings of what the README shows
+
+
+def commits(report: Path) -> str:
+    """The commits that gave the runs of a report."""
+    rows = json.loads((report / "report.json").read_text())["rows"]
+    found = set()
+    for run in {run for row in rows for run in row["runs"].values()}:
+        git = json.loads((Path(run) / "provenance.json").read_text())["git"]
+        found.add(git["commit"][:7] + (" with changes" if git["changed"] else ""))
+    return ", ".join(sorted(found))
 
 
 def section(report: Path, command: str) -> str:
-    """The report's Markdown, one level deeper, with the command that made it."""
-    text = (report / "report.md").read_text(encoding="utf-8")
-    title, _, rest = text.partition("\n")
-    deeper = re.sub(r"^## ", "#### ", rest, flags=re.MULTILINE)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    return f"`{command}`, commit {commit}: {title.removeprefix('# ')}.\n{deeper.rstrip()}\n"
+    """The report's main tables, one level deeper, with the command and the commit behind them."""
+    title, *parts = (report / "report.md").read_text(encoding="utf-8").split("\n## ")
+    headline = title.splitlines()[0].removeprefix("# ")
+    kept = [f"#### {part.rstrip()}\n" for part in parts if re.search(KEPT, part.splitlines()[0])]
+    return "\n".join([f"`{command}`, commit {commits(report)}: {headline}.\n", *kept])
 
 
 def main(name: str, report: Path, command: str) -> None:
