@@ -38,7 +38,7 @@ from pgtg.judges.classifier import Classifier
 from pgtg.judges.pool import JudgePool
 from pgtg.judges.template import Prompt, Template
 from pgtg.methods.objective import Improvement, PolicyGradient, Sampled, SupervisedBatch
-from pgtg.models.adaptor import adapt, draw_with_states
+from pgtg.models.adaptor import adapt, draw_prompts
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding, generate, streams
 from pgtg.models.language import LanguageModel
@@ -195,9 +195,9 @@ def prompt_policy_step() -> Phase:
 
     def loss() -> torch.Tensor:
         noise = streams(5, 64, (0,), ["prompt"])
-        tokens, states = draw_with_states(lm, [50256], noise, decoding)
-        batch = token_batch([[50256]], tokens.tolist(), [0] * 64)
-        sampled = Sampled(batch, torch.ones(batch.mask.shape), None, states)
+        drawn = draw_prompts(lm, [50256], noise, decoding)
+        batch = token_batch([[50256]], drawn.tokens.tolist(), [0] * 64)
+        sampled = Sampled(batch, torch.ones(batch.mask.shape), None, drawn)
         return objective(sampled, objective.count(sampled)).value
 
     return Phase("prompts", 64, stepped(lm, loss))

@@ -1,6 +1,7 @@
 """The frozen LM with its trained MLP, and the policy gradient on its own samples."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pgtg.methods.objective import PolicyGradient, Sampled
 from pgtg.models.adaptor import (
     AdaptedLanguageModel,
     adapt,
-    draw_with_states,
+    draw_prompts,
     load_adaptor,
     save_adaptor,
 )
@@ -219,23 +220,34 @@ def test_prompts_drawn_with_their_states_are_those_of_generate(family: str, deco
     options: dict[str, Any] = {"k": 6, "eos_ids": [], "decoding": decoding}
     ((_, expected),) = generate(lm, [[1, 2]], ["x"], **options, batch_tokens=999, seed_key=(0,))
     noise = streams(4, 6, (0,), ["x"])
-    tokens, states = draw_with_states(lm, [1, 2], noise, decoding)
-    assert tokens.tolist() == expected
+    drawn = draw_prompts(lm, [1, 2], noise, decoding)
+    assert drawn.tokens.tolist() == expected
     batch = token_batch([[1, 2]], expected, [0] * 6, "cpu")
-    assert_close(states, lm.states(batch)[:, :-1], rtol=1e-5, atol=1e-6)
+    assert_close(drawn.states, lm.states(batch)[:, :-1], rtol=1e-5, atol=1e-6)
 
 
-def test_known_states_give_the_same_loss_and_gradient():
-    lm = lively()
-    batch = sampled(lm)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("allowed", [None, ALLOWED])
+@pytest.mark.parametrize(
+    "decoding", [SAMPLING, Decoding(False, 4, 0.7, 7), Decoding(False, 4, 0.7, 7, 0.9)]
+)
+def test_what_drawing_computed_gives_the_same_loss_and_gradient(
+    decoding: Decoding, allowed: list[int] | None, residual: bool
+):
+    lm = lively("gpt2", allowed)
+    lm.residual = residual
+    drawn = draw_prompts(lm, [1], streams(4, 6, (0,), ["x"]), decoding)
+    assert (drawn.candidates is None) == (decoding.top_k == 0)
+    batch = token_batch([[1]], drawn.tokens.tolist(), [0] * 6, "cpu")
     advantage = torch.linspace(-1, 1, batch.mask.numel()).view(batch.mask.shape)
     found = []
-    for states in (None, lm.states(batch)[:, :-1].detach()):
+    for known in (None, drawn, replace(drawn, candidates=None)):
         lm.zero_grad()
-        objective = PolicyGradient(lm, 0.1, 0.3, SAMPLING)
+        objective = PolicyGradient(lm, 0.1, 0.3, decoding)
         before = torch.full(batch.mask.shape, -2.0)
-        values = Sampled(batch, advantage, before, states)
+        values = Sampled(batch, advantage, before, known)
         value = objective(values, objective.count(values)).value
         value.backward()
         found.append([value.detach(), *(p.grad for p in lm.adaptor.parameters())])
-    assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    assert_close(found[2], found[0], rtol=1e-4, atol=1e-6)

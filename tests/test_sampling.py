@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from pgtg.ops.sampling import derive_seed, draw, entropy, log_probability, restrict, uniforms
+from pgtg.ops.sampling import (
+    candidates,
+    derive_seed,
+    draw,
+    entropy,
+    log_probability,
+    restrict,
+    uniforms,
+)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -32,6 +40,21 @@ def test_restriction_equals_transformers(temperature: float, top_k: int, top_p: 
 def test_ties_at_the_border_of_top_k_are_kept():
     kept = restrict(torch.tensor([1.0, 2.0, 1.0, 0.0]), top_k=2)
     assert kept.isfinite().tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 50])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_candidates_are_what_restriction_leaves(top_k: int, top_p: float):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 20, generator=generator)
+    logits[:, ::3] = -math.inf
+    whole = restrict(logits, temperature=0.7, top_k=top_k, top_p=top_p)
+    tokens, kept = candidates(logits, temperature=0.7, top_k=top_k, top_p=top_p)
+    assert tokens.shape == (6, min(top_k, 20)) and (tokens.diff() > 0).all()
+    assert_close(torch.full_like(whole, -math.inf).scatter(-1, tokens, kept), whole)
+    uniform = torch.rand(6, generator=generator)
+    chosen = tokens.gather(-1, draw(kept, uniform)[:, None]).squeeze(-1)
+    assert chosen.tolist() == draw(whole, uniform).tolist()
 
 
 def test_draw_has_exactly_the_distribution():

@@ -4,13 +4,14 @@ The policy-gradient term is one function for both.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pgtg.config import MethodConfig
-from pgtg.models.adaptor import AdaptedLanguageModel
+from pgtg.models.adaptor import AdaptedLanguageModel, Drawn
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
 from pgtg.ops.objectives import kl_to_start, reinforce, weighted_nll
@@ -25,7 +26,7 @@ class Sampled:
     batch: TokenBatch
     advantage: Float[Tensor, "N T"]
     start_log_probs: Float[Tensor, "N T"] | None  # under the start policy, for the KL term
-    states: Float[Tensor, "N T D"] | None = None  # that they were drawn from, of a frozen model
+    drawn: Drawn | None = None  # how they were drawn, for a policy on a frozen model
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def policy_gradient(
 
     Source: arXiv:2306.00398, Sec. 2.2, REINFORCE with max-entropy.
     """
-    logits, restricted = restricted_logits(policy, sampled.batch, decoding, sampled.states)
-    log_probs = _of_sampled(logits, restricted, sampled.batch, decoding)
+    restricted, log_probs = _of_sampled(policy, sampled.batch, decoding, sampled.drawn)
     mask = sampled.batch.mask
     term = reinforce(log_probs, sampled.advantage)[mask].sum() / window.sampled
     metrics = {
@@ -149,47 +149,39 @@ def entropy_bonus(entropies: Float[Tensor, " N"], target: float | None) -> Float
     return entropies if target is None else entropies.clamp(max=target)
 
 
-def restricted_logits(
-    policy: LanguageModel,
-    batch: TokenBatch,
-    decoding: Decoding,
-    states: Float[Tensor, "N T D"] | None = None,
-) -> tuple[Float[Tensor, "N T V"], Float[Tensor, "N T V"]]:
-    """The policy's logits, and those of the distribution that is sampled.
-
-    Args:
-        states: Of the policy's frozen model before each token, where they are known.
-    """
-    if states is None:
-        logits = policy.logits(batch).float()
-    else:
-        assert isinstance(policy, AdaptedLanguageModel)
-        logits = policy.speak(states).float()
-    return logits, restrict(
-        logits, temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p
-    )
-
-
 def sampled_log_probs(
-    policy: LanguageModel,
-    batch: TokenBatch,
-    decoding: Decoding,
-    states: Float[Tensor, "N T D"] | None = None,
+    policy: LanguageModel, batch: TokenBatch, decoding: Decoding, drawn: Drawn | None = None
 ) -> Float[Tensor, "N T"]:
     """log pi(a_t|s_t) [nats] of the distribution that was sampled (METHOD deviation 4).
 
-    A sampled token that a later policy would cut off (top-k, top-p) keeps its unrestricted value,
-    so that its log-probability stays finite.
+    A sampled token that this policy would cut off (top-k, top-p) keeps its unrestricted value, so
+    that its log-probability stays finite.
+
+    Args:
+        drawn: What drawing the tokens computed, where this or another adaptor on the same frozen
+            model did; its candidates are those of the policy that drew.
     """
-    logits, restricted = restricted_logits(policy, batch, decoding, states)
-    return _of_sampled(logits, restricted, batch, decoding)
+    return _of_sampled(policy, batch, decoding, drawn)[1]
 
 
 def _of_sampled(
-    logits: Tensor, restricted: Tensor, batch: TokenBatch, decoding: Decoding
-) -> Float[Tensor, "N T"]:
+    policy: LanguageModel, batch: TokenBatch, decoding: Decoding, drawn: Drawn | None
+) -> tuple[Float[Tensor, "N T C"], Float[Tensor, "N T"]]:
+    """Logits of the distribution that is sampled, and log-probabilities of the sampled tokens."""
+    cut = partial(restrict, temperature=decoding.temperature, top_p=decoding.top_p)
+    if drawn is not None and drawn.candidates is not None:
+        assert isinstance(policy, AdaptedLanguageModel)
+        restricted = cut(policy.speak(drawn.states, drawn.candidates).float())
+        places = (drawn.candidates == drawn.tokens[..., None]).int().argmax(-1)
+        return restricted, log_probability(restricted, places)
+    if drawn is None:
+        logits = policy.logits(batch).float()
+    else:
+        assert isinstance(policy, AdaptedLanguageModel)
+        logits = policy.speak(drawn.states).float()
+    restricted = cut(logits, top_k=decoding.top_k)
     inside = log_probability(restricted, batch.tokens)
     if bool(inside.isfinite().all()):
-        return inside
+        return restricted, inside
     whole = log_probability(logits / decoding.temperature, batch.tokens)
-    return torch.where(inside.isfinite(), inside, whole)
+    return restricted, torch.where(inside.isfinite(), inside, whole)

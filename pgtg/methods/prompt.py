@@ -19,7 +19,7 @@ from pgtg.config import FitConfig
 from pgtg.generations import joined, read_generations
 from pgtg.methods.method import STAGES, Improving, Method
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
-from pgtg.models.adaptor import AdaptedLanguageModel, draw_with_states
+from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, draw_prompts
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import generate, streams
 from pgtg.models.language import evaluating
@@ -65,16 +65,16 @@ class PromptGuide:
         scores = self.task.gaps(self.task.prompts(prompts, texts), "dev")
         return {"improve/negative_heldout_score": -float(scores.mean())}
 
-    def _drawn(self, number: int, *purpose: int | str) -> tuple[list[TokenIds], Tensor | None]:
-        """Prompts from the policy as it is, and the states of its frozen model if it has one."""
+    def _drawn(self, number: int, *purpose: int | str) -> tuple[list[TokenIds], Drawn | None]:
+        """Prompts from the policy as it is, and how they were drawn if it has a frozen model."""
         lm, sampling = self.given.lm, self.ctx.sampling()
         source, _ = self.given.codec.encode_source("")
         key = (self.ctx.cfg.seed, "improve", *purpose)
         with evaluating(lm):
             if isinstance(lm, AdaptedLanguageModel):
                 noise = streams(sampling.max_new_tokens, number, key, [PROMPT]).to(lm.device)
-                tokens, states = draw_with_states(lm, source, noise, sampling)
-                return tokens.tolist(), states
+                drawn = draw_prompts(lm, source, noise, sampling)
+                return drawn.tokens.tolist(), drawn
             ((_, found),) = generate(
                 lm,
                 [source],
@@ -87,16 +87,15 @@ class PromptGuide:
             )
         return found, None
 
-    def _sampled(
-        self, batch: TokenBatch, advantage: Tensor, states: Tensor | None = None
-    ) -> Sampled:
+    def _sampled(self, batch: TokenBatch, advantage: Tensor, drawn: Drawn | None = None) -> Sampled:
         start = None
         if self.start is not None:
+            states = drawn and replace(drawn, candidates=None)  # the start policy has its own
             with torch.no_grad():
                 start = sampled_log_probs(self.start, batch, self.ctx.sampling(), states)
         if self.options.standardize:
             advantage = standardized(advantage, batch.mask, self.spread)
-        return Sampled(batch, advantage, start, states)
+        return Sampled(batch, advantage, start, drawn)
 
     def _mixed(self, rewards: Tensor, evaluations: Tensor, batch: TokenBatch, share: float):
         return advantages(
@@ -144,14 +143,14 @@ class DenseGuide(PromptGuide):
         model = self.given.model
         assert model is not None
         source = self.given.codec.encode_source("")[0]
-        found, states = self._drawn(size, update, part)
+        found, drawn = self._drawn(size, update, part)
         batch = token_batch([source], found, [0] * size, self.ctx.device)
         rewards, cfg = model(batch), self.ctx.cfg.aggregator
         evaluations = AGGREGATORS[cfg.name](
             rewards, batch.mask, cfg.temperature, cfg.length_normalized
         )
         share = self.options.token_share
-        return self._sampled(batch, self._mixed(rewards, evaluations, batch, share), states)
+        return self._sampled(batch, self._mixed(rewards, evaluations, batch, share), drawn)
 
 
 class SparseGuide(PromptGuide):
@@ -177,11 +176,11 @@ class SparseGuide(PromptGuide):
         scores = torch.tensor(generations.scores, device=self.ctx.device)
         centred = scores - scores.mean()
         advantage = centred[:, None].expand(batch.mask.shape).where(batch.mask, 0.0)
-        lm, states = self.given.lm, None
+        lm, drawn = self.given.lm, None
         if isinstance(lm, AdaptedLanguageModel):
             with evaluating(lm):
-                states = lm.states(batch)[:, :-1]
-        return self._sampled(batch, advantage, states)
+                drawn = Drawn(batch.tokens, lm.states(batch)[:, :-1])
+        return self._sampled(batch, advantage, drawn)
 
 
 PGTG = Method("pgtg", STAGES, DenseGuide, needs_samples=True)

@@ -6,6 +6,7 @@ and saved; the language model stays where it came from, and is recognised by its
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError
-from pgtg.models.generate import Decoding, choose
+from pgtg.models.generate import Decoding, choose, require_finite
 from pgtg.models.language import LanguageModel
 from pgtg.models.untrusted import load_module
-from pgtg.ops.sampling import seeded
+from pgtg.ops.sampling import candidates, draw, seeded
 from pgtg.store import read_json, save_tensors, write_json
 from pgtg.types import TokenIds
 
@@ -72,34 +73,73 @@ class AdaptedLanguageModel(LanguageModel):
             states = states[:, -last:]
         return self.speak(states), cache
 
-    def speak(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
-        """Logits from the frozen model's states: all that depends on the adaptor."""
+    def speak(
+        self, states: Float[Tensor, "*N D"], tokens: Int[Tensor, "*N C"] | None = None
+    ) -> Float[Tensor, "*N V"]:
+        """Logits from the frozen model's states: all that depends on the adaptor.
+
+        Args:
+            tokens: The only tokens whose logits are wanted; then [*N, C], for C rows of the head
+                in place of all.
+        """
         head, first = self.model.get_output_embeddings(), self.adaptor[0]
-        assert head is not None and isinstance(first, nn.Linear)
+        assert isinstance(head, nn.Linear) and isinstance(first, nn.Linear)
         adapted = self.adaptor(states.to(first.weight.dtype))
-        out = head(states + adapted if self.residual else adapted)
-        return out if self.forbidden is None else out.masked_fill(self.forbidden, -torch.inf)
+        spoken = states + adapted if self.residual else adapted
+        if tokens is None:
+            out, forbidden = head(spoken), self.forbidden
+        else:
+            out = (head.weight[tokens] @ spoken[..., None]).squeeze(-1)
+            out = out if head.bias is None else out + head.bias[tokens]
+            forbidden = None if self.forbidden is None else self.forbidden[tokens]
+        return out if forbidden is None else out.masked_fill(forbidden, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a policy on a frozen model drew, and what of that training the adaptor needs again."""
+
+    tokens: Int[Tensor, "N T"]
+    states: Float[Tensor, "N T D"]  # the frozen model's, before each token
+    candidates: Int[Tensor, "N T C"] | None = None  # what top-k left to draw from; None: everything
 
 
 @torch.no_grad()
-def draw_with_states(
+def draw_prompts(
     lm: AdaptedLanguageModel, source: TokenIds, noise: Float[Tensor, "N T"], decoding: Decoding
-) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T D"]]:
-    """N generations of one source, none ending early, and the states that they were drawn from.
+) -> Drawn:
+    """N generations of one source, none ending early.
 
-    The tokens are those that `generate` draws with the same noise. With the frozen model's states
-    at hand, training the adaptor on these generations need not read them again.
+    The tokens are those that `generate` draws with the same noise.
+
+    Raises:
+        DivergedError: The policy's logits are not finite.
     """
     ids = torch.tensor([source], device=lm.device)
     reading = lm.prefill(ids, torch.ones_like(ids).bool(), logits=False)
-    reading = reading.select(torch.zeros(len(noise), dtype=torch.long, device=lm.device))
-    tokens, states = [], [reading.output[:, -1]]
+    everyone = torch.zeros(len(noise), dtype=torch.long, device=lm.device)
+    logits = lm.speak(reading.output[:, -1]).expand(len(noise), -1)  # all begin with one state
+    reading = reading.select(everyone)
+    tokens, states, left = [], [reading.output[:, -1]], []
     for t in range(noise.shape[1]):
-        tokens.append(choose(lm.speak(states[-1]), noise[:, t], decoding, t))
-        if t + 1 < noise.shape[1]:
+        if t > 0:
             read = torch.ones_like(tokens[-1][:, None]).bool()
             states.append(lm.extend(reading, tokens[-1][:, None], read, logits=False)[:, -1])
-    return torch.stack(tokens, 1), torch.stack(states, 1)
+            logits = lm.speak(states[-1])
+        require_finite(logits, t)
+        if decoding.top_k:
+            found, restricted = candidates(
+                logits,
+                temperature=decoding.temperature,
+                top_k=decoding.top_k,
+                top_p=decoding.top_p,
+            )
+            tokens.append(found.gather(-1, draw(restricted, noise[:, t])[:, None]).squeeze(-1))
+            left.append(found)
+        else:
+            tokens.append(choose(logits, noise[:, t], decoding))
+    chosen = torch.stack(left, 1) if left else None
+    return Drawn(torch.stack(tokens, 1), torch.stack(states, 1), chosen)
 
 
 def adapt(

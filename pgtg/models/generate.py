@@ -162,7 +162,8 @@ def generate_batch(
     finished = torch.zeros(len(live), dtype=torch.bool, device=source.device)
     for t in range(decoding.max_new_tokens):
         logits = reading.output[:, -1]
-        chosen = choose(logits, None if noise is None else noise[live, t], decoding, t)
+        require_finite(logits, t)
+        chosen = choose(logits, None if noise is None else noise[live, t], decoding)
         for row, token in zip(live[~finished].tolist(), chosen[~finished].tolist(), strict=True):
             done[row].append(token)
         finished = finished | torch.isin(chosen, ends)
@@ -176,22 +177,23 @@ def generate_batch(
     return done
 
 
-def choose(
-    logits: Float[Tensor, "N V"], noise: Float[Tensor, " N"] | None, decoding: Decoding, t: int
-) -> Int[Tensor, " N"]:
-    """Token t of N generations.
-
-    Args:
-        noise: One number in [0, 1) for each; None for greedy decoding.
-
-    Raises:
-        DivergedError: The policy's logits are not finite.
-    """
+def require_finite(logits: Float[Tensor, "N V"], t: int) -> None:
+    """Raises a DivergedError if token t of a generation cannot be drawn."""
     if not logits.amax(-1).isfinite().all():  # NaN, or nothing is allowed
         raise DivergedError(
             f"the policy's logits at token {t} of a generation are not finite: its weights "
             "have diverged; what is saved stays. Try a lower learning rate"
         )
+
+
+def choose(
+    logits: Float[Tensor, "N V"], noise: Float[Tensor, " N"] | None, decoding: Decoding
+) -> Int[Tensor, " N"]:
+    """The next token of N generations.
+
+    Args:
+        noise: One number in [0, 1) for each; None for greedy decoding.
+    """
     if noise is None:
         return logits.argmax(-1)
     restricted = restrict(

@@ -65,6 +65,16 @@ def restrict(
     return logits
 
 
+def candidates(
+    logits: Float[Tensor, "N V"], *, temperature: float = 1.0, top_k: int, top_p: float = 1.0
+) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"]]:
+    """The C = top_k tokens that may be drawn, in the vocabulary's order, and their `restrict`ed
+    logits; of ties at the border only as many as there is room for."""
+    tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1).indices.sort(dim=-1).values
+    kept = logits.gather(-1, tokens)
+    return tokens, restrict(kept, temperature=temperature, top_p=top_p)
+
+
 def draw(restricted: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
     """One token a row by inverting the cumulative distribution at `uniform` in [0, 1)."""
     cumulative = restricted.double().softmax(-1).cumsum(-1)
