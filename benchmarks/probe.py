@@ -43,12 +43,16 @@ def states(path: str, prompts: list[list[int]], source: list[int]) -> list[np.nd
     return [layer[:, len(source) :].mean(1).double().numpy() for layer in layers]
 
 
-def pairs(features: np.ndarray, scores: np.ndarray, ridge: float, seed: int) -> float:
+def kernel_of(features: np.ndarray) -> np.ndarray:
+    """[P, P] inner products of the features, each scaled to mean 0 and standard deviation 1."""
+    x = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    return x @ x.T / x.shape[1]
+
+
+def pairs(kernel: np.ndarray, scores: np.ndarray, ridge: float, seed: int) -> float:
     """Share of held-out pairs in the judge's order, for one random split."""
     order = np.random.default_rng(seed).permutation(len(scores))
     held, seen = np.split(order, [round(HELD * len(order))])
-    x = (features - features[seen].mean(0)) / (features[seen].std(0) + 1e-6)
-    kernel = x @ x.T / x.shape[1]
     weights = np.linalg.solve(
         kernel[np.ix_(seen, seen)] + ridge * np.eye(len(seen)), scores[seen] - scores[seen].mean()
     )
@@ -67,9 +71,10 @@ def main(runs: list[Path]) -> None:
             f"{scores.std():.1f}, best {scores.max():.1f})"
         )
         for number, features in enumerate(states(cfg.policy.path, prompts, source)):
+            kernel = kernel_of(features)
             found = {
                 ridge: 100
-                * float(np.mean([pairs(features, scores, ridge, s) for s in range(SPLITS)]))
+                * float(np.mean([pairs(kernel, scores, ridge, s) for s in range(SPLITS)]))
                 for ridge in RIDGES
             }
             best = max(found, key=lambda ridge: found[ridge])
