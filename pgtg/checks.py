@@ -5,7 +5,9 @@ Types and unknown keys are the schema's business (`config.py`). What needs a mod
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +214,29 @@ def _names(cfg: RunConfig) -> Iterator[str]:
 
 
 def _numbers(cfg: RunConfig) -> Iterator[str]:
+    for key, value in _leaves(asdict(cfg)):
+        if not _finite(value):
+            yield f"{key}: found {value}, expected a finite number"
     for key, holds, expected in RULES:
         value = value_at(cfg, key)
-        if value is not None and not holds(value):
+        if value is not None and _finite(value) and not holds(value):
             yield f"{key}: found {value}, expected {expected}"
     for split, limit in cfg.data.limit.items():
         if limit is not None and limit < 1:
             yield f"data.limit.{split}: found {limit}, expected at least 1, or null for all"
+
+
+def _leaves(tree: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a config and their values."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _fits(cfg: RunConfig) -> Iterator[str]:
@@ -231,7 +249,8 @@ def _fits(cfg: RunConfig) -> Iterator[str]:
                 found = getattr(part, name)
                 yield f"{fit}.{name}: there is no '{found}'{nearest(found, known)}"
         for name, holds, expected in FIT_RULES:
-            if not holds(getattr(part, name)):
+            value = getattr(part, name)
+            if _finite(value) and not holds(value):
                 yield f"{fit}.{name}: found {getattr(part, name)}, expected {expected}"
         if fit != "improve" and part.updates < 1:
             yield f"{fit}.updates: found {part.updates}, expected at least 1"

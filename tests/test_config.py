@@ -186,3 +186,13 @@ def test_expected_types_and_known_keys():
 def test_folder_names_are_safe():
     assert folder_name("data.path=/a b/c,seed=1") == "data.path=_a_b_c,seed=1"
     assert len(folder_name("x" * 999)) <= 255
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_numbers_that_are_not_finite_are_refused_once(value: str):
+    with pytest.raises(ConfigError) as caught:
+        run_config("summarize", [f"improve.lr={value}", f"method.kl={value}"])
+    expected = [
+        f"{key}: found {value}, expected a finite number" for key in ("method.kl", "improve.lr")
+    ]
+    assert sorted(caught.value.problems) == sorted(expected)

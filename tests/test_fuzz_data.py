@@ -1,5 +1,6 @@
 """Bad data and rankings, made at random: an error of ours or exact, and counts that add up."""
 
+import contextlib
 import csv
 import json
 import math
@@ -53,6 +54,14 @@ def jsonl(rows: Sequence[Any], how: tuple[bool, str, bool]) -> bytes:
     return (b"\xef\xbb\xbf" if bom else b"") + text.encode("utf-8", "surrogatepass")
 
 
+def is_utf8(data: bytes) -> bool:
+    """Lone surrogates that are written as they are, are not."""
+    with contextlib.suppress(UnicodeDecodeError):
+        data.decode()
+        return True
+    return False
+
+
 def adds_up(counts: DataCounts, kept: int) -> None:
     """No row goes without a reason, and each reason has an example."""
     assert counts.kept == kept
@@ -92,8 +101,9 @@ def test_rows_of_jsonl(case: tuple[list[dict], tuple[bool, str, bool]]):
     """Beside a sound row, so that most tables are read."""
     rows, how = case
     rows = [*rows, {"text": "sound", "sum": "row"}]
-    found = loaded(".jsonl", jsonl(rows, how))
-    assert found is not None
+    data = jsonl(rows, how)
+    found = loaded(".jsonl", data)
+    assert (found is not None) == is_utf8(data)
     check_rows(found, rows)
 
 
@@ -160,6 +170,9 @@ def test_rows_of_classes(case: tuple[list[dict], tuple[bool, str, bool], str, bo
         for name in ("train", "dev"):
             (Path(folder) / f"{name}.jsonl").write_bytes(jsonl(rows, how))
         found = ours(lambda: load_fewshot(DataConfig("files", folder, fewshot=few), split, 0))
+    if not is_utf8(jsonl(rows, how)):
+        assert isinstance(found, PgtgError) and "not UTF-8" in str(found)
+        return
     assert isinstance(found, tuple)
     examples, counts = found
     assert counts.rows == len(rows) and len(examples) >= 2
