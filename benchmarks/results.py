@@ -2,8 +2,8 @@
 
 python benchmarks/results.py quickstart outputs/results/quickstart-report "make results-quickstart"
 
-The commit is that of the runs, as their folders tell. Intervals of means, calibration and the list
-of runs stay in the report.
+The commit is that of the runs, as their folders tell. Of the paired tests only those rows are shown
+that show a difference; intervals of means, costs and reward diagnostics stay in the report.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-KEPT = r"mean \(sd\)|difference|cost|token rewards"  # in the headings of what the README shows
+KEPT = r"mean \(sd\)|difference"  # in the headings of what the README shows
 
 
 def commits(report: Path) -> str:
@@ -25,11 +25,20 @@ def commits(report: Path) -> str:
     return ", ".join(sorted(found))
 
 
+def without_nothing(part: str) -> str:
+    """A part of the report without rows that show no difference, which are counted."""
+    lines = part.rstrip().splitlines()
+    found = [line for line in lines if not line.endswith("no difference shown |")]
+    said = f"\n\n{len(lines) - len(found)} further rows show no difference."
+    return "\n".join(found) + (said if len(found) < len(lines) else "")
+
+
 def section(report: Path, command: str) -> str:
     """The report's main tables, one level deeper, with the command and the commit behind them."""
     title, *parts = (report / "report.md").read_text(encoding="utf-8").split("\n## ")
     headline = title.splitlines()[0].removeprefix("# ")
-    kept = [f"#### {part.rstrip()}\n" for part in parts if re.search(KEPT, part.splitlines()[0])]
+    shown = [part for part in parts if re.search(KEPT, part.splitlines()[0])]
+    kept = [f"#### {without_nothing(part)}\n" for part in shown]
     return "\n".join([f"`{command}`, commit {commits(report)}: {headline}.\n", *kept])
 
 
