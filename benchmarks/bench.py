@@ -147,7 +147,7 @@ def policy_step() -> Phase:
     lm = t5()
     batch = token_batch(rows(SOURCES, SOURCE, 0), rows(SOURCES, NEW, 1), range(SOURCES))
     supervised = SupervisedBatch(batch, uniform_weights(batch.mask))
-    options = MethodConfig(name="mle", entropy=0.0, reinforce=0.0, kl=0.0)
+    options = MethodConfig(name="mle", entropy=0.0, entropy_target=None, reinforce=0.0, kl=0.0)
     objective = Improvement(lm, options, Decoding(True, NEW))
     run = stepped(lm, lambda: objective(supervised, objective.count(supervised)).value)
     encoder, decoder = weights(lm.model.get_encoder()), weights(lm.model.get_decoder())

@@ -43,6 +43,7 @@ OPTIONS = MethodConfig(
     transform="none",
     reward_to_go=False,
     entropy=0.0,
+    entropy_target=None,
     reinforce=0.0,
     baseline="none",
     token_share=1.0,
