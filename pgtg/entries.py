@@ -4,14 +4,13 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pgtg.artifacts import MANIFEST, Artifact
 from pgtg.cache import CachedArtifact, alone, sweep
 from pgtg.errors import ArtifactError, ConfigError
-from pgtg.files import writing
+from pgtg.files import locked, writing
 from pgtg.sizes import parse_size
 
 DEFAULT = "~/.cache/pgtg"  # as in conf/
@@ -96,7 +95,7 @@ def clear_answers(cache_dir: Path) -> list[Entry]:
     for entry in entries(cache_dir):
         if entry.kind != ANSWERS:
             continue
-        with _opening(entry.path):
+        with alone(entry.path):
             if _closed(entry.path):
                 for end in ("", "-wal", "-shm"):
                     entry.path.with_name(entry.path.name + end).unlink(missing_ok=True)
@@ -109,7 +108,7 @@ def clear_leftovers(cache_dir: Path) -> None:
     for folder in cache_dir.glob("*/.*.making"):
         name = folder.name[1:].rsplit(".", 2)[0]
         final = folder.parent / name
-        with writing(final), alone(final):
+        with writing(final), locked(final):
             sweep(final)
 
 
@@ -139,17 +138,6 @@ def _closed(path: Path) -> bool:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)
         return True
     return False
-
-
-@contextlib.contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """Nobody opens the sqlite file within: the lock that `judges.memo` opens it under."""
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def show_age(last_use: float) -> str:

@@ -9,6 +9,7 @@ traceback, and run nothing that the file says: json, parquet and safetensors, no
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -348,3 +349,14 @@ def finite(values: Mapping[str, Any], where: str) -> dict[str, int | float]:
         if not math.isfinite(value):
             raise DivergedError(f"{where}: {key} is {value}, not a finite number")
     return plain
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time opens, mends or removes a file: under a lock beside it."""
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

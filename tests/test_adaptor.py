@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pgtg.errors import ArtifactError
-from pgtg.methods.objective import PolicyGradient, Sampled
+from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
 from pgtg.models.adaptor import (
     AdaptedLanguageModel,
     adapt,
@@ -251,3 +251,16 @@ def test_what_drawing_computed_gives_the_same_loss_and_gradient(
         found.append([value.detach(), *(p.grad for p in lm.adaptor.parameters())])
     assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
     assert_close(found[2], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_token_at_the_border_of_the_nucleus_keeps_a_finite_loss():
+    """Rounding may put a token that was drawn outside the nucleus when it is learned from."""
+    lm, decoding = lively(), Decoding(False, 4, 1.0, 7, 0.5)
+    drawn = draw_prompts(lm, [1], streams(4, 6, (0,), ["x"]), decoding)
+    assert drawn.candidates is not None
+    least = lm.speak(drawn.states, drawn.candidates).argmin(-1, keepdim=True)
+    outside = replace(drawn, tokens=drawn.candidates.gather(-1, least).squeeze(-1))
+    batch = token_batch([[1]], outside.tokens.tolist(), [0] * 6, "cpu")
+    found = sampled_log_probs(lm, batch, decoding, outside)
+    among = lm.speak(drawn.states, drawn.candidates).log_softmax(-1)
+    assert_close(found, among.gather(-1, least).squeeze(-1))

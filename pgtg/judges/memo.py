@@ -8,14 +8,12 @@ on in memory. An answer that comes from the file is what the classifier gave, bi
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import secrets
 import sqlite3
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pgtg.errors import PgtgError
-from pgtg.files import content_hash
+from pgtg.files import content_hash, locked
 from pgtg.judges.template import Prompt
 
 if TYPE_CHECKING:
@@ -126,7 +124,7 @@ class Memo:
         assert self._path is not None
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self._path):  # sqlite does not wait when several switch a new file to WAL
+            with locked(self._path):  # sqlite does not wait when several switch a new file to WAL
                 self._file = _connect(self._path)
         return self._file
 
@@ -134,7 +132,7 @@ class Memo:
         """Renames a damaged file, unless another process has done so already."""
         assert self._path is not None
         self.close()
-        with _alone(self._path):
+        with locked(self._path):
             if _sound(self._path):
                 return
             aside = self._path.with_name(f"{self._path.name}.damaged-{secrets.token_hex(4)}")
@@ -275,14 +273,3 @@ def _sound(path: Path) -> bool:
         raise
     except sqlite3.DatabaseError:
         return False
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time decides about a damaged file."""
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

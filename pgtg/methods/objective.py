@@ -169,19 +169,18 @@ def _of_sampled(
 ) -> tuple[Float[Tensor, "N T C"], Float[Tensor, "N T"]]:
     """Logits of the distribution that is sampled, and log-probabilities of the sampled tokens."""
     cut = partial(restrict, temperature=decoding.temperature, top_p=decoding.top_p)
-    if drawn is not None and drawn.candidates is not None:
-        assert isinstance(policy, AdaptedLanguageModel)
-        restricted = cut(policy.speak(drawn.states, drawn.candidates).float())
-        places = (drawn.candidates == drawn.tokens[..., None]).int().argmax(-1)
-        return restricted, log_probability(restricted, places)
     if drawn is None:
         logits = policy.logits(batch).float()
     else:
         assert isinstance(policy, AdaptedLanguageModel)
-        logits = policy.speak(drawn.states).float()
-    restricted = cut(logits, top_k=decoding.top_k)
-    inside = log_probability(restricted, batch.tokens)
+        logits = policy.speak(drawn.states, drawn.candidates).float()
+    if drawn is not None and drawn.candidates is not None:
+        restricted = cut(logits)
+        places = (drawn.candidates == drawn.tokens[..., None]).int().argmax(-1)
+    else:
+        restricted, places = cut(logits, top_k=decoding.top_k), batch.tokens
+    inside = log_probability(restricted, places)
     if bool(inside.isfinite().all()):
         return restricted, inside
-    whole = log_probability(logits / decoding.temperature, batch.tokens)
+    whole = log_probability(logits / decoding.temperature, places)
     return restricted, torch.where(inside.isfinite(), inside, whole)
