@@ -17,6 +17,8 @@ def block() -> str:
     """A block for a bug report, in Markdown."""
     import torch
 
+    from pgtg.models.linear import onednn_is_faster
+
     about = provenance([], 0)
     total, free = memory_bytes()
     git = about["git"]
@@ -28,6 +30,7 @@ def block() -> str:
         "memory": f"{size_or_unknown(total)}, {size_or_unknown(free)} free",
         "gpu": _gpu(),
         "torch threads": torch.get_num_threads(),
+        "linear layers on the CPU": "oneDNN" if onednn_is_faster() else "torch",
     }
     rows |= {name: version for name, version in about["packages"].items() if name != "pgtg"}
     rows |= {name: _private(os.environ[name]) for name in VARIABLES if name in os.environ}

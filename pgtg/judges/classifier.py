@@ -27,6 +27,7 @@ from pgtg.files import content_hash
 from pgtg.judges.readers import CausalReader, Demos, MaskedReader
 from pgtg.judges.rendering import Prompt, Renderer, Slot, Template
 from pgtg.metrics.lookup import nearest
+from pgtg.models.linear import onednn_is_faster
 from pgtg.models.loading import load_language_model
 from pgtg.models.untrusted import check_folder, load, unloadable
 from pgtg.ops.masking import length_sorted
@@ -37,6 +38,7 @@ CONTENT_FREE = ("N/A",)  # Zhao et al. 2021, Sec. 5
 BIASES_KEPT = 4096  # prompts whose calibration is remembered, a few bytes each
 # keys of a model's config that saving or loading sets, and that change no answer
 BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 512
 VERSION = 1  # to be raised whenever the same classifier would answer otherwise
 
 
@@ -57,7 +59,8 @@ class Classifier:
         words: C label words exactly as they are tokenised, e.g. " great"; each one token.
         rendering: "string" or "piecewise", see `pgtg.judges.rendering`.
         max_tokens: Longest row; sentences are cut to fit.
-        batch_tokens: Padded tokens of one forward pass.
+        batch_tokens: Padded tokens of one forward pass; None for what suits the model's device. On
+            a CPU small batches waste no time, and hold rows of one length.
         calibration: Texts for readout "calibrated", read besides the examples for each prompt.
         prefix_cache: Whether a causal LM reads the shared start of rows once.
         cache_bytes: Key-value cache that is kept between prompts; what came first stays.
@@ -77,7 +80,7 @@ class Classifier:
         rendering: str,
         max_tokens: int,
         readout: str = "raw",
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         calibration: Sequence[str] = CONTENT_FREE,
         prefix_cache: bool = True,
         cache_bytes: int = 2**30,
@@ -90,7 +93,9 @@ class Classifier:
         self.template, self.words, self.readout = template, list(words), readout
         self.renderer = Renderer(tokenizer, template, words, mode=rendering, max_tokens=max_tokens)
         self._model, self._tokenizer = model, tokenizer
-        self._calibration, self._batch_tokens = list(calibration), batch_tokens
+        self._calibration = list(calibration)
+        on_cpu = model.device.type == "cpu"
+        self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS)
         self._prefix_cache = prefix_cache
         self._causal = None if template.masked else CausalReader(model, ids, cache_bytes)
         self._reader = self._causal or MaskedReader(model, ids)
@@ -148,6 +153,7 @@ class Classifier:
             "prefix_cache": self._prefix_cache,
             "device": device,
             "threads": torch.get_num_threads() if device == "cpu" else None,
+            "linear": "onednn" if device == "cpu" and onednn_is_faster() else "torch",
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         }

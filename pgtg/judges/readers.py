@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from pgtg.files import content_hash
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot
 from pgtg.models.language import LanguageModel, Reading
+from pgtg.models.linear import with_fast_linears
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.types import Labelled
 
@@ -37,7 +38,7 @@ class MaskedReader:
     """Reads each row as a whole and answers at its mask."""
 
     def __init__(self, model: PreTrainedModel, label_ids: Int[Tensor, " C"]):
-        self._model, self._ids = model, label_ids
+        self._model, self._ids = with_fast_linears(model), label_ids
         self._head = _proven(_label_head(model, label_ids), self._states, self._logits, label_ids)
 
     def read(self, rows: Sequence[Rendered]) -> Float[Tensor, "N C"]:

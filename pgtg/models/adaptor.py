@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError
-from pgtg.models.generate import Decoding, choose, require_finite
+from pgtg.models.generate import Decoding, drawable, require_finite
 from pgtg.models.language import LanguageModel
+from pgtg.models.linear import with_fast_linears
 from pgtg.models.untrusted import load_module
-from pgtg.ops.sampling import candidates, draw, seeded
+from pgtg.ops.sampling import draw, seeded
 from pgtg.store import read_json, save_tensors, write_json
 from pgtg.types import TokenIds
 
@@ -54,6 +55,7 @@ class AdaptedLanguageModel(LanguageModel):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight, gain=1e-4)
             nn.init.constant_(layer.bias, -1e-4)
+        with_fast_linears(self.adaptor)
         self.forbidden: Tensor | None
         self.register_buffer("forbidden", None, persistent=False)
         if allowed is not None:
@@ -118,7 +120,7 @@ def draw_prompts(
     ids = torch.tensor([source], device=lm.device)
     reading = lm.prefill(ids, torch.ones_like(ids).bool(), logits=False)
     everyone = torch.zeros(len(noise), dtype=torch.long, device=lm.device)
-    logits = lm.speak(reading.output[:, -1]).expand(len(noise), -1)  # all begin with one state
+    logits = lm.speak(reading.output[:, -1])  # one row: all begin with one state
     reading = reading.select(everyone)
     tokens, states, left = [], [reading.output[:, -1]], []
     for t in range(noise.shape[1]):
@@ -127,17 +129,12 @@ def draw_prompts(
             states.append(lm.extend(reading, tokens[-1][:, None], read, logits=False)[:, -1])
             logits = lm.speak(states[-1])
         require_finite(logits, t)
-        if decoding.top_k:
-            found, restricted = candidates(
-                logits,
-                temperature=decoding.temperature,
-                top_k=decoding.top_k,
-                top_p=decoding.top_p,
-            )
-            tokens.append(found.gather(-1, draw(restricted, noise[:, t])[:, None]).squeeze(-1))
-            left.append(found)
-        else:
-            tokens.append(choose(logits, noise[:, t], decoding))
+        found, restricted = drawable(logits, decoding)
+        place = draw(restricted.expand(len(noise), -1), noise[:, t])
+        if found is not None:
+            left.append(found.expand(len(noise), -1))
+            place = left[-1].gather(-1, place[:, None]).squeeze(-1)
+        tokens.append(place)
     chosen = torch.stack(left, 1) if left else None
     return Drawn(torch.stack(tokens, 1), torch.stack(states, 1), chosen)
 

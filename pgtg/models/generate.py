@@ -21,7 +21,7 @@ from torch import Tensor
 from pgtg.errors import DivergedError, PgtgError
 from pgtg.models.language import LanguageModel
 from pgtg.ops.masking import length_sorted, pad
-from pgtg.ops.sampling import draw, restrict, uniforms
+from pgtg.ops.sampling import candidates, draw, restrict, uniforms
 from pgtg.types import TokenIds
 
 NO_ROOM = ("allocate memory", "not enough memory", "out of memory")  # in a RuntimeError's text
@@ -196,7 +196,16 @@ def choose(
     """
     if noise is None:
         return logits.argmax(-1)
-    restricted = restrict(
-        logits, temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p
-    )
-    return draw(restricted, noise)
+    tokens, restricted = drawable(logits, decoding)
+    place = draw(restricted, noise)
+    return place if tokens is None else tokens.gather(-1, place[:, None]).squeeze(-1)
+
+
+def drawable(
+    logits: Float[Tensor, "N V"], decoding: Decoding
+) -> tuple[Int[Tensor, "N C"] | None, Float[Tensor, "N C"]]:
+    """The tokens that may be drawn (None: the whole vocabulary) and their logits."""
+    temperature, top_p = decoding.temperature, decoding.top_p
+    if not decoding.top_k:
+        return None, restrict(logits, temperature=temperature, top_p=top_p)
+    return candidates(logits, temperature=temperature, top_k=decoding.top_k, top_p=top_p)

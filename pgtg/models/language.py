@@ -3,7 +3,8 @@
 Both kinds are read in two passes: `prefill` reads each of B sources once and leaves a key–value
 cache; `extend` reads N token sequences, each continuing one source, on rows of that cache.
 Sampling, token rewards and policy losses all use these two, so each source is encoded once however
-many sequences continue it, and there is one convention for where a token's reward stands:
+many sequences continue it, and all of them attend to that one encoding (`models.sharing`). There is
+one convention for where a token's reward stands:
 
     outputs 0..T of a row of T tokens: output t has read tokens 1..t (and the source), so
     output t-1 is the state *before* token t, output t the state *after* it.
@@ -16,7 +17,7 @@ Left out: gradient checkpointing, which Transformers does not combine with a cac
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,33 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from pgtg.models.linear import with_fast_linears
+from pgtg.models.sharing import Layout, sharing
 from pgtg.ops.masking import move_padding
 from pgtg.types import TokenBatch
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the encoder made of B sources, and which of them each of N rows continues."""
+
+    encoded: Float[Tensor, "B S D"]
+    mask: Bool[Tensor, "B S"]
+    origin: Int[Tensor, " N"]
+    layout: Layout | None  # of rows that share a source; None: row n has source n to itself
+
+    def select(self, rows: Int[Tensor, " M"], cache: Any) -> "Sources":
+        """The sources of the rows named; the cache of their keys and values changes too."""
+        origin = self.origin[rows]
+        used, shared = origin.unique(return_inverse=True)
+        layout = self.layout and Layout.of(shared, len(used))
+        if layout is None:  # too uneven, or not possible with this model
+            used, shared = origin, torch.arange(len(origin), device=origin.device)
+        encoded, mask = self.encoded, self.mask
+        if not torch.equal(used, torch.arange(len(encoded), device=used.device)):
+            cache.batch_select_indices(used)
+            encoded, mask = encoded[used], mask[used]
+        return Sources(encoded, mask, shared, layout)
 
 
 @dataclass
@@ -35,15 +61,19 @@ class Reading:
     """What a model remembers of N rows: changed in place by `extend`, narrowed by `select`."""
 
     output: Float[Tensor, "N 1 D"]  # states or logits after the last token read
-    cache: Any  # Transformers' key-value cache of N rows
-    mask: Bool[Tensor, "N L"]  # causal: real tokens read so far; encoder-decoder: of the source
-    encoded: Float[Tensor, "N S D"] | None  # the encoder's output, encoder-decoder only
+    cache: Any  # Transformers' key-value cache
+    mask: Bool[Tensor, "N L"] | None  # causal: real tokens read so far
+    sources: Sources | None  # encoder-decoder only
 
     def select(self, rows: Int[Tensor, " M"]) -> "Reading":
         """The rows named, in that order; a row may come several times. The cache is changed."""
-        self.cache.batch_select_indices(rows)
-        encoded = None if self.encoded is None else self.encoded[rows]
-        return Reading(self.output[rows], self.cache, self.mask[rows], encoded)
+        if self.sources is None:
+            self.cache.batch_select_indices(rows)
+            mask = None if self.mask is None else self.mask[rows]
+            return Reading(self.output[rows], self.cache, mask, None)
+        self.cache.self_attention_cache.batch_select_indices(rows)
+        sources = self.sources.select(rows, self.cache.cross_attention_cache)
+        return Reading(self.output[rows], self.cache, None, sources)
 
 
 @contextmanager
@@ -66,10 +96,11 @@ class LanguageModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = model
+        self.model = with_fast_linears(model)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         decoder = model.get_decoder()
         self._takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
+        self._sharing = sharing(decoder) if self.is_encoder_decoder else None
 
     @property
     def device(self) -> torch.device:
@@ -116,8 +147,11 @@ class LanguageModel(nn.Module):
             source, mask = move_padding(source, mask, side="right")
             encoded = self.model.get_encoder()(source, attention_mask=mask.long())[0]
             start = torch.full((len(source), 1), self.start_id, device=source.device)
-            output, cache = self._decode(start, None, mask, encoded, logits)
-            return Reading(output, cache, mask, encoded)
+            own = torch.arange(len(source), device=source.device)
+            layout = Layout.of(own, len(source)) if self._sharing else None
+            sources = Sources(encoded, mask, own, layout)
+            output, cache = self._decode(start, None, sources, logits)
+            return Reading(output, cache, None, sources)
         source, mask = move_padding(source, mask, side="left")
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         keep = {"logits_to_keep": 1} if logits else {}
@@ -133,12 +167,10 @@ class LanguageModel(nn.Module):
         logits: bool,
     ) -> Float[Tensor, "N T D"]:
         """Read T more tokens on each row (right-padded); `reading` then includes them."""
-        if self.is_encoder_decoder:
-            assert reading.encoded is not None
-            output, reading.cache = self._decode(
-                tokens, reading.cache, reading.mask, reading.encoded, logits
-            )
+        if reading.sources is not None:
+            output, reading.cache = self._decode(tokens, reading.cache, reading.sources, logits)
         else:
+            assert reading.mask is not None
             before = reading.mask.sum(-1, keepdim=True)
             positions = (before + mask.cumsum(-1) - 1).clamp(min=0)
             reading.mask = torch.cat([reading.mask, mask], dim=1)
@@ -148,26 +180,27 @@ class LanguageModel(nn.Module):
         reading.output = output[:, -1:]
         return output
 
-    def _decode(self, tokens: Tensor, cache: Any, mask: Tensor, encoded: Tensor, logits: bool):
+    def _decode(self, tokens: Tensor, cache: Any, sources: Sources, logits: bool):
         """One pass of an encoder-decoder's decoder; later tokens never reach earlier ones, so the
         right-padded tokens need no mask of their own."""
-        if logits:
-            out = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),  # type: ignore[arg-type]
-                attention_mask=mask.long(),
-                decoder_input_ids=tokens,
+        with nullcontext() if self._sharing is None else self._sharing.laid_out(sources.layout):
+            if logits:
+                out = self.model(
+                    encoder_outputs=BaseModelOutput(last_hidden_state=sources.encoded),  # type: ignore[arg-type]
+                    attention_mask=sources.mask.long(),
+                    decoder_input_ids=tokens,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                return out.logits, out.past_key_values
+            out = self.model.get_decoder()(
+                input_ids=tokens,
+                encoder_hidden_states=sources.encoded,
+                encoder_attention_mask=sources.mask.long(),
                 past_key_values=cache,
                 use_cache=True,
             )
-            return out.logits, out.past_key_values
-        out = self.model.get_decoder()(
-            input_ids=tokens,
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=mask.long(),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return out.last_hidden_state, out.past_key_values
+            return out.last_hidden_state, out.past_key_values
 
     def _continue(
         self, tokens: Tensor, cache: Any, mask: Tensor, positions: Tensor, logits: bool, **keep: int

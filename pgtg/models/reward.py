@@ -23,6 +23,7 @@ from pgtg.errors import ArtifactError
 from pgtg.files import plain_file
 from pgtg.models.batch import right_padded
 from pgtg.models.language import LanguageModel
+from pgtg.models.linear import with_fast_linears
 from pgtg.models.loading import load_language_model, save_language_model
 from pgtg.models.untrusted import load_module
 from pgtg.ops.bounds import BOUNDS
@@ -116,7 +117,7 @@ class RewardModel(nn.Module):
     def __init__(self, backbone: LanguageModel, spec: HeadSpec):
         super().__init__()
         self.backbone, self.spec = backbone, spec
-        self.head = HEADS[spec.head](backbone.width, spec)
+        self.head = with_fast_linears(HEADS[spec.head](backbone.width, spec))
         self.bound = BOUNDS[spec.bound]
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
