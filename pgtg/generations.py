@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pgtg.store import Artifact, read_table
-from pgtg.types import Generations
+from pgtg.types import Generations, TokenIds
 
 
 def read_generations(artifact: Artifact, part: str) -> Generations:
@@ -47,22 +47,38 @@ def shuffled_scores(generations: Generations, seed: int) -> Generations:
 
 
 def read_part(folder: Path, part: str) -> Generations:
-    """The generations of a part in a folder that may not be finished yet."""
-    tables = [read_table(path) for path in sorted((folder / part).glob("*.parquet"))]
-    columns = {name: [v for table in tables for v in table[name]] for name in tables[0]}
+    """The generations of a part in a folder that may not be finished yet.
+
+    Chunk by chunk: each source is kept once, and equal token ids are one object in memory.
+    """
+    ids: dict[int, int] = {}
+    sources: dict[str, TokenIds] = {}
     rows_of: dict[str, list[int]] = {}
-    for row, source_id in enumerate(columns["source_id"]):
-        rows_of.setdefault(source_id, []).append(row)
-    place = {source_id: i for i, source_id in enumerate(rows_of)}
+    origin: list[int] = []
+    tokens: list[TokenIds] = []
+    texts: list[str] = []
+    scores: list[float] = []
+    details: list[np.ndarray] = []
+    for path in sorted((folder / part).glob("*.parquet")):
+        table = read_table(path)
+        for source_id, source in zip(table["source_id"], table.pop("source"), strict=True):
+            if source_id not in sources:
+                sources[source_id] = [ids.setdefault(token, token) for token in source]
+            own = rows_of.setdefault(source_id, [])
+            own.append(len(origin))
+            origin.append(len(rows_of) - 1 if len(own) == 1 else origin[own[0]])
+        tokens += [[ids.setdefault(token, token) for token in row] for row in table["tokens"]]
+        texts += table["text"]
+        scores += table["score"]
+        if "example_scores" in table:
+            details.append(np.array(table["example_scores"], np.float32))
     return Generations(
-        source_ids=list(rows_of),
-        sources=[columns["source"][rows[0]] for rows in rows_of.values()],
-        origin=[place[source_id] for source_id in columns["source_id"]],
-        tokens=columns["tokens"],
-        texts=columns["text"],
-        scores=columns["score"],
+        source_ids=list(sources),
+        sources=list(sources.values()),
+        origin=origin,
+        tokens=tokens,
+        texts=texts,
+        scores=scores,
         groups=torch.tensor(list(rows_of.values())),
-        example_scores=np.array(columns["example_scores"], np.float32)
-        if "example_scores" in columns
-        else None,
+        example_scores=np.concatenate(details) if details else None,
     )

@@ -38,7 +38,7 @@ CONTENT_FREE = ("N/A",)  # Zhao et al. 2021, Sec. 5
 BIASES_KEPT = 4096  # prompts whose calibration is remembered, a few bytes each
 # keys of a model's config that saving or loading sets, and that change no answer
 BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
-BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 512
+BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 256
 VERSION = 1  # to be raised whenever the same classifier would answer otherwise
 
 
