@@ -8,6 +8,7 @@ drive the terminal. A console that went away (a closed pipe) does not end a run.
 
 import contextlib
 import datetime
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from pgtg.console import (
     shown,
 )
 from pgtg.errors import ArtifactError
-from pgtg.files import finite, json_line, writing
+from pgtg.files import finite, json_line, read_json, write_json, writing
 from pgtg.tracker import NullTracker, Tracker, tracker
 
 __all__ = ["RunLog", "tracker"]
@@ -51,6 +52,7 @@ class RunLog:
         self._text: Any = None
         if folder is not None:
             self._path = Path(folder) / "metrics.jsonl"
+            self._check = Path(folder) / "metrics.check.json"
             with writing(self._path):
                 self._metrics = _append(self._path)
                 self._text = _append(Path(folder) / "log.txt")
@@ -123,18 +125,24 @@ class RunLog:
         self._note("", bar.line(title))
 
     def position(self) -> int:
-        """Bytes of metrics.jsonl, which are on the disk for good when this returns."""
+        """Bytes of metrics.jsonl, which are on the disk for good when this returns.
+
+        Their checksum is kept beside the file, so that a later `rewind` finds damage.
+        """
         if self._metrics is None:
             return 0
         with writing(self._path):
             os.fsync(self._metrics)
-        return os.fstat(self._metrics).st_size
+        size = os.fstat(self._metrics).st_size
+        self._keep_check(size)
+        return size
 
     def rewind(self, position: int) -> None:
         """Drops the lines after `position`, which the resumed run will write again.
 
         Raises:
-            ArtifactError: The file ends before `position`, or no line ends there.
+            ArtifactError: The file ends before `position`, no line ends there, or it is not what
+                was written.
         """
         if self._metrics is None:
             return
@@ -145,9 +153,30 @@ class RunLog:
                 f"{self._path} does not fit the saved run (a line must end at byte {position}, it "
                 f"has {size} bytes): restore the file, or start the run anew in another run_dir"
             )
+        self._verify()
+        self._keep_check(position)  # before the file is cut: it always covers what was checked
         with writing(self._path):
             os.ftruncate(self._metrics, position)
             os.fsync(self._metrics)
+
+    def _keep_check(self, size: int) -> None:
+        write_json(self._check, {"bytes": size, "sha256": self._digest(size)})
+
+    def _verify(self) -> None:
+        """Raises ArtifactError if the lines that were once checked are others now."""
+        if not self._check.exists():  # nothing was committed yet, or by a version without checksums
+            return
+        kept = read_json(self._check)
+        size = kept.get("bytes") if isinstance(kept, dict) else None
+        if type(size) is not int or kept != {"bytes": size, "sha256": self._digest(size)}:
+            raise ArtifactError(
+                f"{self._path} is not what the run wrote (its checksum in {self._check.name} "
+                f"differs): restore the file, or delete {self._check} to go on with it as it is"
+            )
+
+    def _digest(self, size: int) -> str:
+        """sha256 of the file's first bytes."""
+        return hashlib.sha256(os.pread(self._metrics, max(size, 0), 0)).hexdigest()
 
     def rows(
         self, name: str, round: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]

@@ -1,7 +1,8 @@
 """The run folder: the only part, with `artifacts` and `files` below it, that knows file names.
 
     config.yaml provenance.json run.lock      resolved config; who, when, with which versions
-    metrics.jsonl log.txt wandb_id wandb/     written by `log`
+    metrics.jsonl metrics.check.json          written by `log`; the checksum of what is committed
+    log.txt wandb_id wandb/                   written by `log`
     rounds/00/{sample,...,improve}/           artifacts: a manifest with checksums in each
     policy/ reward/ eval/                     the current best, published; results
 

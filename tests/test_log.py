@@ -1,5 +1,6 @@
 """The log: bytes of metrics.jsonl, rewinding, the console, and W&B that never ends a run."""
 
+import hashlib
 import io
 import json
 import os
@@ -84,6 +85,46 @@ def test_rewind_drops_exactly_the_lines_after_the_commit(tmp_path: Path):
         json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("place", [0, 20, -2])
+def test_one_flipped_bit_in_what_was_committed_is_found(tmp_path: Path, place: int):
+    log = RunLog(tmp_path)
+    log.metrics("align", 0, 1, {"loss": 1.25})
+    log.metrics("align", 0, 2, {"loss": 1.5})
+    committed = log.position()
+    log.metrics("align", 0, 3, {"loss": 2.0})
+    log.close(1)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place if place >= 0 else committed + place] ^= 1
+    path.write_bytes(damaged)
+    log = RunLog(tmp_path)
+    with pytest.raises(ArtifactError, match=r"metrics.jsonl is not what the run wrote .* delete"):
+        log.rewind(committed)
+    assert path.read_bytes() == damaged  # nothing was cut
+    (tmp_path / "metrics.check.json").unlink()
+    log.rewind(committed)
+    log.close(0)
+    path.write_bytes(whole)
+
+
+def test_the_check_covers_what_is_left_after_a_rewind_at_any_moment(tmp_path: Path):
+    log = RunLog(tmp_path)
+    positions = [0]
+    for step in range(3):
+        log.metrics("align", 0, step, {"loss": 0.5 * step})
+        positions.append(log.position())
+    for position in reversed(positions):
+        log.rewind(position)
+        kept = json.loads((tmp_path / "metrics.check.json").read_text())
+        data = (tmp_path / "metrics.jsonl").read_bytes()
+        assert kept == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        again = RunLog(tmp_path)  # as after a kill right here
+        again.rewind(position)
+        again.close(0)
+    log.close(0)
 
 
 @pytest.mark.parametrize("position", [5, 1000])
