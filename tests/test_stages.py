@@ -22,8 +22,9 @@ from transformers import (
 
 from pgtg.config import RunConfig
 from pgtg.errors import ArtifactError, ConfigError, DataError
+from pgtg.generations import read_part
 from pgtg.judges.pool import JudgePool
-from pgtg.store import RunFolder, load_tensors, read_table
+from pgtg.store import RunFolder, load_tensors, read_table, write_table
 from pgtg.tasks import newswire
 from pgtg.train import run_stage, train
 
@@ -401,3 +402,31 @@ def test_a_causal_policy_goes_the_whole_way(tmp_path: Path, kind: str):
     backbone = AutoModelForCausalLM.from_pretrained(run / "reward")
     assert backbone.config.num_hidden_layers == 1
     assert (run / "eval/results_test.json").is_file()
+
+
+def test_generations_are_read_back_as_they_were_written(tmp_path: Path):
+    """Over chunks, with a source whose rows are not side by side."""
+    chunks = [
+        [
+            ("a", [1, 2], [300, 4], "t0", 1.0),
+            ("b", [3], [5], "t1", 2.0),
+            ("a", [1, 2], [6], "t2", 3.0),
+        ],
+        [
+            ("c", [300], [7, 8], "t3", 4.0),
+            ("b", [3], [], "t4", 5.0),
+            ("c", [300], [300], "t5", 6.0),
+        ],
+    ]
+    names = ["source_id", "source", "tokens", "text", "score"]
+    (tmp_path / "train").mkdir()
+    for number, chunk in enumerate(chunks):
+        columns = {name: [row[i] for row in chunk] for i, name in enumerate(names)}
+        write_table(tmp_path / "train" / f"{number:05d}.parquet", columns)
+    found = read_part(tmp_path, "train")
+    rows = [row for chunk in chunks for row in chunk]
+    assert [found.source_ids[i] for i in found.origin] == [row[0] for row in rows]
+    assert [found.sources[i] for i in found.origin] == [row[1] for row in rows]
+    assert found.tokens == [row[2] for row in rows]
+    assert found.texts == [row[3] for row in rows] and found.scores == [row[4] for row in rows]
+    assert found.groups.tolist() == [[0, 2], [1, 4], [3, 5]]
