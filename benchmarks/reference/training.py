@@ -1,0 +1,73 @@
+"""pgtg's training, update by update."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from pgtg.config import FitConfig, MethodConfig
+from pgtg.loop import Objective, Progress, Where, _update, make_optimizer
+
+
+def fit_config(optimizer: str = "adam") -> FitConfig:
+    return FitConfig(
+        updates=1,
+        micro_batch=1,
+        accumulate=1,
+        optimizer=optimizer,
+        lr=5e-5,
+        weight_decay=0.0,
+        clip=5.0,
+        schedule="constant",
+        plateau_factor=0.8,
+        plateau_patience=2,
+        validate_every=0,
+        patience=0,
+        keep="last",
+        checkpoint_every=0,
+    )
+
+
+def method_config(entropy: float = 0.0) -> MethodConfig:
+    return MethodConfig(
+        name="pgtg",
+        transform="none",
+        reward_to_go=False,
+        entropy=entropy,
+        entropy_target=None,
+        reinforce=0.0,
+        baseline="none",
+        token_share=1.0,
+        kl=0.0,
+        samples=1,
+        standardize=False,
+        sparse_updates=0,
+        sparse_lr=0.0,
+        controls=[],
+    )
+
+
+class Trained:
+    """The training loop's update of one model, its optimiser kept between calls."""
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, stage: str, optimizer: str = "adam"
+    ) -> None:
+        self.model, self.objective, self.cfg = model, objective, fit_config(optimizer)
+        self.where, self.progress = Where(0, stage, 0), Progress(lr=self.cfg.lr)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(self.trained, self.cfg)
+
+    def update(self, windows: Callable[[int], Sequence[Any]]) -> None:
+        """One update on what `windows` makes of the number of updates before."""
+        _update(
+            self.model,
+            windows,
+            self.objective,
+            self.trained,
+            self.optimizer,
+            self.cfg,
+            self.where,
+            self.progress,
+        )
+        self.progress.step += 1
