@@ -9,6 +9,7 @@ class PgtgError(Exception):
     """Base of all errors that reach the user as one line, without a traceback."""
 
     exit_code = 1
+    shared = False  # known to all processes of the run: one of them says it
 
 
 class ConfigError(PgtgError):

@@ -38,14 +38,25 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def uninterrupted(save: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold signals back to the end of the block; then save, if one came, and raise it."""
+def uninterrupted(
+    save: Callable[[], None] | None = None,
+    agreed: Callable[[int | None], int | None] = lambda pending: pending,
+) -> Iterator[None]:
+    """Hold signals back to the end of the block; then save, if one came, and raise it.
+
+    Args:
+        save: Called before the signal is raised.
+        agreed: From the signal that came, if any, to the one that counts: that of another process.
+    """
     global _held, _pending
     _held += 1
     try:
         yield
-        if _held == 1 and _pending is not None and save is not None:
-            save()
+        signum = agreed(_pending)
+        if signum is not None:
+            _pending = signum
+            if _held == 1 and save is not None:
+                save()
     finally:
         _held -= 1
         if _held == 0 and _pending is not None:

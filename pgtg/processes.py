@@ -1,0 +1,214 @@
+"""The processes of a run: one, or several that `accelerate launch` or `torchrun` started.
+
+All run the same code side by side, on the same run folder:
+
+    share, own, spread   independent items are divided; what is random is keyed by item, so that
+                         the result is that of one process
+    add_up               gradients are added; a loss is a mean over the whole window, its parts sum
+    first                what must happen once (every write, every decision that rests on the disk)
+                         is done by the first process, and the others get what came of it
+
+A process that is alone takes the same way and pays nothing. An error in one is raised in all; one
+that ends without a word fails the others at their next exchange (`PeerLost`). Exchanges of objects
+are in memory of the CPU also where gradients are on GPUs, so that a lost process shows at once.
+"""
+
+import atexit
+import contextlib
+import datetime
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from pgtg.errors import PgtgError
+from pgtg.interrupt import Interrupted
+
+if TYPE_CHECKING:
+    from torch import nn
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+LONGEST = datetime.timedelta(days=7)  # that the others wait for what the first does alone
+
+
+class PeerLost(PgtgError):
+    """Another process of the run has ended; what it could say stands in its own output."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of its run."""
+
+    rank: int = 0
+    size: int = 1
+    device: str | None = None  # that the launcher means for it, if there are several
+
+
+_world = World()
+
+
+def join(device: str) -> None:
+    """Be one of several, where a launcher has started this process as one of several.
+
+    Args:
+        device: The config's; "cpu" keeps the processes off the GPUs.
+    """
+    global _world
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _world.size > 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    backend = {} if cpu else {"backend": "cuda:nccl,cpu:gloo"}
+    state = PartialState(cpu=cpu, timeout=LONGEST, **backend)
+    atexit.register(state.destroy_process_group)
+    _world = World(state.process_index, state.num_processes, str(state.device))
+
+
+def count() -> int:
+    """Processes of the run."""
+    return _world.size
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks for all."""
+    return _world.rank == 0
+
+
+def device() -> str | None:
+    """The device that the launcher means for this process; None for one that is alone."""
+    return _world.device
+
+
+def key() -> tuple[int, ...]:
+    """Tells the random streams of processes apart where they must differ; empty for one alone."""
+    return (_world.rank,) if _world.size > 1 else ()
+
+
+def own(items: Sequence[T]) -> list[T]:
+    """This process's items: those that are dealt out to it in turn."""
+    return list(items[_world.rank :: _world.size])
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's consecutive part of the items."""
+    rank, size = _world.rank, _world.size
+    return items[len(items) * rank // size : len(items) * (rank + 1) // size]
+
+
+def spread(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R]:
+    """`work` on this process's share of the items; the results of all, in the items' order.
+
+    Args:
+        work: Returns one result for each item it is given, in their order. Results go from process
+            to process, so tensors among them lie on the CPU.
+    """
+    mine = share(items)
+    parts = everyone(lambda: list(work(mine)) if len(mine) else [])
+    return [result for part in parts for result in part]
+
+
+def everyone(work: Callable[[], R]) -> list[R]:
+    """What `work` returns in each process, in their order. An error in one is raised in all."""
+    if _world.size == 1:
+        return [work()]
+    import torch.distributed as dist
+
+    outcomes: list[Any] = [None] * _world.size
+    own = _outcome(work)
+    with _talking():
+        dist.all_gather_object(outcomes, own)
+    return [_result(outcome) for outcome in outcomes]
+
+
+def first(work: Callable[P, R]) -> Callable[P, R]:
+    """Decorates what the first process does alone, as if there were no other.
+
+    The others wait until it is done; they return what it returned, or raise what it raised.
+    """
+
+    @functools.wraps(work)
+    def led(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _world.size == 1:
+            return work(*args, **kwargs)
+        import torch.distributed as dist
+
+        outcome: list[Any] = [None]
+        if _world.rank == 0:
+            with _alone():
+                outcome = [_outcome(lambda: work(*args, **kwargs))]
+        with _talking():
+            dist.broadcast_object_list(outcome, src=0)
+        return _result(outcome[0])
+
+    return led
+
+
+def add_up(parameters: Sequence["nn.Parameter"]) -> None:
+    """Makes each gradient the sum over the processes; one that none of them has stays None."""
+    if _world.size == 1:
+        return
+    import torch
+    import torch.distributed as dist
+
+    flags = everyone(lambda: [parameter.grad is not None for parameter in parameters])
+    gradients = []
+    for parameter, *there in zip(parameters, *flags, strict=True):
+        if any(there):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    with _talking():
+        for each in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            each.wait()
+
+
+def agreed_signal(pending: int | None) -> int | None:
+    """The signal that stops the run if any process has got one: all stop at the same update."""
+    return max((told for told in everyone(lambda: pending) if told is not None), default=None)
+
+
+def tells(error: BaseException) -> bool:
+    """Whether this process says an error to the user: what all know, the first one says."""
+    return is_first() or not (isinstance(error, Interrupted) or getattr(error, "shared", False))
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    global _world
+    world, _world = _world, World()
+    try:
+        yield
+    finally:
+        _world = world
+
+
+@contextlib.contextmanager
+def _talking() -> Iterator[None]:
+    """What fails when another process is gone, as an error that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(
+            "another process of this run has ended, so this one ends too; what is saved stays: "
+            "give the same command again to go on"
+        ) from error
+
+
+def _outcome(work: Callable[[], R]) -> tuple[bool, R | PgtgError]:
+    try:
+        return True, work()
+    except PgtgError as error:
+        return False, error
+
+
+def _result(outcome: tuple[bool, Any]) -> Any:
+    done, value = outcome
+    if not done:
+        value.shared = True
+        raise value
+    return value
