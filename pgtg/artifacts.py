@@ -20,6 +20,7 @@ from typing import Any
 
 from pgtg.errors import ArtifactError, PgtgError
 from pgtg.files import content_hash, finite, read_json, remove, sha256, sync, write_json, writing
+from pgtg.processes import first
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -127,6 +128,7 @@ class Artifact:
                 raise ArtifactError(f"{path} is a link, not a plain file: delete it")
         return path
 
+    @first
     def working(self, inputs: str, *, fresh: bool = False) -> Path:
         """The hidden folder in which this artifact grows.
 
@@ -145,6 +147,7 @@ class Artifact:
         (partial / MANIFEST).unlink(missing_ok=True)  # killed while it was being sealed
         return partial
 
+    @first
     def commit(
         self,
         *,
@@ -179,6 +182,7 @@ class Artifact:
         self._place(partial)
         return self
 
+    @first
     def drop(self, names: Iterable[str]) -> None:
         """Deletes files for good, to save room. The manifest goes on naming them, so that what was
         made from this artifact still fits it."""
@@ -190,6 +194,7 @@ class Artifact:
             for name in names:
                 self.file(name).unlink(missing_ok=True)
 
+    @first
     def remove(self) -> None:
         """Deletes the artifact and what was growing for it, at once."""
         settle(self.path)

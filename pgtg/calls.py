@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from pgtg import processes
 from pgtg.compose import (
     as_hydra,
     as_run_config,
@@ -109,6 +110,7 @@ class Call:
         runs = self.jobs()
         for run in runs:
             check_resources(run)
+        processes.join(runs[0].device)
         how = self._sweep(runs) if self.multirun else self._run_folder(runs[0])
         flags = ["--config-name", self.task, *(["--multirun"] if self.multirun else [])]
         flags += ["--config-dir", str(self.config_dir)] if self.config_dir else []
@@ -148,6 +150,7 @@ class Call:
             raise ConfigError(f"pgtg {stage} works on a run folder: give run_dir=<folder>")
         (run,) = self.jobs()
         set_quiet(quiet)
+        processes.join(run.device)
         with logged(self.run_dir):
             from pgtg.train import run_stage
 
@@ -155,7 +158,8 @@ class Call:
 
     def _run_folder(self, run: RunConfig) -> list[str]:
         folder = self.run_dir or OUTPUTS / run.task / run.name / f"seed{run.seed}" / unique()
-        known = saved_config(folder) is not None  # its .hydra/ stays as the run was started
+        # a run's .hydra/ stays as it was started, and one process writes it
+        known = saved_config(folder) is not None or not processes.is_first()
         return [f"hydra.run.dir={quoted(folder)}", *(["hydra.output_subdir=null"] if known else [])]
 
     def _sweep(self, runs: Sequence[RunConfig]) -> list[str]:
@@ -170,6 +174,13 @@ class Call:
         how = [f"hydra.sweep.dir={quoted(folder)}"]
         how.append(f"hydra.job.config.override_dirname.exclude_keys=[{given}]")
         part = hydra_part(self.task, self.overrides, self.config_dir)
+        if processes.count() > 1 and not str(part["launcher"]["_target_"]).endswith(
+            "BasicLauncher"
+        ):
+            raise ConfigError(
+                "hydra/launcher: several processes run the jobs of a sweep one after the other; "
+                "leave hydra/launcher out, or start one process"
+            )
         where = Path(next((v for v in map(_sweep_dir, self.overrides) if v), folder))
         if part["sweep"]["subdir"] == SUBDIR and str(part["sweeper"]["_target_"]).endswith(
             "BasicSweeper"
@@ -177,7 +188,7 @@ class Call:
             jobs = sweep(self.task, self.overrides, self.config_dir)
             command = ["pgtg", "train", self.task, "-m", f"sweep_dir={where}", *self.overrides]
             named = dict(zip(job_folders(jobs, exclude), jobs, strict=True))
-            sweeps.record(where, [shlex.quote(word) for word in command], named)
+            processes.first(sweeps.record)(where, [shlex.quote(word) for word in command], named)
             found = [sweeps.status(where / name, name) for name in named]
             print(f"sweep {where}: {sweeps.summary(found)}", file=sys.stderr)
         return [*how, *_thread_share(part["launcher"], runs)]
@@ -310,6 +321,7 @@ def doctor(words: Sequence[str], config_dir: Path | None, *, multirun: bool, onl
     return not any(one.state == "problem" for one in found)
 
 
+@processes.first
 def unique() -> str:
     """A folder name that no other run has, however many start in the same second."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

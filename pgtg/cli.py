@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pgtg import interrupt
+from pgtg import interrupt, processes
 from pgtg.completion import complete_groups, complete_overrides, complete_tasks
 from pgtg.errors import PgtgError
 
@@ -49,11 +49,12 @@ def reporting() -> Iterator[None]:
     try:
         yield
     except PgtgError as error:
-        for line in str(error).split("\n"):
+        for line in str(error).split("\n") if processes.tells(error) else ():
             typer.echo(f"error: {printable(line)}", err=True)
         raise typer.Exit(error.exit_code) from error
     except interrupt.Interrupted as stop:
-        typer.echo("; ".join([str(stop), *getattr(stop, "__notes__", ())]), err=True)
+        if processes.tells(stop):
+            typer.echo("; ".join([str(stop), *getattr(stop, "__notes__", ())]), err=True)
         raise typer.Exit(stop.exit_code) from stop
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise

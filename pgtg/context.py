@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgtg import processes
 from pgtg.config import RunConfig
 from pgtg.errors import ArtifactError, MissingResourceError
 from pgtg.log import RunLog
@@ -75,6 +76,7 @@ class Context:
         artifact.verify()
         return artifact
 
+    @processes.first
     def made(self, artifact: Artifact, inputs: str) -> bool:
         """Whether the artifact is there, whole, and made from these inputs.
 
@@ -170,8 +172,13 @@ class Context:
         origin: Sequence[int],
     ) -> list[np.ndarray]:
         """`value` of every token, in length-sorted batches under the sampling budget."""
-        budget = self.cfg.sample.batch_tokens
-        return per_token(value, sources, tokens, origin, batch_tokens=budget, device=self.device)
+        budget, device = self.cfg.sample.batch_tokens, self.device
+
+        def values(rows: Sequence[int]) -> list[np.ndarray]:
+            own, starts = [tokens[row] for row in rows], [origin[row] for row in rows]
+            return per_token(value, sources, own, starts, batch_tokens=budget, device=device)
+
+        return processes.spread(values, range(len(tokens)))
 
     def load_policy(self, round: int, control: str = "") -> tuple[LanguageModel, Codec]:
         """The policy at the start of a round: what the round before left."""
@@ -202,8 +209,10 @@ def opened(cfg: RunConfig, folder: RunFolder, log: RunLog, task: Task) -> Contex
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" takes a GPU where there is one."""
-    if name == "auto":
+    """ "auto" takes a GPU where there is one; of several processes, each its own."""
+    if name in ("auto", "cuda") and processes.device():
+        name = str(processes.device())
+    elif name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)

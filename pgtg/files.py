@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pgtg.errors import ArtifactError, DivergedError, PgtgError
+from pgtg.processes import first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,6 +185,7 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         return path.read_bytes()
 
 
+@first
 def write_json(path: Path, obj: Any) -> None:
     """One indented json document, keys in the order given; NaN and infinity are refused."""
     data = _dumps(obj, path, indent=2).encode("ascii") + b"\n"
@@ -196,6 +198,7 @@ def read_json(path: Path) -> Any:
     return _loads(read_bytes(path), str(path), "delete its folder and run again")
 
 
+@first
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One json object per line; `rows` may be a stream. NaN and infinity are refused."""
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -228,6 +231,7 @@ def _arrow_type(values: Sequence[Any]) -> Any:
     return None  # strings, booleans, nested: as arrow finds them
 
 
+@first
 def write_table(
     path: Path, columns: Mapping[str, Sequence[Any]], types: Mapping[str, str] | None = None
 ) -> None:
@@ -313,6 +317,7 @@ def _refuse_long_texts(path: Path, table: Any) -> None:
         raise ArtifactError(f"{path} holds {total} bytes of text, {MAX_TABLE_BYTES} allowed")
 
 
+@first
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """A safetensors file. Tensors that share memory are written apart, as contiguous copies."""
     from safetensors.torch import save_file

@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from pgtg import processes
 from pgtg.compose import VERSION_BASE, as_run_config, register, run_config
 from pgtg.config import RunConfig
 from pgtg.errors import ConfigError, PgtgError, RunError
@@ -130,15 +131,17 @@ def logged(folder: Path) -> Iterator[None]:
             traceback.print_exception(error, file=file)
         first = (str(error).strip() or "no message").splitlines()[0]
         text = f"{type(error).__name__}: {first} (unexpected; traceback in {log})"
-        _note(folder, text)
-        raise RunError(text) from error
+        failed = RunError(text)
+        _note(folder, failed)
+        raise failed from error
 
 
-def _note(folder: Path, error: object) -> None:
+def _note(folder: Path, error: BaseException) -> None:
     """What ended the run, in its own log: `pgtg ls SWEEP` shows the last such line."""
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     lines = "".join(f"{now} error: {line}\n" for line in str(error).splitlines())
-    if folder.is_dir():  # what is refused before it begins leaves nothing
+    # what is refused before it begins leaves nothing
+    if folder.is_dir() and processes.tells(error):
         with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(lines)
 

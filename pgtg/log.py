@@ -42,12 +42,21 @@ class RunLog:
         folder: Run folder; None keeps no files (evaluation of a plain model folder).
         tracker: From `tracker(...)`; started here.
         quiet: Only warnings and results on the console; the files get everything.
+        mute: Nothing on the console at all: another process of the run speaks.
     """
 
-    def __init__(self, folder: Path | None, *, tracker: Tracker | None = None, quiet: bool = False):
-        self._quiet = quiet
-        self._stderr = QuietConsole(stderr=True, markup=False, emoji=False, highlight=False)
-        self._stdout = QuietConsole(markup=False, emoji=False, highlight=False)
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        tracker: Tracker | None = None,
+        quiet: bool = False,
+        mute: bool = False,
+    ):
+        self._quiet = quiet or mute
+        plain: Any = {"markup": False, "emoji": False, "highlight": False, "quiet": mute}
+        self._stderr = QuietConsole(stderr=True, **plain)
+        self._stdout = QuietConsole(**plain)
         self._metrics: Any = None
         self._text: Any = None
         if folder is not None:

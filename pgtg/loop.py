@@ -3,7 +3,7 @@
 A method writes an objective, `(batch, window) -> Loss`, and a stream of accumulation windows,
 `step -> micro-batches`. Everything random in a step is drawn from (seed key, step) alone, and the
 saved state is weights + optimiser + a few numbers, so a killed training that is started again ends
-with the same bits.
+with the same bits. Several processes (`processes`) deal a window's micro-batches out among them.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pgtg import processes
 from pgtg.config import FitConfig
 from pgtg.errors import DivergedError
 from pgtg.interrupt import uninterrupted
@@ -95,7 +96,7 @@ def fit(
 
     Args:
         model: Its parameters that require gradients are trained.
-        windows: The micro-batches of an update, a function of the update's number alone.
+        windows: This process's micro-batches of an update, a function of the update's number alone.
         objective: What is minimised.
         cfg: Optimiser, length, validation and stopping.
         where: Names the training; the key of its random streams.
@@ -109,6 +110,8 @@ def fit(
     Raises:
         DivergedError: A loss or a gradient is not finite.
     """
+    if processes.count() > cfg.accumulate:
+        log.warn(_idle(where, cfg))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(trained, cfg)
     progress, best = Progress(lr=cfg.lr), None
@@ -126,7 +129,8 @@ def fit(
     with log.progress(f"{where.prefix} round {where.round}", cfg.updates) as bar:
         bar.advance(progress.step)
         while progress.step < cfg.updates and not progress.stopped:
-            with uninterrupted(save):  # a signal waits for the end of the update, then saves
+            # a signal waits for the end of the update, then saves
+            with uninterrupted(save, processes.agreed_signal):
                 values = _update(
                     model, windows, objective, trained, optimizer, cfg, where, progress
                 )
@@ -141,7 +145,7 @@ def fit(
                         group["lr"] = progress.lr
                 if cfg.checkpoint_every > 0 and progress.step % cfg.checkpoint_every == 0:
                     save()
-            bar.advance(1, loss=values[f"{where.stage}/loss"])
+                bar.advance(1, loss=values[f"{where.stage}/loss"])
     _require_finite(trained, where, progress)
     if progress.best_step in (-1, progress.step):
         best = None
@@ -166,24 +170,23 @@ def _update(
     progress: Progress,
 ) -> dict[str, float]:
     """One optimiser step over one accumulation window; returns what to log."""
-    with seeded(where.seed_at(progress.step)):
-        batches = windows(progress.step)
-        counts = [objective.count(batch) for batch in batches]
-        window = sum(counts[1:], counts[0])
-        values: dict[str, float] = {f"{where.stage}/loss": 0.0}
-        for batch in batches:
-            loss = objective(batch, window)
-            if not loss.value.isfinite():
-                raise DivergedError(
-                    f"{where.prefix} round {where.round} update {progress.step}: the loss is "
-                    f"{loss.value.item()} ({dict(loss.metrics)}); the last saved state stays. "
-                    "Try a lower learning rate or a smaller clip"
-                )
-            if loss.value.requires_grad:
-                loss.value.backward()
-            values[f"{where.stage}/loss"] += loss.value.item()
-            for name, value in loss.metrics.items():
-                values[f"{where.stage}/{name}"] = values.get(f"{where.stage}/{name}", 0.0) + value
+    batches: list[Any] = []
+
+    def counted() -> Window:
+        batches.extend(windows(progress.step))
+        return sum((objective.count(batch) for batch in batches), Window(0, 0))
+
+    def backward() -> list[dict[str, float]]:
+        return [_backward(objective, batch, window, where, progress) for batch in batches]
+
+    with seeded(where.seed_at(progress.step, *processes.key())):
+        window = sum(processes.everyone(counted), Window(0, 0))
+        found = [line for lines in processes.everyone(backward) for line in lines]
+    processes.add_up([*trained.values()])
+    values: dict[str, float] = {}
+    for line in found:
+        for name, value in line.items():
+            values[f"{where.stage}/{name}"] = values.get(f"{where.stage}/{name}", 0.0) + value
     limit = cfg.clip if cfg.clip > 0 else math.inf
     norm = nn.utils.clip_grad_norm_(trained.values(), limit)
     if not norm.isfinite():
@@ -194,6 +197,31 @@ def _update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return values | {f"{where.stage}/grad_norm": norm.item(), f"{where.stage}/lr": progress.lr}
+
+
+def _backward(
+    objective: Objective, batch: Any, window: Window, where: Where, progress: Progress
+) -> dict[str, float]:
+    """Add one micro-batch's gradient to what is there; returns its part of what to log."""
+    loss = objective(batch, window)
+    if not loss.value.isfinite():
+        raise DivergedError(
+            f"{where.prefix} round {where.round} update {progress.step}: the loss is "
+            f"{loss.value.item()} ({dict(loss.metrics)}); the last saved state stays. "
+            "Try a lower learning rate or a smaller clip"
+        )
+    if loss.value.requires_grad:
+        loss.value.backward()
+    return {"loss": loss.value.item(), **loss.metrics}
+
+
+def _idle(where: Where, cfg: FitConfig) -> str:
+    count, size = processes.count(), cfg.micro_batch * cfg.accumulate
+    return (
+        f"{where.prefix}: an update has accumulate={cfg.accumulate} micro-batches for {count} "
+        f"processes, so some have nothing to do; the same update from smaller ones: "
+        f"micro_batch={max(size // count, 1)} accumulate={count}"
+    )
 
 
 def _require_finite(trained: Mapping[str, nn.Parameter], where: Where, progress: Progress) -> None:
@@ -217,7 +245,8 @@ def _validated(
 ) -> bool:
     """Validate, log, and adapt rate and patience. True if this is the best so far."""
     with evaluating(model):
-        values = validate()
+        # what stops a training and lowers its rate is the same in all processes, to the bit
+        values = processes.first(lambda found: found)(validate())
     log.metrics(where.prefix, where.round, where.offset + progress.step, values)
     value = values[select]
     if math.isnan(value):

@@ -6,6 +6,7 @@ evaluated. The key of an entry is the hash of all that its bits depend on: conte
 and models, the config's parts, the machine's arithmetic, and pgtg's own code. With the files, an
 entry holds the lines that making it wrote to metrics.jsonl, so a run ends with the same bits
 whether it was taken or made. While one run makes an entry the others wait for it, then take it.
+A run of several processes shares nothing: how work was divided shows in the last bits.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from pgtg import processes
 from pgtg.cache import CachedArtifact
 from pgtg.context import Context
 from pgtg.entries import prune, size_limit
@@ -32,7 +34,7 @@ LINES, FILES = "lines.jsonl", "files"
 # what decides the bits of a stage's result; the outer parts (command line, report, plan) do not
 CODE = ("ops", "models", "judges", "metrics", "tasks", "methods", "stages", "evaluation")
 CODE += ("loop.py", "context.py", "evaluate.py", "files.py", "generations.py", "log.py")
-CODE += ("schedule.py", "shared.py", "types.py")
+CODE += ("processes.py", "schedule.py", "shared.py", "types.py")
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")  # of a Transformers folder
 
 
@@ -63,7 +65,7 @@ def share(
         depends: All that its bits depend on beside machine and code; None: it is not shared.
         make: Makes and commits it. Half-done work of this run is always finished, not replaced.
     """
-    given = None if ctx.cfg.cache == "off" else depends()
+    given = None if ctx.cfg.cache == "off" or processes.count() > 1 else depends()
     if given is None:
         make()
         return

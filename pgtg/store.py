@@ -56,6 +56,7 @@ from pgtg.files import (
     write_table,
     writing,
 )
+from pgtg.processes import first
 
 __all__ = [
     "Artifact",
@@ -221,6 +222,7 @@ class RunFolder:
         """Bytes of metrics.jsonl that the newest commit covers: the largest position of any."""
         return max((a.manifest()["position"] for a in self.artifacts()), default=0)
 
+    @first
     def publish(self, name: str, source: Path, **extra: Any) -> Artifact:
         """Puts a copy of a folder at run_dir/`name`, over the former one, as an artifact.
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pgtg import processes
 from pgtg.config import RunConfig
 from pgtg.context import Context, opened, quiet
 from pgtg.errors import ConfigError, PgtgError
@@ -156,6 +157,7 @@ def finish(ctx: Context) -> dict[str, float]:
     return final
 
 
+@processes.first
 def _show_credit(ctx: Context) -> None:
     """The token-credit page of the run, for its tracker; a page that cannot be made is said."""
     page = ctx.folder.path / "token_credit.html"
@@ -187,13 +189,12 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
     folder = RunFolder(run_dir)
     config = asdict(cfg) | {"run_dir": None}
     # the task with its judge first: if what it needs is missing, nothing is written
-    with open_task(cfg, run_dir) as task, folder.lock():
-        if folder.exists():
-            folder.open()
-            _same_config(folder, config, force)
+    with open_task(cfg, run_dir) as task, contextlib.ExitStack() as held:
+        _begin(folder, config, force, held, processes.count())
+        if processes.is_first():
+            log = RunLog(run_dir, tracker=tracker(cfg.logger, folder.path, config), quiet=quiet())
         else:
-            folder.create(config, provenance(sys.argv, cfg.seed)).open()
-        log = RunLog(run_dir, tracker=tracker(cfg.logger, folder.path, config), quiet=quiet())
+            log = RunLog(None, mute=True)
         code = 1
         try:
             log.say(f"run folder {run_dir}")
@@ -208,6 +209,24 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
             raise
         finally:
             log.close(code)
+
+
+@processes.first
+def _begin(
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    force: bool,
+    held: contextlib.ExitStack,
+    count: int,
+) -> None:
+    """Lock the run folder for as long as `held` is open, and create or heal it."""
+    held.enter_context(folder.lock())
+    if folder.exists():
+        folder.open()
+        _same_config(folder, config, force)
+    else:
+        about = provenance(sys.argv, config["seed"]) | {"processes": count}
+        folder.create(config, about).open()
 
 
 def _report_data(ctx: Context) -> None:

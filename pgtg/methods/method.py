@@ -54,7 +54,9 @@ class Guide(Protocol):
 
     def fit_config(self) -> FitConfig: ...
 
-    def window(self, step: int) -> Sequence[Any]: ...
+    def window(self, step: int) -> Sequence[Any]:
+        """This process's micro-batches of an update."""
+        ...
 
     def validate(self) -> Mapping[str, float]:
         """Metrics of the policy as it is; `improve/negative_heldout_score` is minimised."""

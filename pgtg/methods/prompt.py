@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pgtg import processes
 from pgtg.config import FitConfig
 from pgtg.generations import joined, read_generations
 from pgtg.methods.method import STAGES, Improving, Method
@@ -136,7 +137,8 @@ class DenseGuide(PromptGuide):
 
     def window(self, step: int) -> list[Sampled]:
         update, cfg = self.given.first + step, self.ctx.cfg.improve
-        return [self._batch(update, part, cfg.micro_batch) for part in range(cfg.accumulate)]
+        parts = processes.own(range(cfg.accumulate))
+        return [self._batch(update, part, cfg.micro_batch) for part in parts]
 
     @torch.no_grad()
     def _batch(self, update: int, part: int, size: int) -> Sampled:
@@ -165,7 +167,7 @@ class SparseGuide(PromptGuide):
         return replace(cfg, updates=self.options.sparse_updates, lr=self.options.sparse_lr)
 
     def window(self, step: int) -> list[Sampled]:
-        return [self.judged]
+        return processes.own([self.judged])
 
     @torch.no_grad()
     def _judged(self) -> Sampled:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgtg import processes
 from pgtg.config import FitConfig
 from pgtg.loop import Where
 from pgtg.methods.method import Improving, Method
@@ -66,9 +67,9 @@ class SupervisedGuide:
         return self._encoded[example.id]
 
     def window(self, step: int) -> list[SupervisedBatch]:
-        """The micro-batches of the round's update number `step`."""
-        parts = self.task.window(self.first + step)
-        return [self._batch(part, self.first + step, i) for i, part in enumerate(parts)]
+        """This process's micro-batches of the round's update number `step`."""
+        parts = processes.own([*enumerate(self.task.window(self.first + step))])
+        return [self._batch(part, self.first + step, place) for place, part in parts]
 
     def _batch(self, examples: Sequence[Example], update: int, place: int) -> SupervisedBatch:
         pairs = [self.encoded(example) for example in examples]
@@ -156,7 +157,11 @@ class SupervisedGuide:
 
     def validate(self) -> dict[str, float]:
         """The judge's mean score [its unit] of greedy text on the held-out sources, negated."""
-        examples = self.ctx.task.heldout()
+        scores = processes.spread(self._judged, self.ctx.task.heldout())
+        return {"improve/negative_heldout_score": -sum(scores) / len(scores)}
+
+    def _judged(self, examples: Sequence[Example]) -> list[float]:
+        """The judge's scores of greedy text."""
         found = dict(
             generate(
                 self.lm,
@@ -171,5 +176,4 @@ class SupervisedGuide:
         )
         tokens = [found[i][0] for i in range(len(examples))]
         texts = [self.codec.decode(ids) for ids in tokens]
-        scores = self.ctx.task.judged(tokens, texts, examples).result()["score"]
-        return {"improve/negative_heldout_score": -sum(scores) / len(scores)}
+        return self.ctx.task.judged(tokens, texts, examples).result()["score"]

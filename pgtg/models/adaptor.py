@@ -20,6 +20,7 @@ from pgtg.models.language import LanguageModel
 from pgtg.models.linear import with_fast_linears
 from pgtg.models.untrusted import load_module
 from pgtg.ops.sampling import draw, seeded
+from pgtg.processes import first
 from pgtg.store import read_json, save_tensors, write_json
 from pgtg.types import TokenIds
 
@@ -165,6 +166,7 @@ def fingerprint(lm: LanguageModel) -> str:
     return hashlib.sha256(weight.numpy().tobytes()).hexdigest()
 
 
+@first
 def save_adaptor(lm: LanguageModel, folder: Path) -> None:
     """Write the MLP, and which language model it belongs to."""
     assert isinstance(lm, AdaptedLanguageModel)

@@ -18,6 +18,7 @@ from pgtg.config import DEPTHS
 from pgtg.files import writing
 from pgtg.models.language import LanguageModel
 from pgtg.models.untrusted import check_folder, load, unloadable
+from pgtg.processes import first
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers_logging.set_verbosity_error()
@@ -68,6 +69,7 @@ def _keep_first_layers(config: Any, layers: int) -> None:
         config.layer_types = config.layer_types[:layers]
 
 
+@first
 def save_language_model(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgtg import processes
 from pgtg.config import AggregatorConfig
 from pgtg.context import Context
 from pgtg.errors import ConfigError, DataError
@@ -134,9 +135,12 @@ def _train(
     checks = _checks(ctx, samples)
     seed = derive_seed(ctx.cfg.seed, "align", where.round)
 
-    def windows(step: int) -> list[GroupBatch]:
+    def parts(step: int) -> list[Comparisons]:
         chosen = ctx.task.comparisons(pool, cfg.micro_batch * cfg.accumulate, seed, step)
-        return [group_batch(pool, part, ctx.device) for part in chosen.split(cfg.micro_batch)]
+        return chosen.split(cfg.micro_batch)
+
+    def windows(step: int) -> list[GroupBatch]:
+        return [group_batch(pool, part, ctx.device) for part in processes.own(parts(step))]
 
     model.train()
     result = fit(
@@ -168,7 +172,8 @@ def _train(
         "align/kept_update": kept,
         "align/tied_groups_skipped": compared.tied,
     }
-    return metrics, (checks or windows(0))[0].batch
+    probe = checks[0] if checks else group_batch(pool, parts(0)[0], ctx.device)
+    return metrics, probe.batch
 
 
 def _checks(ctx: Context, samples: Artifact) -> list[GroupBatch]:
@@ -203,8 +208,12 @@ def _fresh(ctx: Context, before: Artifact, samples: Artifact) -> dict[str, float
 @torch.no_grad()
 def heldout_metrics(objective: PlackettLuce, checks: Sequence[GroupBatch]) -> dict[str, float]:
     """Means over held-out groups, not over batches."""
-    evaluations = torch.cat([objective.evaluations(batch) for batch in checks])
-    preference = torch.cat([batch.preference for batch in checks])
+
+    def evaluated(batches: Sequence[GroupBatch]) -> list[Tensor]:
+        return [objective.evaluations(batch).cpu() for batch in batches]
+
+    evaluations = torch.cat(processes.spread(evaluated, checks))
+    preference = torch.cat([batch.preference.cpu() for batch in checks])
     return {
         "align/heldout_nll": plackett_luce_nll(evaluations, preference).double().mean().item(),
         "align/heldout_pair_accuracy": pair_accuracy(evaluations, preference),

@@ -1,17 +1,19 @@
 """(A) Sample: K generations of each source from the policy, with the judge's scores.
 
 Sampling goes in chunks of sources. Each chunk is a file of its own, so a killed run samples on
-where it stopped; the judge scores one chunk in its processes while the next is generated.
+where it stopped; the judge scores one chunk in its processes while the next is generated. Where
+the run has several processes, each samples and judges a share of every chunk.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pgtg import processes
 from pgtg.context import Context
 from pgtg.generations import read_part
 from pgtg.methods import method_of
@@ -123,7 +125,7 @@ def _sample_part(
     def finish(waiting: int) -> None:
         while len(pending) > waiting:
             path, columns, scores = pending.popleft()
-            write_table(path, columns | scores.result())
+            write_table(path, _gathered(columns, scores))
 
     title = f"sample.{control}" if control else "sample"
     with ctx.log.progress(f"{title} {part} round {round}", len(examples)) as bar:
@@ -132,9 +134,10 @@ def _sample_part(
             path = working / part / f"{start // size:05d}.parquet"
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
-                sources = [ids for ids, _ in encoded[start : start + size]]
-                columns = _generate(ctx, lm, codec, chunk, sources, part, round)
-                by_id = {example.id: example for example in chunk}
+                sources = [ids for ids, _ in processes.share(encoded[start : start + size])]
+                mine = processes.share(chunk)
+                columns = _generate(ctx, lm, codec, mine, sources, part, round)
+                by_id = {example.id: example for example in mine}
                 judged = [by_id[i] for i in columns["source_id"]]
                 scores = ctx.task.judged(columns["tokens"], columns["text"], judged)
                 pending.append((path, columns, scores))
@@ -142,6 +145,12 @@ def _sample_part(
             bar.advance(len(chunk))
         finish(0)
     return sum(was_cut for _, was_cut in encoded)
+
+
+def _gathered(columns: Mapping[str, list], scores: Future) -> dict[str, list]:
+    """The columns of a chunk, judged, with those of all processes below each other."""
+    parts = processes.everyone(lambda: {**columns, **scores.result()})
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 
 def _generate(

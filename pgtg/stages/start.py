@@ -6,11 +6,13 @@ import torch
 
 from pgtg.cache import CachedArtifact
 from pgtg.context import Context
+from pgtg.processes import first
 from pgtg.recipes import Recipe, recipe_for
 from pgtg.shared import use, whole
 from pgtg.store import Artifact, cached, content_hash, link_or_copy
 
 
+@first
 def start(ctx: Context) -> None:
     """Make sure that the run has the models it starts from."""
     recipe = recipe_for(ctx.cfg)
