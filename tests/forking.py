@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ for line in sys.stdin:
         continue
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     os.dup2(os.open(ask["stderr"], os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    os.environ.update(ask["environment"])
     sys.argv, code = ["pgtg", *ask["start"]], 1
     try:
         pgtg.cli.app()
@@ -46,14 +47,18 @@ class Forked:
     Args:
         arguments: Of the command line, without `pgtg`.
         stderr: File that takes its stderr.
+        environment: Variables of its own.
     """
 
     server: subprocess.Popen[str]
 
-    def __init__(self, arguments: Sequence[str], stderr: Path):
+    def __init__(
+        self, arguments: Sequence[str], stderr: Path, environment: Mapping[str, str] | None = None
+    ):
         self.stderr = stderr
         self.stderr.unlink(missing_ok=True)
-        self.pid = self._ask({"start": list(arguments), "stderr": str(stderr)})
+        start = {"start": list(arguments), "stderr": str(stderr)}
+        self.pid = self._ask(start | {"environment": dict(environment or {})})
         self.returncode: int | None = None
 
     def _ask(self, question: dict) -> int:

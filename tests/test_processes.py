@@ -1,25 +1,53 @@
-"""What several processes exchange; a training dealt out among them; and they end together."""
+"""Several processes do what one does: the same samples, losses, results; and they end together."""
 
+import json
 import multiprocessing
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from forking import Forked, forking
 from test_loop import CFG, cut, logged, network, rows, run, weights
+from tiny import TINY
+from tiny_prompt import TINY_PROMPT
 from torch.testing import assert_close
 
 from pgtg import processes
 from pgtg.errors import DataError
 from pgtg.processes import PeerLost
+from pgtg.store import load_tensors, read_table
 
 COUNT = 2
 PATIENCE = 90.0  # s
+# Two micro-batches an update, so that each process has one.
+DEALT = {
+    "summarize": [
+        *TINY,
+        "reward.fit.micro_batch=2",
+        "reward.fit.accumulate=2",
+        "improve.micro_batch=2",
+        "improve.accumulate=2",
+        "evaluate.decodings=[greedy,sample]",
+        "method.reinforce=0.1",
+        "method.kl=0.1",
+        "method.samples=2",
+        "method.baseline=group",
+    ],
+    "prompt": [
+        *TINY_PROMPT,
+        "reward.fit.micro_batch=2",
+        "reward.fit.accumulate=2",
+        "improve.micro_batch=4",
+        "improve.accumulate=2",
+    ],
+}
 
 
 def environment(rank: int, port: int) -> dict[str, str]:
@@ -33,6 +61,9 @@ def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return listening.getsockname()[1]
+
+
+# --- the exchanges, in processes that do nothing else
 
 
 def together(work: Callable[..., None], folder: Path) -> list[int | None]:
@@ -140,3 +171,91 @@ def lose_one(rank: int, folder: Path) -> None:
 
 def test_a_process_that_is_killed_ends_the_other(tmp_path: Path):
     assert together(lose_one, tmp_path) == [0, -signal.SIGKILL]
+
+
+# --- whole runs, by the command line
+
+
+def started(task: str, folder: Path, *more: str, count: int = COUNT) -> list[Forked]:
+    """The processes of one run."""
+    port, children = free_port(), []
+    for rank in range(count):
+        arguments = ["train", task, *DEALT[task], *more, f"run_dir={folder}"]
+        told = environment(rank, port) if count > 1 else {}
+        children.append(Forked(arguments, folder.with_name(f"{folder.name}.{rank}.err"), told))
+    return children
+
+
+def ended(children: list[Forked]) -> list[tuple[int | None, str]]:
+    """Exit code and stderr of each."""
+    said = [child.communicate(timeout=PATIENCE)[1] for child in children]
+    return [(child.returncode, text) for child, text in zip(children, said, strict=True)]
+
+
+def close(a: Any, b: Any) -> bool:
+    """Equal, numbers to 1e-5."""
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(close(a[name], b[name]) for name in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(close(x, y) for x, y in zip(a, b, strict=True))
+    return a == (pytest.approx(b, rel=1e-5, abs=1e-5) if isinstance(a, float) else b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", DEALT)
+def test_two_processes_end_as_one(task: str, tmp_path: Path):
+    with forking():
+        runs = [started(task, tmp_path / str(count), count=count) for count in (1, COUNT)]
+        for code, said in [each for run in runs for each in ended(run)]:
+            assert code == 0, said
+    one, two = tmp_path / "1", tmp_path / "2"
+    tables = sorted(path.relative_to(one) for path in one.rglob("sample/*/*.parquet"))
+    assert tables
+    for path in tables:
+        assert read_table(one / path) == read_table(two / path)
+    lines = [
+        [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()]
+        for each in (one, two)
+    ]
+    assert close(*lines)
+    assert close(*(json.loads((each / "summary.json").read_text()) for each in (one, two)))
+    for path in one.rglob("model.safetensors"):
+        a, b = (load_tensors(each / path.relative_to(one)) for each in (one, two))
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def reached(path: Path, pattern: str, child: Forked) -> None:
+    end = time.monotonic() + PATIENCE
+    while not (path.is_dir() and any(path.glob(pattern))) and time.monotonic() < end:
+        assert child.poll() is None, child.communicate(PATIENCE)[1]
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", range(COUNT))
+def test_a_killed_process_ends_the_run_which_then_goes_on(lost: int, tmp_path: Path):
+    run = tmp_path / "run"
+    with forking():
+        children = started("summarize", run)
+        reached(run, "rounds/00/.align.*.partial/state/manifest.json", children[0])
+        children[lost].send_signal(signal.SIGKILL)
+        found = ended(children)
+        assert found[lost][0] == -signal.SIGKILL
+        code, said = found[1 - lost]
+        assert code == 1 and said.count("error: another process of this run has ended") == 1
+        assert [code for code, _ in ended(started("summarize", run))] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_all_with_its_code(signum: int, code: int, tmp_path: Path):
+    """They stop at the same update, whose state is saved."""
+    run = tmp_path / "run"
+    with forking():
+        children = started("summarize", run, "reward.fit.checkpoint_every=0")
+        reached(run, "rounds/00/sample", children[0])
+        for child in children:
+            child.send_signal(signum)
+        found = ended(children)
+        assert [each[0] for each in found] == [code, code], found
+        assert [code for code, _ in ended(started("summarize", run))] == [0, 0]
