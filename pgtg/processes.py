@@ -128,7 +128,8 @@ def everyone(work: Callable[[], R]) -> list[R]:
 def first(work: Callable[P, R]) -> Callable[P, R]:
     """Decorates what the first process does alone, as if there were no other.
 
-    The others wait until it is done; they return what it returned, or raise what it raised.
+    It begins when all have come here, so that nothing is changed on the disk which another still
+    reads. The others wait until it is done; they return what it returned, or raise what it raised.
     """
 
     @functools.wraps(work)
@@ -137,6 +138,7 @@ def first(work: Callable[P, R]) -> Callable[P, R]:
             return work(*args, **kwargs)
         import torch.distributed as dist
 
+        everyone(lambda: None)
         outcome: list[Any] = [None]
         if _world.rank == 0:
             with _alone():
@@ -163,8 +165,8 @@ def add_up(parameters: Sequence["nn.Parameter"]) -> None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     with _talking():
-        for each in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
-            each.wait()
+        for gradient in gradients:
+            dist.all_reduce(gradient)
 
 
 def agreed_signal(pending: int | None) -> int | None:
