@@ -94,6 +94,7 @@ FIT_CHOICES = {
     "optimizer": ("adam", "adamw"),
     "schedule": ("constant", "plateau"),
     "keep": ("best", "last"),
+    "precision": ("no", "bf16", "fp16"),
 }
 FITS = (
     "policy.tiny_t5.warm_start",
@@ -257,6 +258,15 @@ def _fits(cfg: RunConfig) -> Iterator[str]:
         watched = part.patience or part.schedule == "plateau"
         if watched and not part.validate_every:
             yield f"{fit}.validate_every: found 0, but patience and plateau need validations"
+        if part.precision == "fp16" and cfg.policy.dtype != "float32":
+            fix = f"but policy.dtype={cfg.policy.dtype}; it needs weights in float32"
+            yield f"{fit}.precision: found fp16, {fix}"
+    if cfg.policy.adaptor is not None:
+        said = "policy.adaptor trains an MLP in float32 on states that are read without gradients"
+        if cfg.improve.precision != "no":
+            yield f"improve.precision: found {cfg.improve.precision}, but {said}; expected no"
+        if cfg.improve.gradient_checkpointing:
+            yield f"improve.gradient_checkpointing: found true, but {said}; expected false"
     if cfg.improve.updates:
         found = cfg.improve.updates
         yield f"improve.updates: found {found}; leave it 0 and set schedule.total instead"

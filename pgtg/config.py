@@ -116,6 +116,8 @@ class FitConfig:
     patience: int = MISSING
     keep: str = MISSING
     checkpoint_every: int = MISSING
+    precision: str = MISSING
+    gradient_checkpointing: bool = MISSING
 
 
 @dataclass

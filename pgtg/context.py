@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pgtg import processes
 from pgtg.config import RunConfig
-from pgtg.errors import ArtifactError, MissingResourceError
+from pgtg.errors import ArtifactError, ConfigError, MissingResourceError
 from pgtg.log import RunLog
 from pgtg.models.adaptor import ADAPTOR_JSON, adapt, load_adaptor, save_adaptor
 from pgtg.models.batch import per_token
 from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding
-from pgtg.models.language import LanguageModel
+from pgtg.models.language import AUTOCAST, LanguageModel
 from pgtg.models.loading import (
     load_language_model,
     save_language_model,
@@ -200,12 +200,35 @@ def opened(cfg: RunConfig, folder: RunFolder, log: RunLog, task: Task) -> Contex
 
     Raises:
         MissingResourceError: The device is not there.
+        ConfigError: It cannot train in the config's precision.
     """
     device = pick_device(cfg.device)
+    for name, fit in {"reward.fit": cfg.reward.fit, "improve": cfg.improve}.items():
+        require_precision(device, fit.precision, f"{name}.precision")
     threads = cfg.threads or int(os.environ.get("PGTG_THREADS") or 0)  # a sweep's share for a job
     if threads:
         torch.set_num_threads(threads)
     return Context(cfg, folder, log, task, device, [0])
+
+
+def require_precision(device: torch.device, precision: str, key: str) -> None:
+    """A product in autocast's type and its gradient, tried.
+
+    Raises:
+        ConfigError: This torch cannot compute them on this device.
+    """
+    if precision == "no":
+        return
+    square = torch.ones(8, 8, device=device, requires_grad=True)
+    try:
+        with torch.autocast(device.type, AUTOCAST[precision]):
+            product = square @ square
+        product.float().sum().backward()
+    except RuntimeError as error:
+        found = f"{precision}, which this torch lacks on {device.type}"
+        raise ConfigError(f"{key}: found {found}: {str(error).splitlines()[0]}") from error
+    if product.dtype != AUTOCAST[precision]:
+        raise ConfigError(f"{key}: found {precision}, which this torch lacks on {device.type}")
 
 
 def pick_device(name: str) -> torch.device:

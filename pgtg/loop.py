@@ -8,7 +8,7 @@ with the same bits. Several processes (`processes`) deal a window's micro-batche
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,19 @@ from pgtg.config import FitConfig
 from pgtg.errors import DivergedError
 from pgtg.interrupt import uninterrupted
 from pgtg.log import RunLog
-from pgtg.models.language import evaluating
+from pgtg.models.language import evaluating, training_passes
 from pgtg.ops.sampling import derive_seed, seeded
-from pgtg.store import Artifact, load_tensors, save_tensors
+from pgtg.states import (
+    Progress,
+    load_state,
+    optimizer_tensors,
+    save_state,
+    set_optimizer,
+)
+from pgtg.store import Artifact
 from pgtg.types import Loss, Window
 
+FIRST_SCALE, SCALE_GROWS_AFTER = 2.0**16, 2000  # of losses in fp16; updates until it is doubled
 Validate = Callable[[], Mapping[str, float]]
 
 
@@ -52,19 +60,6 @@ class Where:
 
     def seed_at(self, step: int, *more: int | str) -> int:
         return derive_seed(self.seed, self.stage, self.round, step, *more)
-
-
-@dataclass
-class Progress:
-    """The numbers beside weights and optimiser that a resumed training needs."""
-
-    step: int = 0
-    best_step: int = -1
-    best_value: float = math.inf
-    bad_validations: int = 0  # since the best
-    plateau: int = 0  # validations without progress since the last cut of the rate
-    lr: float = 0.0
-    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,25 +110,27 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(trained, cfg)
     progress, best = Progress(lr=cfg.lr), None
+    progress.loss_scale = FIRST_SCALE if cfg.precision == "fp16" else 1.0
     states = Artifact(folder / "state")
     if states.exists():
-        progress, best = _load_state(states, trained, optimizer)
+        progress, best = load_state(states, trained, optimizer)
         log.say(f"{where.prefix}: resumed at update {progress.step} of {cfg.updates}")
     elif optimizer_state:
-        _set_optimizer(optimizer, trained, optimizer_state)
+        set_optimizer(optimizer, trained, optimizer_state)
 
     def save() -> None:
         _require_finite(trained, where, progress)
-        _save_state(states, inputs, trained, optimizer, progress, best, log.position())
+        save_state(states, inputs, trained, optimizer, progress, best, log.position())
 
     with log.progress(f"{where.prefix} round {where.round}", cfg.updates) as bar:
         bar.advance(progress.step)
         while progress.step < cfg.updates and not progress.stopped:
             # a signal waits for the end of the update, then saves
             with uninterrupted(save, processes.agreed_signal):
-                values = _update(
-                    model, windows, objective, trained, optimizer, cfg, where, progress
-                )
+                with training_passes(
+                    model, precision=cfg.precision, checkpointing=cfg.gradient_checkpointing
+                ):
+                    values = _update(windows, objective, trained, optimizer, cfg, where, progress)
                 progress.step += 1
                 log.metrics(where.prefix, where.round, where.offset + progress.step, values)
                 last = progress.step == cfg.updates
@@ -149,7 +146,7 @@ def fit(
     _require_finite(trained, where, progress)
     if progress.best_step in (-1, progress.step):
         best = None
-    state = _optimizer_tensors(optimizer, trained)
+    state = optimizer_tensors(optimizer, trained)
     return FitResult(progress.step, progress.best_step, progress.best_value, best, state)
 
 
@@ -160,7 +157,6 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], cfg: FitConfig) -> torch
 
 
 def _update(
-    model: nn.Module,
     windows: Callable[[int], Sequence[Any]],
     objective: Objective,
     trained: Mapping[str, nn.Parameter],
@@ -187,16 +183,44 @@ def _update(
     for line in found:
         for name, value in line.items():
             values[f"{where.stage}/{name}"] = values.get(f"{where.stage}/{name}", 0.0) + value
-    limit = cfg.clip if cfg.clip > 0 else math.inf
+    return values | _step(trained, optimizer, cfg, where, progress)
+
+
+def _step(
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    cfg: FitConfig,
+    where: Where,
+    progress: Progress,
+) -> dict[str, float]:
+    """Clip and step; returns what to log.
+
+    In fp16 losses are scaled up so that small gradients stay above 0. An update whose gradient
+    overflows is left out, and the scale halved (dynamic loss scaling, Micikevicius et al. 2018).
+    """
+    scale, limit = progress.loss_scale, cfg.clip if cfg.clip > 0 else math.inf
+    for parameter in trained.values() if scale != 1 else ():
+        if parameter.grad is not None:
+            parameter.grad.div_(scale)
     norm = nn.utils.clip_grad_norm_(trained.values(), limit)
-    if not norm.isfinite():
+    logged = {f"{where.stage}/lr": progress.lr}
+    if cfg.precision == "fp16":
+        logged[f"{where.stage}/loss_scale"] = scale
+    if norm.isfinite():
+        optimizer.step()
+        logged[f"{where.stage}/grad_norm"] = norm.item()
+        progress.finite_updates += cfg.precision == "fp16"
+        if progress.finite_updates == SCALE_GROWS_AFTER:
+            progress.loss_scale, progress.finite_updates = 2 * scale, 0
+    elif scale > 1:
+        progress.loss_scale, progress.finite_updates = scale / 2, 0
+    else:
         raise DivergedError(
             f"{where.prefix} round {where.round} update {progress.step}: the gradient's norm is "
             f"{norm.item()}; the last saved state stays. Try a lower learning rate"
         )
-    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return values | {f"{where.stage}/grad_norm": norm.item(), f"{where.stage}/lr": progress.lr}
+    return logged
 
 
 def _backward(
@@ -211,7 +235,7 @@ def _backward(
             "Try a lower learning rate or a smaller clip"
         )
     if loss.value.requires_grad:
-        loss.value.backward()
+        (loss.value * progress.loss_scale).backward()
     return {"loss": loss.value.item(), **loss.metrics}
 
 
@@ -262,67 +286,3 @@ def _validated(
         progress.lr, progress.plateau = progress.lr * cfg.plateau_factor, 0
     progress.stopped = 0 < cfg.patience <= progress.bad_validations
     return better
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put trained weights, by parameter name, back into a model."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
-
-
-def _optimizer_tensors(
-    optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]
-) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors, named <parameter>|<slot>."""
-    return {
-        f"{name}|{slot}": value
-        for name, parameter in trained.items()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _set_optimizer(
-    optimizer: torch.optim.Optimizer,
-    trained: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    for key, value in tensors.items():
-        name, slot = key.rsplit("|", 1)
-        optimizer.state[trained[name]][slot] = value.clone()
-
-
-def _save_state(
-    states: Artifact,
-    inputs: str,
-    trained: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    best: Mapping[str, Tensor] | None,
-    position: int,
-) -> None:
-    folder = states.working(inputs, fresh=True)
-    save_tensors(folder / "weights.safetensors", {n: p.detach() for n, p in trained.items()})
-    save_tensors(folder / "optimizer.safetensors", _optimizer_tensors(optimizer, trained))
-    if best is not None:
-        save_tensors(folder / "best.safetensors", dict(best))
-    numbers = asdict(progress) | {"best_value": repr(progress.best_value)}  # repr: JSON has no inf
-    states.commit(inputs=inputs, metrics={}, position=position, progress=numbers)
-
-
-def _load_state(
-    states: Artifact, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[Progress, dict[str, Tensor] | None]:
-    states.verify()
-    numbers: dict[str, Any] = dict(states.manifest()["extra"]["progress"])
-    numbers["best_value"] = float(numbers["best_value"])
-    progress = Progress(**numbers)
-    with torch.no_grad():
-        for name, value in load_tensors(states.file("weights.safetensors")).items():
-            trained[name].copy_(value)
-    _set_optimizer(optimizer, trained, load_tensors(states.file("optimizer.safetensors")))
-    for group in optimizer.param_groups:
-        group["lr"] = progress.lr
-    best = states.file("best.safetensors")
-    return progress, load_tensors(best) if best.is_file() else None

@@ -64,6 +64,12 @@ def test_inner_code_gets_plain_dataclasses_and_a_real_cache_path():
         ("reward.compare_heads=[logprobs]", ["reward.compare_heads", "'logprob'"]),
         ("reward.layers=0", ["reward.layers: found 0, expected at least 1"]),
         ("reward.fit.keep=first", ["reward.fit.keep: there is no 'first'", "best, last"]),
+        ("improve.precision=fp8", ["improve.precision: there is no 'fp8'", "no, bf16, fp16"]),
+        (
+            "reward.fit.precision=fp16 policy=t5_small policy.dtype=bfloat16 reward=same",
+            ["reward.fit.precision: found fp16, but policy.dtype=bfloat16", "float32"],
+        ),
+        ("reward.fit.gradient_checkpointing=often", ["expected true or false"]),
         ("reward.fit.lr=-1", ["reward.fit.lr: found -1"]),
         ("reward.fit.validate_every=0", ["patience", "need validations"]),
         ("improve.updates=5", ["improve.updates: found 5", "schedule.total"]),
@@ -89,6 +95,15 @@ def test_a_mistake_is_one_line_that_says_what_and_how(override: str, parts: list
         overrides += ["schedule.retrain_until=0"]
     line = one_problem(*overrides)
     assert all(part in line for part in parts), line
+
+
+def test_an_adaptor_is_trained_in_plain_float32():
+    for key, value in (("precision", "bf16"), ("gradient_checkpointing", "true")):
+        with pytest.raises(ConfigError) as caught:
+            run_config("prompt", [f"improve.{key}={value}"])
+        (line,) = caught.value.problems
+        assert line.startswith(f"improve.{key}: found {value}, but policy.adaptor")
+    assert run_config("prompt", ["reward.fit.precision=bf16"]).improve.precision == "no"
 
 
 def test_several_problems_are_reported_together():

@@ -146,7 +146,7 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif where == "loss":
         real_update = loop._update
 
-        def update(model: Any, windows: Any, objective: Any, *more: Any) -> Any:
+        def update(windows: Any, objective: Any, *more: Any) -> Any:
             class Spoilt:
                 count = objective.count
 
@@ -154,7 +154,7 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
                     loss = objective(batch, window)
                     return Loss(loss.value * math.nan, loss.metrics) if third() else loss
 
-            return real_update(model, windows, Spoilt(), *more)
+            return real_update(windows, Spoilt(), *more)
 
         monkeypatch.setattr(loop, "_update", update)
     else:

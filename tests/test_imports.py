@@ -15,7 +15,7 @@ LAYERS = (
     {"models", "judges", "metrics"},
     {"tasks"},
     {"context", "generations"},
-    {"loop", "methods"},
+    {"states", "loop", "methods"},
     {"recipes", "shared"},
     {"stages"},
     {"findings"},

@@ -19,7 +19,8 @@ from pgtg.config import FitConfig
 from pgtg.errors import DivergedError
 from pgtg.interrupt import Interrupted
 from pgtg.log import RunLog
-from pgtg.loop import FitResult, Where, fit, load_weights
+from pgtg.loop import FitResult, Where, fit
+from pgtg.states import load_weights
 from pgtg.store import Artifact
 from pgtg.types import Loss, Window
 
@@ -38,6 +39,8 @@ CFG = FitConfig(
     patience=0,
     keep="best",
     checkpoint_every=1,
+    precision="no",
+    gradient_checkpointing=False,
 )
 WHERE = Where(7, "align", 0)
 
@@ -92,8 +95,9 @@ def run(
     log.rewind(state.manifest()["position"] if state.exists() else 0)
     more = {"where": WHERE, "inputs": "abc", "log": log} | more
     windows = windows or (lambda step: [rows(step)])
+    objective = more.pop("objective", Squares(model))
     try:
-        return fit(model, windows, Squares(model), cfg, folder=folder, **more)
+        return fit(model, windows, objective, cfg, folder=folder, **more)
     finally:
         log.close(0)
 
@@ -283,16 +287,16 @@ def test_the_comparison_sees_what_a_resume_loses(tmp_path: Path, lost: str, monk
     if lost == "state":
         Artifact(tmp_path / "b" / "fit" / "state").remove()
     elif lost == "optimizer":
-        monkeypatch.setattr("pgtg.loop._set_optimizer", lambda *_: None)
+        monkeypatch.setattr("pgtg.states.set_optimizer", lambda *_: None)
     else:
-        load = __import__("pgtg.loop", fromlist=["_load_state"])._load_state
+        load = __import__("pgtg.loop", fromlist=["load_state"]).load_state
 
         def forgetful(*arguments: Any):
             progress, best = load(*arguments)
             progress.lr = arguments[2].param_groups[0]["lr"] = FULL.lr
             return progress, best
 
-        monkeypatch.setattr("pgtg.loop._load_state", forgetful)
+        monkeypatch.setattr("pgtg.loop.load_state", forgetful)
     again, _ = train_counted(1, tmp_path / "b" / "fit")
     assert not same(weights(again), weights(whole))
 
@@ -431,3 +435,44 @@ def test_a_signal_waits_for_the_update_then_saves(tmp_path: Path, signum: int, c
     assert same(weights(again), weights(whole))
     a, b = (tmp_path / name / "metrics.jsonl" for name in "ab")
     assert a.read_bytes() == b.read_bytes()
+
+
+@dataclass(frozen=True)
+class Halved(Squares):
+    """The same, its gradient passing through a half-precision number."""
+
+    def __call__(self, batch: Rows, window: Window) -> Loss:
+        error = self.model(batch.x).squeeze(-1).half().float() - 100 * batch.y
+        return Loss(error.square().sum() / window.sequences, {})
+
+
+def test_fp16_leaves_out_updates_that_overflow_and_scales_less(folder: Path):
+    """Against the definition: the first scale 2^16, 2^15, ... at which no gradient is infinite."""
+    model, batch = network(), rows(0)
+    error = model(batch.x).squeeze(-1).half().float().detach() - 100 * batch.y
+    scales = [2.0 ** (16 - n) for n in range(17)]
+    left_out = [bool((2 * error / 8 * scale).half().isinf().any()) for scale in scales].index(False)
+    assert left_out > 1
+    before = weights(model)
+    cfg = replace(CFG, precision="fp16", updates=left_out)
+    options = {"objective": Halved(model), "windows": lambda step: [batch]}
+    run(model, folder, cfg, **options)
+    assert same(weights(model), before)
+    run(model, folder, replace(cfg, updates=left_out + 2), **options)  # goes on with the scale
+    assert not same(weights(model), before)
+    lines = logged(folder)
+    used = [*scales[: left_out + 1], scales[left_out]]
+    assert [line["align/loss_scale"] for line in lines] == used
+    assert ["align/grad_norm" in line for line in lines] == [False] * left_out + [True] * 2
+    twin = network()
+    options["objective"] = Halved(twin)
+    run(twin, folder / "plain", replace(cfg, precision="no", updates=2), **options)
+    plain = logged(folder / "plain")[0]["align/grad_norm"]
+    assert lines[left_out]["align/grad_norm"] == pytest.approx(plain, rel=0.01)  # 11 bits
+
+
+def test_fp16_scales_more_after_many_finite_updates(folder: Path, monkeypatch):
+    monkeypatch.setattr("pgtg.loop.SCALE_GROWS_AFTER", 2)
+    run(network(), folder, replace(CFG, precision="fp16", updates=5))
+    found = [line["align/loss_scale"] for line in logged(folder)]
+    assert found == [2.0**16] * 2 + [2.0**17] * 2 + [2.0**18]

@@ -33,7 +33,8 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from pgtg.models.language import LanguageModel, Reading
+from pgtg.models.language import LanguageModel
+from pgtg.models.reading import Reading
 from pgtg.models.sharing import Layout
 from pgtg.ops.masking import pad
 from pgtg.types import TokenBatch

@@ -34,6 +34,8 @@ FIT = FitConfig(
     patience=0,
     keep="best",
     checkpoint_every=0,
+    precision="no",
+    gradient_checkpointing=False,
 )
 TINY = TinyLMConfig(d_model=16, layers=1, heads=2, fit=FIT)
 

@@ -24,8 +24,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pgtg.files import content_hash
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot
-from pgtg.models.language import LanguageModel, Reading
+from pgtg.models.language import LanguageModel
 from pgtg.models.linear import with_fast_linears
+from pgtg.models.reading import Reading
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.types import Labelled
 

@@ -12,68 +12,27 @@ one convention for where a token's reward stands:
 The decoder start token of an encoder–decoder is always fed and never scored (METHOD deviation 2).
 Sharing one encoding among K generations also shares its dropout mask; with dropout off (always,
 except while that very model is trained) it is exact.
-Left out: gradient checkpointing, which Transformers does not combine with a cache.
+Gradient checkpointing repeats a layer in the backward pass, which a cache would notice; with it a
+training reads source and continuation in one pass without a cache.
 """
 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from pgtg.models.checkpointing import checkpointable_layers, checkpointed
 from pgtg.models.linear import with_fast_linears
+from pgtg.models.reading import Reading, Sources
 from pgtg.models.sharing import Layout, sharing
 from pgtg.ops.masking import move_padding
 from pgtg.types import TokenBatch
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What the encoder made of B sources, and which of them each of N rows continues."""
-
-    encoded: Float[Tensor, "B S D"]
-    mask: Bool[Tensor, "B S"]
-    origin: Int[Tensor, " N"]
-    layout: Layout | None  # of rows that share a source; None: row n has source n to itself
-
-    def select(self, rows: Int[Tensor, " M"], cache: Any) -> "Sources":
-        """The sources of the rows named; the cache of their keys and values changes too."""
-        origin = self.origin[rows]
-        used, shared = origin.unique(return_inverse=True)
-        layout = self.layout and Layout.of(shared, len(used))
-        if layout is None:  # too uneven, or not possible with this model
-            used, shared = origin, torch.arange(len(origin), device=origin.device)
-        encoded, mask = self.encoded, self.mask
-        if not torch.equal(used, torch.arange(len(encoded), device=used.device)):
-            cache.batch_select_indices(used)
-            encoded, mask = encoded[used], mask[used]
-        return Sources(encoded, mask, shared, layout)
-
-
-@dataclass
-class Reading:
-    """What a model remembers of N rows: changed in place by `extend`, narrowed by `select`."""
-
-    output: Float[Tensor, "N 1 D"]  # states or logits after the last token read
-    cache: Any  # Transformers' key-value cache
-    mask: Bool[Tensor, "N L"] | None  # causal: real tokens read so far
-    sources: Sources | None  # encoder-decoder only
-
-    def select(self, rows: Int[Tensor, " M"]) -> "Reading":
-        """The rows named, in that order; a row may come several times. The cache is changed."""
-        if self.sources is None:
-            self.cache.batch_select_indices(rows)
-            mask = None if self.mask is None else self.mask[rows]
-            return Reading(self.output[rows], self.cache, mask, None)
-        self.cache.self_attention_cache.batch_select_indices(rows)
-        sources = self.sources.select(rows, self.cache.cross_attention_cache)
-        return Reading(self.output[rows], self.cache, None, sources)
 
 
 @contextmanager
@@ -85,6 +44,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def training_passes(
+    model: nn.Module, *, precision: str = "no", checkpointing: bool = False
+) -> Iterator[None]:
+    """How the language models in `model` make the passes that have gradients, inside.
+
+    Args:
+        precision: "bf16" or "fp16": products in that type (autocast); "no": as the weights are.
+        checkpointing: Compute each layer again in the backward pass, to save memory.
+
+    Raises:
+        ConfigError: A model has no layers that can be computed again.
+    """
+    models = [part for part in model.modules() if isinstance(part, LanguageModel)]
+    for lm in models if checkpointing else ():
+        checkpointable_layers(lm.model)
+    for lm in models:
+        lm.autocast, lm.checkpointing = AUTOCAST[precision], checkpointing
+    try:
+        yield
+    finally:
+        for lm in models:
+            lm.autocast, lm.checkpointing = None, False
 
 
 class LanguageModel(nn.Module):
@@ -101,6 +88,8 @@ class LanguageModel(nn.Module):
         decoder = model.get_decoder()
         self._takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
         self._sharing = sharing(decoder) if self.is_encoder_decoder else None
+        self.autocast: torch.dtype | None = None  # these two: see `training_passes`
+        self.checkpointing = False
 
     @property
     def device(self) -> torch.device:
@@ -133,23 +122,56 @@ class LanguageModel(nn.Module):
         return self._read(batch, batch.tokens[:, :-1], batch.mask[:, :-1], logits=True)
 
     def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return self._read_twice(batch, tokens, mask, logits)
+        device, dtype = self.device.type, self.autocast
+        with nullcontext() if dtype is None else torch.autocast(device, dtype):
+            if not self.checkpointing:
+                return self._read_twice(batch, tokens, mask, logits)
+            with checkpointed(self.model, self._contexts):
+                return self._read_at_once(batch, tokens, mask, logits)
+
+    def _read_twice(
+        self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool
+    ) -> Float[Tensor, "N T+1 D"]:
+        """Each source once, then the tokens on its cache."""
         reading = self.prefill(batch.source, batch.source_mask, logits=logits)
         reading = reading.select(batch.origin)
         if tokens.shape[1] == 0:
             return reading.output
         return torch.cat([reading.output, self.extend(reading, tokens, mask, logits=logits)], dim=1)
 
+    def _read_at_once(
+        self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool
+    ) -> Float[Tensor, "N T+1 D"]:
+        """The same without a cache: a causal LM reads the source of each row again."""
+        rows = batch.origin
+        if self.is_encoder_decoder:
+            sources = self._encode(batch.source, batch.source_mask)
+            sources = sources.select(rows, DynamicCache())
+            tokens = torch.cat([tokens.new_full((len(tokens), 1), self.start_id), tokens], dim=1)
+            return self._decode(tokens, None, sources, logits, cached=False)[0]
+        source, source_mask = move_padding(batch.source, batch.source_mask, side="left")
+        mask = torch.cat([source_mask[rows], mask], dim=1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        last = tokens.shape[1] + 1
+        tokens = torch.cat([source[rows], tokens], dim=1)
+        keep = {"logits_to_keep": last} if logits else {}
+        output, _ = self._continue(tokens, None, mask, positions, logits, cached=False, **keep)
+        return output[:, -last:]
+
+    def _contexts(self):
+        """Rows stand in the cross-attentions of a layer that is computed again as they did."""
+        again = nullcontext() if self._sharing is None else self._sharing.laid_out_as_now()
+        return nullcontext(), again
+
     def prefill(
         self, source: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"], *, logits: bool
     ) -> Reading:
         """Read each source once. `output` is the state (or logits) before the first token."""
         if self.is_encoder_decoder:
-            source, mask = move_padding(source, mask, side="right")
-            encoded = self.model.get_encoder()(source, attention_mask=mask.long())[0]
+            sources = self._encode(source, mask)
             start = torch.full((len(source), 1), self.start_id, device=source.device)
-            own = torch.arange(len(source), device=source.device)
-            layout = Layout.of(own, len(source)) if self._sharing else None
-            sources = Sources(encoded, mask, own, layout)
             output, cache = self._decode(start, None, sources, logits)
             return Reading(output, cache, None, sources)
         source, mask = move_padding(source, mask, side="left")
@@ -157,6 +179,14 @@ class LanguageModel(nn.Module):
         keep = {"logits_to_keep": 1} if logits else {}
         output, cache = self._continue(source, None, mask, positions, logits, **keep)
         return Reading(output[:, -1:], cache, mask, None)
+
+    def _encode(self, source: Tensor, mask: Tensor) -> Sources:
+        """What the encoder makes of each source, one row for each."""
+        source, mask = move_padding(source, mask, side="right")
+        encoded = self.model.get_encoder()(source, attention_mask=mask.long())[0]
+        own = torch.arange(len(source), device=source.device)
+        layout = Layout.of(own, len(source)) if self._sharing else None
+        return Sources(encoded, mask, own, layout)
 
     def extend(
         self,
@@ -180,7 +210,9 @@ class LanguageModel(nn.Module):
         reading.output = output[:, -1:]
         return output
 
-    def _decode(self, tokens: Tensor, cache: Any, sources: Sources, logits: bool):
+    def _decode(
+        self, tokens: Tensor, cache: Any, sources: Sources, logits: bool, *, cached: bool = True
+    ):
         """One pass of an encoder-decoder's decoder; later tokens never reach earlier ones, so the
         right-padded tokens need no mask of their own."""
         with nullcontext() if self._sharing is None else self._sharing.laid_out(sources.layout):
@@ -190,7 +222,7 @@ class LanguageModel(nn.Module):
                     attention_mask=sources.mask.long(),
                     decoder_input_ids=tokens,
                     past_key_values=cache,
-                    use_cache=True,
+                    use_cache=cached,
                 )
                 return out.logits, out.past_key_values
             out = self.model.get_decoder()(
@@ -198,12 +230,20 @@ class LanguageModel(nn.Module):
                 encoder_hidden_states=sources.encoded,
                 encoder_attention_mask=sources.mask.long(),
                 past_key_values=cache,
-                use_cache=True,
+                use_cache=cached,
             )
             return out.last_hidden_state, out.past_key_values
 
     def _continue(
-        self, tokens: Tensor, cache: Any, mask: Tensor, positions: Tensor, logits: bool, **keep: int
+        self,
+        tokens: Tensor,
+        cache: Any,
+        mask: Tensor,
+        positions: Tensor,
+        logits: bool,
+        *,
+        cached: bool = True,
+        **keep: Any,
     ):
         """One pass of a causal LM."""
         module = self.model if logits else self.model.get_decoder()
@@ -213,7 +253,7 @@ class LanguageModel(nn.Module):
             input_ids=tokens,
             attention_mask=mask.long(),
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cached,
             **keep,
         )
         return (out.logits if logits else out.last_hidden_state), out.past_key_values

@@ -9,7 +9,7 @@ kept for the backward pass.
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,10 @@ class SharedSources:
             yield
         finally:
             self._layout = None
+
+    def laid_out_as_now(self) -> AbstractContextManager[None]:
+        """`laid_out` with the layout of the moment at which this is called."""
+        return self.laid_out(self._layout)
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._layout is None or kwargs.get(SOURCE_STATES) is None:

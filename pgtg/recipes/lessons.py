@@ -25,9 +25,10 @@ from transformers import PreTrainedTokenizerBase
 
 from pgtg.config import ReviewsConfig, TinyLMConfig
 from pgtg.log import RunLog
-from pgtg.loop import Validate, Where, fit, load_weights
+from pgtg.loop import Validate, Where, fit
 from pgtg.models.tiny_lm import END, MASK, build_causal, build_masked
 from pgtg.ops.sampling import derive_seed
+from pgtg.states import load_weights
 from pgtg.store import Artifact
 from pgtg.tasks import reviews
 from pgtg.tasks.reviews import ANSWERS, Law, Words

@@ -11,7 +11,7 @@ import torch
 from pgtg.config import MethodConfig
 from pgtg.context import Context, quiet
 from pgtg.log import RunLog
-from pgtg.loop import Where, fit, load_weights
+from pgtg.loop import Where, fit
 from pgtg.methods.objective import Improvement, SupervisedBatch
 from pgtg.models.batch import per_token, token_batch
 from pgtg.models.codec import Codec
@@ -21,6 +21,7 @@ from pgtg.models.loading import save_language_model
 from pgtg.models.tiny_t5 import build, copy_pairs
 from pgtg.ops.objectives import uniform_weights
 from pgtg.ops.sampling import derive_seed, log_probability
+from pgtg.states import load_weights
 from pgtg.store import Artifact
 from pgtg.tasks.newswire import vocabulary
 from pgtg.tasks.summarize import SummarizeTask

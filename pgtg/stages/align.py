@@ -18,7 +18,7 @@ from pgtg.config import AggregatorConfig
 from pgtg.context import Context
 from pgtg.errors import ConfigError, DataError
 from pgtg.generations import joined, read_generations, shuffled_scores
-from pgtg.loop import Where, fit, load_weights
+from pgtg.loop import Where, fit
 from pgtg.methods import method_of
 from pgtg.models.batch import token_batch
 from pgtg.models.loading import load_language_model
@@ -34,6 +34,7 @@ from pgtg.ops.aggregate import evaluate_groups
 from pgtg.ops.ranking import pair_accuracy, plackett_luce_nll
 from pgtg.ops.sampling import derive_seed
 from pgtg.stages.lines import made_for
+from pgtg.states import load_weights
 from pgtg.store import Artifact, hash_of
 from pgtg.tasks.comparisons import Comparisons
 from pgtg.types import Generations, Loss, TokenBatch, Window

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.context import Context
-from pgtg.loop import FitResult, Where, fit, load_weights
+from pgtg.loop import FitResult, Where, fit
 from pgtg.methods import method_of
 from pgtg.methods.method import Guide, Improving
 from pgtg.models.language import LanguageModel
@@ -22,6 +22,7 @@ from pgtg.shared import (
 )
 from pgtg.stages.align import random_reward_model
 from pgtg.stages.lines import made_for
+from pgtg.states import load_weights
 from pgtg.store import Artifact, hash_of, load_tensors, save_tensors
 from pgtg.tasks.task import examples_hash
 
