@@ -203,12 +203,12 @@ def _step(
         if parameter.grad is not None:
             parameter.grad.div_(scale)
     norm = nn.utils.clip_grad_norm_(trained.values(), limit)
-    logged = {f"{where.stage}/lr": progress.lr}
+    logged = {f"{where.stage}/grad_norm": norm.item()} if norm.isfinite() else {}
+    logged[f"{where.stage}/lr"] = progress.lr
     if cfg.precision == "fp16":
         logged[f"{where.stage}/loss_scale"] = scale
     if norm.isfinite():
         optimizer.step()
-        logged[f"{where.stage}/grad_norm"] = norm.item()
         progress.finite_updates += cfg.precision == "fp16"
         if progress.finite_updates == SCALE_GROWS_AFTER:
             progress.loss_scale, progress.finite_updates = 2 * scale, 0

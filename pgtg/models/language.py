@@ -156,7 +156,7 @@ class LanguageModel(nn.Module):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         last = tokens.shape[1] + 1
         tokens = torch.cat([source[rows], tokens], dim=1)
-        keep = {"logits_to_keep": last} if logits else {}
+        keep: dict[str, Any] = {"logits_to_keep": last} if logits else {}
         output, _ = self._continue(tokens, None, mask, positions, logits, cached=False, **keep)
         return output[:, -last:]
 
@@ -176,7 +176,7 @@ class LanguageModel(nn.Module):
             return Reading(output, cache, None, sources)
         source, mask = move_padding(source, mask, side="left")
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        keep = {"logits_to_keep": 1} if logits else {}
+        keep: dict[str, Any] = {"logits_to_keep": 1} if logits else {}
         output, cache = self._continue(source, None, mask, positions, logits, **keep)
         return Reading(output[:, -1:], cache, mask, None)
 
@@ -248,7 +248,7 @@ class LanguageModel(nn.Module):
         """One pass of a causal LM."""
         module = self.model if logits else self.model.get_decoder()
         if self._takes_positions:
-            keep = keep | {"position_ids": positions}  # type: ignore[dict-item]
+            keep = keep | {"position_ids": positions}
         out = module(
             input_ids=tokens,
             attention_mask=mask.long(),
