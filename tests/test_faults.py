@@ -253,8 +253,9 @@ def test_a_judge_that_hangs_does_not_keep_the_run_from_ending(
     began = time.monotonic()
     pool.close()
     assert time.monotonic() - began < 10
-    worker.join(timeout=5)
-    assert not worker.is_alive()
+    while worker.is_alive():  # a killed process lets go of its pipe before it can be reaped
+        assert time.monotonic() - began < 20
+        time.sleep(0.01)
     assert waiting.cancelled() or waiting.exception() is not None
 
 
