@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from pgtg.config import FitConfig, MethodConfig
-from pgtg.loop import Objective, Progress, Where, _update, make_optimizer
+from pgtg.loop import Objective, Where, _update, make_optimizer
+from pgtg.states import Progress
 
 
 def fit_config(optimizer: str = "adam") -> FitConfig:
@@ -25,6 +26,8 @@ def fit_config(optimizer: str = "adam") -> FitConfig:
         patience=0,
         keep="last",
         checkpoint_every=0,
+        precision="no",
+        gradient_checkpointing=False,
     )
 
 
@@ -53,7 +56,7 @@ class Trained:
     def __init__(
         self, model: nn.Module, objective: Objective, stage: str, optimizer: str = "adam"
     ) -> None:
-        self.model, self.objective, self.cfg = model, objective, fit_config(optimizer)
+        self.objective, self.cfg = objective, fit_config(optimizer)
         self.where, self.progress = Where(0, stage, 0), Progress(lr=self.cfg.lr)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(self.trained, self.cfg)
@@ -61,7 +64,6 @@ class Trained:
     def update(self, windows: Callable[[int], Sequence[Any]]) -> None:
         """One update on what `windows` makes of the number of updates before."""
         _update(
-            self.model,
             windows,
             self.objective,
             self.trained,
