@@ -29,7 +29,7 @@ from pgtg.console import (
     shown,
 )
 from pgtg.errors import ArtifactError
-from pgtg.files import finite, json_line, read_json, write_json, writing
+from pgtg.files import atomic, finite, json_line, read_json, writing
 from pgtg.tracker import NullTracker, Tracker, tracker
 
 __all__ = ["RunLog", "tracker"]
@@ -169,7 +169,10 @@ class RunLog:
             os.fsync(self._metrics)
 
     def _keep_check(self, size: int) -> None:
-        write_json(self._check, {"bytes": size, "sha256": self._digest(size)})
+        """Only the process that has the file comes here, so nothing that all must call is used."""
+        kept = {"bytes": size, "sha256": self._digest(size)}
+        with atomic(self._check) as temporary:
+            temporary.write_bytes(json_line(kept, self._check))
 
     def _verify(self) -> None:
         """Raises ArtifactError if the lines that were once checked are others now."""

@@ -21,6 +21,7 @@ from torch.testing import assert_close
 
 from pgtg import processes
 from pgtg.errors import DataError
+from pgtg.log import RunLog
 from pgtg.processes import PeerLost
 from pgtg.store import load_tensors, read_table
 
@@ -119,6 +120,20 @@ def exchange(rank: int, folder: Path) -> None:
     assert found == [[3, 3], [1, 1], None]
 
 
+def logging(rank: int, folder: Path) -> None:
+    """The first process keeps the log; what it does for a commit needs no other process."""
+    log = RunLog(None if rank else folder, mute=rank > 0)
+    log.metrics("align", 0, 1, {"loss": 1.5})
+    position = log.position()
+    assert processes.everyone(lambda: "here") == ["here", "here"]
+    assert (position > 0) == (rank == 0)
+    log.metrics("align", 0, 2, {"loss": 0.5})
+    log.rewind(position)
+    assert processes.first(lambda: rank)() == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+    log.close(0)
+
+
 def fail_in_one(rank: int, folder: Path) -> None:
     def work() -> None:
         if rank:
@@ -138,6 +153,7 @@ def fail_in_one(rank: int, folder: Path) -> None:
 def test_what_is_divided_comes_back_whole_and_errors_are_shared(tmp_path: Path):
     assert together(exchange, tmp_path) == [0, 0]
     assert together(fail_in_one, tmp_path) == [0, 0]
+    assert together(logging, tmp_path) == [0, 0]
 
 
 def fit_here(rank: int, folder: Path) -> None:
