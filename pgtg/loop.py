@@ -109,14 +109,8 @@ def fit(
         log.warn(_idle(where, cfg))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(trained, cfg)
-    progress, best = Progress(lr=cfg.lr), None
-    progress.loss_scale = FIRST_SCALE if cfg.precision == "fp16" else 1.0
     states = Artifact(folder / "state")
-    if states.exists():
-        progress, best = load_state(states, trained, optimizer)
-        log.say(f"{where.prefix}: resumed at update {progress.step} of {cfg.updates}")
-    elif optimizer_state:
-        set_optimizer(optimizer, trained, optimizer_state)
+    progress, best = _begun(states, trained, optimizer, optimizer_state, cfg, where, log)
 
     def save() -> None:
         _require_finite(trained, where, progress)
@@ -148,6 +142,25 @@ def fit(
         best = None
     state = optimizer_tensors(optimizer, trained)
     return FitResult(progress.step, progress.best_step, progress.best_value, best, state)
+
+
+def _begun(
+    states: Artifact,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    optimizer_state: Mapping[str, Tensor] | None,
+    cfg: FitConfig,
+    where: Where,
+    log: RunLog,
+) -> tuple[Progress, dict[str, Tensor] | None]:
+    """Where a training goes on, and its best weights so far: as it was saved, or at its start."""
+    if states.exists():
+        progress, best = load_state(states, trained, optimizer)
+        log.say(f"{where.prefix}: resumed at update {progress.step} of {cfg.updates}")
+        return progress, best
+    if optimizer_state:
+        set_optimizer(optimizer, trained, optimizer_state)
+    return Progress(lr=cfg.lr, loss_scale=FIRST_SCALE if cfg.precision == "fp16" else 1.0), None
 
 
 def make_optimizer(trained: Mapping[str, nn.Parameter], cfg: FitConfig) -> torch.optim.Optimizer:

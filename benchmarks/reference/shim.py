@@ -158,21 +158,13 @@ def prompt(
     module("rlprompt.models.reward_model").GPT2Model = _gives(reward)
     judging = module("fsc_reward")
     judging.AutoTokenizer, judging.AutoModelForMaskedLM = _gives(read), _gives(classifier)
-    models = module("rlprompt.models")
-    modules = module("rlprompt.modules")
-    trainers = module("rlprompt.trainers")
     out = _scratch().name
+    policies = _policies(written.eos_token, _judge(judging, verbalizers, template, out))
+    return policies, _reward_trainer(policies, out)
 
-    policy = models.LMAdaptorModel(
-        policy_lm="distilgpt2",
-        hidden_size=2048,
-        logit_bias=0.0,
-        fluent=False,
-        fluent_top_k=20,
-        max_decoding_length=5,
-        eos_token_id=None,
-    )
-    judge = judging.PromptedClassificationReward(
+
+def _judge(judging: Any, verbalizers: list[str], template: str, out: str) -> Any:
+    return judging.PromptedClassificationReward(
         task_lm="roberta-base",
         is_mask_lm=None,
         compute_zscore=False,
@@ -184,11 +176,24 @@ def prompt(
         verbalizers=verbalizers,
         template=template,
     )
-    reward_model = models.RewardModel(policy_lm="distilgpt2", hidden_size=2048, use_softplus=1)
-    policies = modules.ReinforceModule(
-        model=models.SinglePromptModel(policy, 5, 16, 1, written.eos_token),
+
+
+def _policies(start: str, judge: Any) -> Any:
+    """The module that holds policy, judge and reward model."""
+    models = module("rlprompt.models")
+    policy = models.LMAdaptorModel(
+        policy_lm="distilgpt2",
+        hidden_size=2048,
+        logit_bias=0.0,
+        fluent=False,
+        fluent_top_k=20,
+        max_decoding_length=5,
+        eos_token_id=None,
+    )
+    return module("rlprompt.modules").ReinforceModule(
+        model=models.SinglePromptModel(policy, 5, 16, 1, start),
         reward=judge,
-        reward_model=reward_model,
+        reward_model=models.RewardModel(policy_lm="distilgpt2", hidden_size=2048, use_softplus=1),
         top_k=256,
         top_p=1.0,
         num_beams=1,
@@ -196,8 +201,11 @@ def prompt(
         max_entropy_coeff=0.125,
         use_q_for_weight=0,
     )
-    trainer = trainers.RewardModelTrainer(
-        reward_model=reward_model,
+
+
+def _reward_trainer(policies: Any, out: str) -> Any:
+    return module("rlprompt.trainers").RewardModelTrainer(
+        reward_model=policies.reward_model,
         policy_module=policies,
         train_dataset=[0],
         train_batch_size=32,
@@ -222,4 +230,3 @@ def prompt(
         soft_maxmin_temp=2.0,
         compute_rew_batch_mode=1,
     )
-    return policies, trainer

@@ -5,7 +5,7 @@ of comparison groups, the aggregator over each, Plackett–Luce over the group. 
 scores are all equal teach nothing; they are left out and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,19 +162,25 @@ def _train(
     model.eval()
     kept = result.best_step if cfg.keep == "best" and checks else result.steps
     metrics = heldout_metrics(objective, checks) if checks else {}
-    said = [f"{where.prefix} round {where.round}: {result.steps} updates, kept {kept}"]
-    if checks:
-        said.append(f"held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %")
-    said.append(f"{compared.tied} of {len(compared) + compared.tied} groups tied, left out")
-    tell = ctx.log.note if where.label else ctx.log.say
-    tell("; ".join(said))
     metrics |= {
         "align/updates": result.steps,
         "align/kept_update": kept,
         "align/tied_groups_skipped": compared.tied,
     }
+    _say(ctx, where, metrics, len(compared) + compared.tied)
     probe = checks[0] if checks else group_batch(pool, parts(0)[0], ctx.device)
     return metrics, probe.batch
+
+
+def _say(ctx: Context, where: Where, metrics: Mapping[str, float], groups: int) -> None:
+    """One line of what came out; of a head that only the report compares, to the log alone."""
+    updates, kept = metrics["align/updates"], metrics["align/kept_update"]
+    said = [f"{where.prefix} round {where.round}: {updates} updates, kept {kept}"]
+    if "align/heldout_pair_accuracy" in metrics:
+        said.append(f"held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %")
+    said.append(f"{metrics['align/tied_groups_skipped']} of {groups} groups tied, left out")
+    tell = ctx.log.note if where.label else ctx.log.say
+    tell("; ".join(said))
 
 
 def _checks(ctx: Context, samples: Artifact) -> list[GroupBatch]:
