@@ -7,7 +7,7 @@ is completed; other shells hand over `group=opt` whole. Nothing here imports Hyd
 import os
 import shlex
 
-from pgtg.groups import CONF, LISTS, option_files, title
+from pgtg.groups import LISTS, groups, option_files, title
 
 
 def complete_tasks(incomplete: str) -> list[tuple[str, str]]:
@@ -28,8 +28,7 @@ def complete_overrides(incomplete: str) -> list[tuple[str, str]]:
         return [(path.stem, title(path)) for path in option_files(words[-2])]
     if words[-2:-1] == ["="]:
         return [(path.stem, title(path)) for path in option_files(words[-3])]
-    groups = [path.name for path in sorted(CONF.iterdir()) if path.is_dir()]
-    return [(f"{name}=", f"one of {len(option_files(name))}") for name in groups]
+    return [(f"{name}=", f"one of {len(option_files(name))}") for name in groups()]
 
 
 def _bash_words() -> list[str]:

@@ -18,6 +18,14 @@ LISTS = {
     "metrics": "metrics",
     "loggers": "logger",
 }
+NOT_OURS = {"accelerate"}  # settings of a launcher, for its own command line
+
+
+def groups() -> list[str]:
+    """The config groups, by name."""
+    return sorted(
+        path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_OURS
+    )
 
 
 def option_files(group: str) -> list[Path]:

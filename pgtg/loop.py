@@ -1,16 +1,18 @@
 """The one training loop: accumulate, clip, step, validate, keep the best, save, resume.
 
 A method writes an objective, `(batch, window) -> Loss`, and a stream of accumulation windows,
-`step -> micro-batches`. Everything random in a step is drawn from (seed key, step) alone, and the
-saved state is weights + optimiser + a few numbers, so a killed training that is started again ends
-with the same bits. Several processes (`processes`) deal a window's micro-batches out among them.
+`step -> what makes each micro-batch`. Everything random in a step is drawn from (seed key, step)
+alone, and the saved state is weights + optimiser + a few numbers, so a killed training that is
+started again ends with the same bits. Several processes (`processes`) deal a window's micro-batches
+out among them, and divide the weights where the launcher asks for it (`models.sharding`).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from pgtg.errors import DivergedError
 from pgtg.interrupt import uninterrupted
 from pgtg.log import RunLog
 from pgtg.models.language import evaluating, training_passes
+from pgtg.models.sharding import is_divided, own_part, shard, whole_tensor
 from pgtg.ops.sampling import derive_seed, seeded
 from pgtg.states import (
     Progress,
@@ -32,8 +35,10 @@ from pgtg.states import (
 from pgtg.store import Artifact
 from pgtg.types import Loss, Window
 
+T = TypeVar("T")
 FIRST_SCALE, SCALE_GROWS_AFTER = 2.0**16, 2000  # of losses in fp16; updates until it is doubled
 Validate = Callable[[], Mapping[str, float]]
+Windows = Callable[[int], Sequence[Callable[[], Any]]]
 
 
 class Objective(Protocol):
@@ -75,7 +80,7 @@ class FitResult:
 
 def fit(
     model: nn.Module,
-    windows: Callable[[int], Sequence[Any]],
+    windows: Windows,
     objective: Objective,
     cfg: FitConfig,
     *,
@@ -91,7 +96,7 @@ def fit(
 
     Args:
         model: Its parameters that require gradients are trained.
-        windows: This process's micro-batches of an update, a function of the update's number alone.
+        windows: What makes each micro-batch of an update, from the update's number alone.
         objective: What is minimised.
         cfg: Optimiser, length, validation and stopping.
         where: Names the training; the key of its random streams.
@@ -107,10 +112,11 @@ def fit(
     """
     if processes.count() > cfg.accumulate:
         log.warn(_idle(where, cfg))
+    shard(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(trained, cfg)
     states = Artifact(folder / "state")
-    progress, best = _begun(states, trained, optimizer, optimizer_state, cfg, where, log)
+    progress, best = _begun(states, model, trained, optimizer, optimizer_state, cfg, where, log)
 
     def save() -> None:
         _require_finite(trained, where, progress)
@@ -146,6 +152,7 @@ def fit(
 
 def _begun(
     states: Artifact,
+    model: nn.Module,
     trained: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     optimizer_state: Mapping[str, Tensor] | None,
@@ -155,7 +162,7 @@ def _begun(
 ) -> tuple[Progress, dict[str, Tensor] | None]:
     """Where a training goes on, and its best weights so far: as it was saved, or at its start."""
     if states.exists():
-        progress, best = load_state(states, trained, optimizer)
+        progress, best = load_state(states, model, trained, optimizer)
         log.say(f"{where.prefix}: resumed at update {progress.step} of {cfg.updates}")
         return progress, best
     if optimizer_state:
@@ -170,7 +177,7 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], cfg: FitConfig) -> torch
 
 
 def _update(
-    windows: Callable[[int], Sequence[Any]],
+    windows: Windows,
     objective: Objective,
     trained: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
@@ -180,23 +187,40 @@ def _update(
 ) -> dict[str, float]:
     """One optimiser step over one accumulation window; returns what to log."""
     batches: list[Any] = []
+    parts = windows(progress.step)
+    makes = processes.own(parts)
+    counting = len(makes)
+    if (
+        processes.sharding() is not None and parts
+    ):  # all make the same passes; fillers weigh nothing
+        makes += [parts[0]] * (processes.most(parts) - counting)
 
-    def counted() -> Window:
-        batches.extend(windows(progress.step))
-        return sum((objective.count(batch) for batch in batches), Window(0, 0))
+    def counted(i: int) -> Window:
+        batches.append(makes[i]())
+        return objective.count(batches[i]) if i < counting else Window(0, 0)
 
-    def backward() -> list[dict[str, float]]:
-        return [_backward(objective, batch, window, where, progress) for batch in batches]
+    def backward(i: int) -> dict[str, float]:
+        line = _backward(objective, batches[i], window, where, progress, filler=i >= counting)
+        return line if i < counting else {}
 
     with seeded(where.seed_at(progress.step, *processes.key())):
-        window = sum(processes.everyone(counted), Window(0, 0))
-        found = [line for lines in processes.everyone(backward) for line in lines]
-    processes.add_up([*trained.values()])
+        window = sum(_each(counted, len(makes)), Window(0, 0))
+        found = _each(backward, len(makes))
+    processes.add_up([p for p in trained.values() if not is_divided(p)])  # FSDP adds up the others
     values: dict[str, float] = {}
     for line in found:
         for name, value in line.items():
             values[f"{where.stage}/{name}"] = values.get(f"{where.stage}/{name}", 0.0) + value
     return values | _step(trained, optimizer, cfg, where, progress)
+
+
+def _each(work: Callable[[int], T], size: int) -> list[T]:
+    """What `work` returns for 0 to `size` in all processes. Where they make their passes together,
+    an error in one is known to all before the next, so that none waits for a pass in vain."""
+    if processes.sharding() is not None:
+        return [found for i in range(size) for found in processes.everyone(partial(work, i))]
+    everywhere = processes.everyone(lambda: [work(i) for i in range(size)])
+    return [found for here in everywhere for found in here]
 
 
 def _step(
@@ -215,7 +239,7 @@ def _step(
     for parameter in trained.values() if scale != 1 else ():
         if parameter.grad is not None:
             parameter.grad.div_(scale)
-    norm = nn.utils.clip_grad_norm_(trained.values(), limit)
+    norm = whole_tensor(nn.utils.clip_grad_norm_(trained.values(), limit))
     logged = {f"{where.stage}/grad_norm": norm.item()} if norm.isfinite() else {}
     logged[f"{where.stage}/lr"] = progress.lr
     if cfg.precision == "fp16":
@@ -237,18 +261,24 @@ def _step(
 
 
 def _backward(
-    objective: Objective, batch: Any, window: Window, where: Where, progress: Progress
+    objective: Objective,
+    batch: Any,
+    window: Window,
+    where: Where,
+    progress: Progress,
+    *,
+    filler: bool = False,
 ) -> dict[str, float]:
-    """Add one micro-batch's gradient to what is there; returns its part of what to log."""
+    """Add one micro-batch's gradient (a filler's: zeros); returns its part of what to log."""
     loss = objective(batch, window)
+    if loss.value.requires_grad:
+        (loss.value * (0.0 if filler else progress.loss_scale)).backward()
     if not loss.value.isfinite():
         raise DivergedError(
             f"{where.prefix} round {where.round} update {progress.step}: the loss is "
             f"{loss.value.item()} ({dict(loss.metrics)}); the last saved state stays. "
             "Try a lower learning rate or a smaller clip"
         )
-    if loss.value.requires_grad:
-        (loss.value * progress.loss_scale).backward()
     return {"loss": loss.value.item(), **loss.metrics}
 
 
@@ -263,12 +293,16 @@ def _idle(where: Where, cfg: FitConfig) -> str:
 
 def _require_finite(trained: Mapping[str, nn.Parameter], where: Where, progress: Progress) -> None:
     """Weights that are NaN or infinite are neither saved nor handed on."""
-    for name, parameter in trained.items():
-        if not parameter.isfinite().all():
-            raise DivergedError(
-                f"{where.prefix} round {where.round} update {progress.step}: the weights {name} "
-                "are not finite; the last saved state stays. Try a lower learning rate"
-            )
+
+    def require() -> None:
+        for name, parameter in trained.items():
+            if not own_part(parameter).isfinite().all():
+                raise DivergedError(
+                    f"{where.prefix} round {where.round} update {progress.step}: the weights "
+                    f"{name} are not finite; the last saved state stays. Try a lower learning rate"
+                )
+
+    processes.everyone(require)
 
 
 def _validated(

@@ -5,6 +5,7 @@ All run the same code side by side, on the same run folder:
     share, own, spread   independent items are divided; what is random is keyed by item, so that
                          the result is that of one process
     add_up               gradients are added; a loss is a mean over the whole window, its parts sum
+    sharding             whether each keeps a part of the weights in training (`models.sharding`)
     first                what must happen once (every write, every decision that rests on the disk)
                          is done by the first process, and the others get what came of it
 
@@ -19,10 +20,10 @@ import datetime
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pgtg.errors import PgtgError
+from pgtg.errors import ConfigError, PgtgError
 from pgtg.interrupt import Interrupted
 
 if TYPE_CHECKING:
@@ -32,10 +33,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 LONGEST = datetime.timedelta(days=7)  # that the others wait for what the first does alone
+BACKENDS = ("gloo", "NCCL")  # whose name stands in the errors of an exchange that fails
+LOST = (
+    "another process of this run has ended, so this one ends too; what is saved stays: "
+    "give the same command again to go on"
+)
 
 
 class PeerLost(PgtgError):
     """Another process of the run has ended; what it could say stands in its own output."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How weights are divided among the processes of a training."""
+
+    reshard: bool  # free a layer's whole weights between its forward and its backward pass
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: str | None = None  # that the launcher means for it, if there are several
+    sharding: Sharding | None = None  # None: each holds all weights
 
 
 _world = World()
@@ -55,6 +69,9 @@ def join(device: str) -> None:
 
     Args:
         device: The config's; "cpu" keeps the processes off the GPUs.
+
+    Raises:
+        ConfigError: The launcher asks for something that is set elsewhere, or not possible.
     """
     global _world
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _world.size > 1:
@@ -67,6 +84,37 @@ def join(device: str) -> None:
     state = PartialState(cpu=cpu, timeout=LONGEST, **backend)
     atexit.register(state.destroy_process_group)
     _world = World(state.process_index, state.num_processes, str(state.device))
+    (sharding, *_) = everyone(_asked_for)
+    _world = replace(_world, sharding=sharding)
+
+
+def _asked_for() -> Sharding | None:
+    """What `accelerate launch` was told about sharding, in its environment variables."""
+    from accelerate.utils import parse_flag_from_env as flag
+
+    problems = []
+    if (found := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        problems.append(
+            f"accelerate's mixed_precision: found {found}, expected no: pgtg's own "
+            f"reward.fit.precision={found} improve.precision={found} do it"
+        )
+    if flag("ACCELERATE_USE_FSDP"):
+        if (found := os.environ.get("FSDP_VERSION", "1")) != "2":
+            problems.append(f"accelerate's fsdp_version: found {found}, expected 2")
+        if flag("FSDP_OFFLOAD_PARAMS"):
+            problems.append("accelerate's fsdp_offload_params: found true, expected false")
+        if flag("FSDP_ACTIVATION_CHECKPOINTING"):
+            problems.append(
+                "accelerate's fsdp_activation_checkpointing: found true, expected false: pgtg's "
+                "own reward.fit.gradient_checkpointing=true and improve.gradient_checkpointing=true"
+            )
+    if problems:
+        raise ConfigError(*problems)
+    if not flag("ACCELERATE_USE_FSDP"):
+        return None
+    # else Transformers would leave the weights of all but the first process empty
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    return Sharding(bool(flag("FSDP_RESHARD_AFTER_FORWARD", True)))
 
 
 def count() -> int:
@@ -84,6 +132,11 @@ def device() -> str | None:
     return _world.device
 
 
+def sharding() -> Sharding | None:
+    """How weights are divided in training; None where each process holds them all."""
+    return _world.sharding
+
+
 def key() -> tuple[int, ...]:
     """Tells the random streams of processes apart where they must differ; empty for one alone."""
     return (_world.rank,) if _world.size > 1 else ()
@@ -92,6 +145,11 @@ def key() -> tuple[int, ...]:
 def own(items: Sequence[T]) -> list[T]:
     """This process's items: those that are dealt out to it in turn."""
     return list(items[_world.rank :: _world.size])
+
+
+def most(items: Sequence[Any]) -> int:
+    """The largest number of items that a process is dealt: that of the first."""
+    return -(-len(items) // _world.size)
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
@@ -192,18 +250,33 @@ def _alone() -> Iterator[None]:
 @contextlib.contextmanager
 def _talking() -> Iterator[None]:
     """What fails when another process is gone, as an error that says so."""
+    from torch.distributed import DistError
+
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(
-            "another process of this run has ended, so this one ends too; what is saved stays: "
-            "give the same command again to go on"
-        ) from error
+        if type(error) is not RuntimeError and not isinstance(error, DistError):
+            raise  # a subclass is a fault of our own
+        raise PeerLost(LOST) from error
+
+
+@contextlib.contextmanager
+def _passing() -> Iterator[None]:
+    """The same where only some of what is done talks to other processes: passes on shards."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(name in str(error) for name in BACKENDS):
+            raise
+        raise PeerLost(LOST) from error
 
 
 def _outcome(work: Callable[[], R]) -> tuple[bool, R | PgtgError]:
     try:
-        return True, work()
+        with _passing():
+            return True, work()
+    except PeerLost:
+        raise
     except PgtgError as error:
         return False, error
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgtg.models.sharding import gathered, like
 from pgtg.store import Artifact, load_tensors, save_tensors
 
 
@@ -28,21 +29,23 @@ class Progress:
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put trained weights, by parameter name, back into a model."""
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
+        for name, value in weights.items():
+            parameters[name].copy_(like(value, parameters[name]))
 
 
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors, named <parameter>|<slot>."""
-    return {
-        f"{name}|{slot}": value
-        for name, parameter in trained.items()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
+    """The optimiser's state as flat tensors, named <parameter>|<slot>; `gathered`."""
+    return gathered(
+        {
+            f"{name}|{slot}": value
+            for name, parameter in trained.items()
+            for slot, value in optimizer.state.get(parameter, {}).items()
+        }
+    )
 
 
 def set_optimizer(
@@ -52,7 +55,7 @@ def set_optimizer(
 ) -> None:
     for key, value in tensors.items():
         name, slot = key.rsplit("|", 1)
-        optimizer.state[trained[name]][slot] = value.clone()
+        optimizer.state[trained[name]][slot] = like(value.clone(), trained[name])
 
 
 def save_state(
@@ -65,24 +68,25 @@ def save_state(
     position: int,
 ) -> None:
     folder = states.working(inputs, fresh=True)
-    save_tensors(folder / "weights.safetensors", {n: p.detach() for n, p in trained.items()})
+    save_tensors(folder / "weights.safetensors", gathered(trained))
     save_tensors(folder / "optimizer.safetensors", optimizer_tensors(optimizer, trained))
     if best is not None:
-        save_tensors(folder / "best.safetensors", dict(best))
+        save_tensors(folder / "best.safetensors", gathered(best))
     numbers = asdict(progress) | {"best_value": repr(progress.best_value)}  # repr: JSON has no inf
     states.commit(inputs=inputs, metrics={}, position=position, progress=numbers)
 
 
 def load_state(
-    states: Artifact, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    states: Artifact,
+    model: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[Progress, dict[str, Tensor] | None]:
     states.verify()
     numbers: dict[str, Any] = dict(states.manifest()["extra"]["progress"])
     numbers["best_value"] = float(numbers["best_value"])
     progress = Progress(**numbers)
-    with torch.no_grad():
-        for name, value in load_tensors(states.file("weights.safetensors")).items():
-            trained[name].copy_(value)
+    load_weights(model, load_tensors(states.file("weights.safetensors")))
     set_optimizer(optimizer, trained, load_tensors(states.file("optimizer.safetensors")))
     for group in optimizer.param_groups:
         group["lr"] = progress.lr

@@ -198,6 +198,9 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
         code = 1
         try:
             log.say(f"run folder {run_dir}")
+            if processes.count() > 1:
+                divided = ", weights divided in training" if processes.sharding() else ""
+                log.say(f"{processes.count()} processes{divided}")
             log.rewind(folder.last_position())
             ctx = opened(cfg, folder, log, task)
             _report_data(ctx)

@@ -12,10 +12,10 @@ from pgtg import checks
 from pgtg.checks import CHOICES
 from pgtg.compose import SECTIONS, composed, run_config, tasks
 from pgtg.config import RunConfig, known_keys
-from pgtg.groups import CONF, option_files
+from pgtg.groups import CONF, groups, option_files
 
 FILES = sorted(CONF.rglob("*.yaml"))
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+GROUPS = groups()
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in option_files(group)]
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,16 +88,23 @@ def cut(batch: Rows, *sizes: int) -> list[Rows]:
 def run(
     model: nn.Module, folder: Path, cfg: FitConfig = CFG, windows: Any = None, **more: Any
 ) -> FitResult:
-    """`fit` as a stage calls it: the log cut back to the last commit, the state in `folder`."""
+    """`fit` as a stage calls it: the log cut back to the last commit, the state in `folder`.
+
+    `windows` gives the micro-batches of an update.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder.parent, quiet=True)
     state = Artifact(folder / "state")
     log.rewind(state.manifest()["position"] if state.exists() else 0)
     more = {"where": WHERE, "inputs": "abc", "log": log} | more
     windows = windows or (lambda step: [rows(step)])
+
+    def makes(step: int) -> list[Callable[[], Any]]:
+        return [lambda batch=batch: batch for batch in windows(step)]
+
     objective = more.pop("objective", Squares(model))
     try:
-        return fit(model, windows, objective, cfg, folder=folder, **more)
+        return fit(model, makes, objective, cfg, folder=folder, **more)
     finally:
         log.close(0)
 

@@ -160,8 +160,7 @@ def fit_here(rank: int, folder: Path) -> None:
     """Three micro-batches for two processes."""
     model = network()
     cfg = replace(CFG, accumulate=3)
-    windows = {"windows": lambda step: processes.own(cut(rows(step), 3, 2, 3))}
-    run(model, folder / str(rank) / "fit", cfg, **windows)
+    run(model, folder / str(rank) / "fit", cfg, lambda step: cut(rows(step), 3, 2, 3))
     torch.save(weights(model), folder / f"{rank}.pt")
 
 
@@ -196,13 +195,15 @@ def test_a_process_that_is_killed_ends_the_other(tmp_path: Path):
 # --- whole runs, by the command line
 
 
-def started(task: str, folder: Path, *more: str, count: int = COUNT) -> list[Forked]:
-    """The processes of one run."""
+def started(
+    task: str, folder: Path, *more: str, count: int = COUNT, told: Mapping[str, str] | None = None
+) -> list[Forked]:
+    """The processes of one run, which are told something more."""
     port, children = free_port(), []
     for rank in range(count):
         arguments = ["train", task, *DEALT[task], *more, f"run_dir={folder}"]
-        told = environment(rank, port) if count > 1 else {}
-        children.append(Forked(arguments, folder.with_name(f"{folder.name}.{rank}.err"), told))
+        here = {**(environment(rank, port) if count > 1 else {}), **(told or {})}
+        children.append(Forked(arguments, folder.with_name(f"{folder.name}.{rank}.err"), here))
     return children
 
 
@@ -212,13 +213,14 @@ def ended(children: list[Forked]) -> list[tuple[int | None, str]]:
     return [(child.returncode, text) for child, text in zip(children, said, strict=True)]
 
 
-def close(a: Any, b: Any) -> bool:
-    """Equal, numbers to 1e-5."""
+def close(a: Any, b: Any, most: float = 1e-5) -> bool:
+    """Equal, numbers to 1e-5; statistics of ranks, where a tie may fall either way, to 1e-3."""
     if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(close(a[name], b[name]) for name in a)
+        limits = {name: 1e-3 if "auc" in name or "spearman" in name else most for name in a}
+        return a.keys() == b.keys() and all(close(a[name], b[name], limits[name]) for name in a)
     if isinstance(a, list):
-        return len(a) == len(b) and all(close(x, y) for x, y in zip(a, b, strict=True))
-    return a == (pytest.approx(b, rel=1e-5, abs=1e-5) if isinstance(a, float) else b)
+        return len(a) == len(b) and all(close(x, y, most) for x, y in zip(a, b, strict=True))
+    return a == (pytest.approx(b, rel=most, abs=most) if isinstance(a, float) else b)
 
 
 @pytest.mark.slow
@@ -228,16 +230,20 @@ def test_two_processes_end_as_one(task: str, tmp_path: Path):
         runs = [started(task, tmp_path / str(count), count=count) for count in (1, COUNT)]
         for code, said in [each for run in runs for each in ended(run)]:
             assert code == 0, said
-    one, two = tmp_path / "1", tmp_path / "2"
+    same(tmp_path / "1", tmp_path / "2")
+
+
+def same(one: Path, two: Path) -> None:
+    """Two runs with the same samples, and losses, results and weights equal but for rounding."""
     tables = sorted(path.relative_to(one) for path in one.rglob("sample/*/*.parquet"))
     assert tables
     for path in tables:
         assert read_table(one / path) == read_table(two / path)
-    lines = [
+    first, second = [
         [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()]
         for each in (one, two)
     ]
-    assert close(*lines)
+    assert close(first, second)
     assert close(*(json.loads((each / "summary.json").read_text()) for each in (one, two)))
     for path in one.rglob("model.safetensors"):
         a, b = (load_tensors(each / path.relative_to(one)) for each in (one, two))

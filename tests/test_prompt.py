@@ -172,7 +172,8 @@ def test_the_sparse_control_weighs_by_the_judges_centred_score(finished: Path):
         method = method_of(cfg, "sparse")
         assert method.guide is not None
         guide = method.guide(method, Improving(ctx, lm, codec, None, [samples], finished, 0, 1))
-        (batch,) = guide.window(0)
+        (make,) = guide.window(0)
+        batch = make()
         assert isinstance(batch, Sampled)
         scores = torch.tensor(read_generations(samples, "train").scores)
         expected = (scores - scores.mean())[:, None].expand(-1, 5)
@@ -188,7 +189,8 @@ def test_rewards_are_weighed_in_units_of_their_spread_over_all_judged_prompts(fi
         method = method_of(cfg, "")
         assert method.guide is not None
         guide = method.guide(method, Improving(ctx, lm, codec, model, samples, finished, 0, 1))
-        (batch,) = guide.window(0)
+        (make,) = guide.window(0)
+        batch = make()
         judged = {tuple(ids) for made in samples for ids in read_generations(made, "train").tokens}
         source, _ = codec.encode_source("")
 

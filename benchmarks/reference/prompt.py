@@ -132,13 +132,11 @@ class Ours:
         self.reward.train()
         cpu = torch.device("cpu")
         self.align_fit.update(
-            lambda step: [
-                group_batch(
-                    generations,
-                    from_pool(generations, COMPARED, 0, step, k=5, pool=16, share=0.8),
-                    cpu,
-                )
-            ]
+            lambda step: group_batch(
+                generations,
+                from_pool(generations, COMPARED, 0, step, k=5, pool=16, share=0.8),
+                cpu,
+            )
         )
         self.reward.eval()
 
@@ -170,7 +168,7 @@ class Ours:
         call = next(self.calls)
         self.lm.train()
         self.reward.eval()
-        self.improve_fit.update(lambda step: [self._sampled(call)])
+        self.improve_fit.update(lambda step: self._sampled(call))
 
 
 class Reference:

@@ -121,7 +121,7 @@ class Ours:
         self.reward.train()
         compared, cpu = of_sources(generations), torch.device("cpu")
         self.align_fit.update(
-            lambda step: [group_batch(generations, in_passes(compared, self.number, 0, step), cpu)]
+            lambda step: group_batch(generations, in_passes(compared, self.number, 0, step), cpu)
         )
         self.reward.eval()
 
@@ -145,7 +145,7 @@ class Ours:
         for row, own in enumerate(self.rewards):
             values[row, : len(own)] = torch.from_numpy(own)
         self.improve_fit.update(
-            lambda step: [SupervisedBatch(batch, mle_weights(values, batch.mask))]
+            lambda step: SupervisedBatch(batch, mle_weights(values, batch.mask))
         )
 
     def target_rewards(self) -> None:

@@ -1,6 +1,7 @@
 """pgtg's training, update by update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -61,10 +62,10 @@ class Trained:
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(self.trained, self.cfg)
 
-    def update(self, windows: Callable[[int], Sequence[Any]]) -> None:
-        """One update on what `windows` makes of the number of updates before."""
+    def update(self, batch: Callable[[int], Any]) -> None:
+        """One update on the batch that is made from the number of updates before."""
         _update(
-            windows,
+            lambda step: [partial(batch, step)],
             self.objective,
             self.trained,
             self.optimizer,

@@ -54,8 +54,8 @@ class Guide(Protocol):
 
     def fit_config(self) -> FitConfig: ...
 
-    def window(self, step: int) -> Sequence[Any]:
-        """This process's micro-batches of an update."""
+    def window(self, step: int) -> Sequence[Callable[[], Any]]:
+        """What makes each micro-batch of an update."""
         ...
 
     def validate(self) -> Mapping[str, float]:

@@ -9,13 +9,13 @@ max-entropy). Its controls spend the same number of judged prompts:
 - `RANDOM`: no learning; prompts of the start policy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pgtg import processes
 from pgtg.config import FitConfig
 from pgtg.generations import joined, read_generations
 from pgtg.methods.method import STAGES, Improving, Method
@@ -135,10 +135,10 @@ class DenseGuide(PromptGuide):
         assert self.given.model is not None
         return self.given.model(batch)[batch.mask].std(unbiased=False).item()
 
-    def window(self, step: int) -> list[Sampled]:
+    def window(self, step: int) -> list[Callable[[], Sampled]]:
         update, cfg = self.given.first + step, self.ctx.cfg.improve
-        parts = processes.own(range(cfg.accumulate))
-        return [self._batch(update, part, cfg.micro_batch) for part in parts]
+        parts = range(cfg.accumulate)
+        return [partial(self._batch, update, part, cfg.micro_batch) for part in parts]
 
     @torch.no_grad()
     def _batch(self, update: int, part: int, size: int) -> Sampled:
@@ -166,8 +166,8 @@ class SparseGuide(PromptGuide):
         cfg = self.ctx.cfg.improve
         return replace(cfg, updates=self.options.sparse_updates, lr=self.options.sparse_lr)
 
-    def window(self, step: int) -> list[Sampled]:
-        return processes.own([self.judged])
+    def window(self, step: int) -> list[Callable[[], Sampled]]:
+        return [lambda: self.judged]
 
     @torch.no_grad()
     def _judged(self) -> Sampled:

@@ -5,8 +5,9 @@ computed once, in length-sorted batches. A control trains on the same batches fr
 with other weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import generate
+from pgtg.models.language import evaluating
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages
 from pgtg.store import read_table, write_table
@@ -66,10 +68,11 @@ class SupervisedGuide:
             self._encoded[example.id] = (source, target)
         return self._encoded[example.id]
 
-    def window(self, step: int) -> list[SupervisedBatch]:
-        """This process's micro-batches of the round's update number `step`."""
-        parts = processes.own([*enumerate(self.task.window(self.first + step))])
-        return [self._batch(part, self.first + step, place) for place, part in parts]
+    def window(self, step: int) -> list[Callable[[], SupervisedBatch]]:
+        """What makes each micro-batch of the round's update number `step`."""
+        update = self.first + step
+        parts = enumerate(self.task.window(update))
+        return [partial(self._batch, part, update, place) for place, part in parts]
 
     def _batch(self, examples: Sequence[Example], update: int, place: int) -> SupervisedBatch:
         pairs = [self.encoded(example) for example in examples]
@@ -115,21 +118,20 @@ class SupervisedGuide:
     def _sampled(self, examples: Sequence[Example], update: int) -> Sampled:
         """Samples of the policy as it is now, with their advantages under the reward model."""
         assert self.model is not None
-        training = self.lm.training
-        self.lm.eval()
         sources = [self.encoded(example)[0] for example in examples]
-        found = dict(
-            generate(
-                self.lm,
-                sources,
-                [example.id for example in examples],
-                k=self.options.samples,
-                eos_ids=self.codec.eos_ids,
-                decoding=self.ctx.sampling(),
-                batch_tokens=self.ctx.cfg.sample.batch_tokens,
-                seed_key=(self.ctx.cfg.seed, "improve", update),
+        with evaluating(self.lm):
+            found = dict(
+                generate(
+                    self.lm,
+                    sources,
+                    [example.id for example in examples],
+                    k=self.options.samples,
+                    eos_ids=self.codec.eos_ids,
+                    decoding=self.ctx.sampling(),
+                    batch_tokens=self.ctx.cfg.sample.batch_tokens,
+                    seed_key=(self.ctx.cfg.seed, "improve", update),
+                )
             )
-        )
         rows = [(i, tokens) for i in range(len(examples)) for tokens in found[i]]
         batch = token_batch(
             sources, [tokens for _, tokens in rows], [i for i, _ in rows], self.ctx.device
@@ -138,7 +140,6 @@ class SupervisedGuide:
         if self.start is not None:
             start = sampled_log_probs(self.start, batch, self.ctx.sampling())
         advantage = self._advantage(self.model(batch), batch.mask, batch.origin)
-        self.lm.train(training)
         return Sampled(batch, advantage, start)
 
     def _advantage(self, token_rewards: Tensor, mask: Tensor, origin: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ The decoder start token of an encoder–decoder is always fed and never scored (
 Sharing one encoding among K generations also shares its dropout mask; with dropout off (always,
 except while that very model is trained) it is exact.
 Gradient checkpointing repeats a layer in the backward pass, which a cache would notice; with it a
-training reads source and continuation in one pass without a cache.
+training reads source and continuation in one pass without a cache. So it does where weights are
+divided among processes (`models.sharding`): each micro-batch then makes the same passes.
 """
 
 import inspect
@@ -30,6 +31,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from pgtg.models.checkpointing import checkpointable_layers, checkpointed
 from pgtg.models.linear import with_fast_linears
 from pgtg.models.reading import Reading, Sources
+from pgtg.models.sharding import is_sharded, whole
 from pgtg.models.sharing import Layout, sharing
 from pgtg.ops.masking import move_padding
 from pgtg.types import TokenBatch
@@ -37,11 +39,12 @@ from pgtg.types import TokenBatch
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside (no dropout), and in the mode it had after."""
+    """The model in eval mode (no dropout) and with whole weights inside, as it was after."""
     training = model.training
     model.eval()
     try:
-        yield
+        with whole(model):
+            yield
     finally:
         model.train(training)
 
@@ -126,10 +129,12 @@ class LanguageModel(nn.Module):
             return self._read_twice(batch, tokens, mask, logits)
         device, dtype = self.device.type, self.autocast
         with nullcontext() if dtype is None else torch.autocast(device, dtype):
-            if not self.checkpointing:
-                return self._read_twice(batch, tokens, mask, logits)
-            with checkpointed(self.model, self._contexts):
+            if self.checkpointing:
+                with checkpointed(self.model, self._contexts):
+                    return self._read_at_once(batch, tokens, mask, logits)
+            if is_sharded(self.model):
                 return self._read_at_once(batch, tokens, mask, logits)
+            return self._read_twice(batch, tokens, mask, logits)
 
     def _read_twice(
         self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool

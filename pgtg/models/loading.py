@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from pgtg.config import DEPTHS
 from pgtg.files import writing
 from pgtg.models.language import LanguageModel
+from pgtg.models.sharding import weights_of
 from pgtg.models.untrusted import check_folder, load, unloadable
 from pgtg.processes import first
 
@@ -69,13 +70,22 @@ def _keep_first_layers(config: Any, layers: int) -> None:
         config.layer_types = config.layer_types[:layers]
 
 
-@first
 def save_language_model(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """Write a folder that plain `from_pretrained` loads."""
+    _write(lm, weights_of(lm.model), tokenizer, folder)
+
+
+@first
+def _write(
+    lm: LanguageModel,
+    weights: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> None:
     with writing(folder):
-        lm.model.save_pretrained(folder, safe_serialization=True)
+        lm.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
         tokenizer.save_pretrained(folder)
 
 

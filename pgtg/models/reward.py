@@ -25,6 +25,7 @@ from pgtg.models.batch import right_padded
 from pgtg.models.language import LanguageModel
 from pgtg.models.linear import with_fast_linears
 from pgtg.models.loading import load_language_model, save_language_model
+from pgtg.models.sharding import weights_of
 from pgtg.models.untrusted import load_module
 from pgtg.ops.bounds import BOUNDS
 from pgtg.ops.sampling import log_probability, seeded
@@ -92,8 +93,8 @@ class LogProbHead(nn.Module):
 
     def __init__(self, width: int, spec: HeadSpec):
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.0))
-        self.shift = nn.Parameter(torch.tensor(1.0))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.shift = nn.Parameter(torch.ones(1))
 
     def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
         return self.scale * log_probability(lm.logits(batch).float(), batch.tokens) + self.shift
@@ -149,7 +150,7 @@ def save_reward_model(model: RewardModel, folder: Path, probe: TokenBatch, token
         ArtifactError: The reloaded model gives other rewards on the probe batch.
     """
     save_language_model(model.backbone, tokenizer, folder)
-    save_tensors(folder / HEAD_WEIGHTS, dict(model.head.state_dict()))
+    save_tensors(folder / HEAD_WEIGHTS, weights_of(model.head))
     write_json(folder / HEAD_JSON, asdict(model.spec))
     reloaded = load_reward_model(folder).to(probe.tokens.device)
     with torch.no_grad():

@@ -15,6 +15,7 @@ since those are the prompts that a search will ask about.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgtg.config import ReviewsConfig, TinyLMConfig
 from pgtg.log import RunLog
-from pgtg.loop import Validate, Where, fit
+from pgtg.loop import Validate, Where, Windows, fit
 from pgtg.models.tiny_lm import END, MASK, build_causal, build_masked
 from pgtg.ops.sampling import derive_seed
 from pgtg.states import load_weights
@@ -159,9 +160,9 @@ def teach_law(
     def validate() -> dict[str, float]:
         return {f"judge/{k}_log_odds_error": log_odds_error(model, v) for k, v in held.items()}
 
-    def window(step: int) -> list[Lessons]:
+    def window(step: int) -> list[Callable[[], Lessons]]:
         size, parts = cfg.fit.micro_batch, cfg.fit.accumulate
-        return [lessons(mixed, size, step, part) for part in range(parts)]
+        return [partial(lessons, mixed, size, step, part) for part in range(parts)]
 
     where = Where(seed, "judge", 0)
     _fit(model, window, cfg, where, folder, inputs, log, validate, "lesson_log_odds_error")
@@ -202,8 +203,9 @@ def teach_words(
         with torch.no_grad():
             return {"words/token_nll": -log_probs(model, held).mean().item()}
 
-    def window(step: int) -> list[Lessons]:
-        return [lessons(cfg.fit.micro_batch, step, part) for part in range(cfg.fit.accumulate)]
+    def window(step: int) -> list[Callable[[], Lessons]]:
+        size, parts = cfg.fit.micro_batch, cfg.fit.accumulate
+        return [partial(lessons, size, step, part) for part in range(parts)]
 
     where = Where(seed, "words", 0)
     _fit(model, window, cfg, where, folder, inputs, log, validate, "token_nll")
@@ -213,7 +215,7 @@ def teach_words(
 
 def _fit(
     model: Any,
-    window: Callable[[int], list[Lessons]],
+    window: Windows,
     cfg: TinyLMConfig,
     where: Where,
     folder: Path,

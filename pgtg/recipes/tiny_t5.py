@@ -1,7 +1,8 @@
 """The embedded default's policy: a tiny T5 from scratch, warm-started by plain MLE."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,13 @@ def _fit(
     checked = [(codec.encode_source(s)[0], codec.encode_target(t)[0]) for s, t in held]
     size = cfg.micro_batch * cfg.accumulate
 
-    def windows(step: int) -> list[SupervisedBatch]:
+    def windows(step: int) -> list[Callable[[], SupervisedBatch]]:
         epoch, place = divmod(step * size, max(len(encoded) - size + 1, 1))
         rng = np.random.default_rng(derive_seed(ctx.cfg.seed, stage, epoch))
         rows = rng.permutation(len(encoded))[place : place + size]
         rows = sorted(rows, key=lambda i: len(encoded[i][0]))
         parts = [rows[i : i + cfg.micro_batch] for i in range(0, len(rows), cfg.micro_batch)]
-        return [_uniform([encoded[i] for i in part], ctx.device) for part in parts]
+        return [partial(_uniform, [encoded[i] for i in part], ctx.device) for part in parts]
 
     def validate() -> dict[str, float]:
         return {f"{stage}/heldout_token_nll": token_nll(lm, checked, ctx.device)}

@@ -5,8 +5,9 @@ of comparison groups, the aggregator over each, Plackett–Luce over the group. 
 scores are all equal teach nothing; they are left out and counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from pgtg.generations import joined, read_generations, shuffled_scores
 from pgtg.loop import Where, fit
 from pgtg.methods import method_of
 from pgtg.models.batch import token_batch
+from pgtg.models.language import evaluating
 from pgtg.models.loading import load_language_model
 from pgtg.models.reward import (
     HeadSpec,
@@ -136,12 +138,10 @@ def _train(
     checks = _checks(ctx, samples)
     seed = derive_seed(ctx.cfg.seed, "align", where.round)
 
-    def parts(step: int) -> list[Comparisons]:
+    def windows(step: int) -> list[Callable[[], GroupBatch]]:
         chosen = ctx.task.comparisons(pool, cfg.micro_batch * cfg.accumulate, seed, step)
-        return chosen.split(cfg.micro_batch)
-
-    def windows(step: int) -> list[GroupBatch]:
-        return [group_batch(pool, part, ctx.device) for part in processes.own(parts(step))]
+        parts = chosen.split(cfg.micro_batch)
+        return [partial(group_batch, pool, part, ctx.device) for part in parts]
 
     model.train()
     result = fit(
@@ -168,7 +168,7 @@ def _train(
         "align/tied_groups_skipped": compared.tied,
     }
     _say(ctx, where, metrics, len(compared) + compared.tied)
-    probe = checks[0] if checks else group_batch(pool, parts(0)[0], ctx.device)
+    probe = checks[0] if checks else windows(0)[0]()
     return metrics, probe.batch
 
 
@@ -219,7 +219,8 @@ def heldout_metrics(objective: PlackettLuce, checks: Sequence[GroupBatch]) -> di
     def evaluated(batches: Sequence[GroupBatch]) -> list[Tensor]:
         return [objective.evaluations(batch).cpu() for batch in batches]
 
-    evaluations = torch.cat(processes.spread(evaluated, checks))
+    with evaluating(objective.model):
+        evaluations = torch.cat(processes.spread(evaluated, checks))
     preference = torch.cat([batch.preference.cpu() for batch in checks])
     return {
         "align/heldout_nll": plackett_luce_nll(evaluations, preference).double().mean().item(),
