@@ -6,12 +6,12 @@ Each phase alternates with a calibrating matmul in the same run. What is compare
 saved result (benchmarks/bench.json) is the median of phase time / matmul time: absolute times of
 shared machines say little. Where a phase's work can be counted, its GFLOPS are shown as a share
 of the matmul's (2 FLOPs per weight and token forward, 4 more backward; attention and embeddings are
-left out).
+left out). A phase's peak memory is what its first call adds to a process of its own (Linux only);
+a command's is all of it.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from memory import children_mib, peak_mib
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -33,17 +34,18 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pgtg.config import AggregatorConfig, JudgeConfig, MethodConfig
+from pgtg.config import AggregatorConfig, JudgeConfig, MethodConfig, MetricsConfig
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.pool import JudgePool
 from pgtg.judges.template import Prompt, Template
 from pgtg.methods.objective import Improvement, PolicyGradient, Sampled, SupervisedBatch
+from pgtg.metrics import build_metrics, compute
 from pgtg.models.adaptor import adapt, draw_prompts
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding, generate, streams
 from pgtg.models.language import LanguageModel
 from pgtg.models.linear import linear
-from pgtg.models.reward import HeadSpec, build_reward_model
+from pgtg.models.reward import HeadSpec, RewardModel, build_reward_model
 from pgtg.ops.objectives import uniform_weights
 from pgtg.stages.align import GroupBatch, PlackettLuce
 from pgtg.types import Labelled
@@ -130,6 +132,37 @@ def judging() -> Phase:
     return Phase("texts", len(texts), lambda: pool.score(texts, references))
 
 
+def evaluation() -> Phase:
+    """Greedy text of each source, and its ROUGE and METEOR (exact + stem)."""
+    lm, sources = t5(), rows(SOURCES, SOURCE, 0)
+    names = [str(i) for i in range(SOURCES)]
+    references = [[" ".join(f"w{i % 400}" for i in row)] for row in rows(SOURCES, NEW, 2)]
+    metrics, _ = build_metrics(MetricsConfig(["rouge", "meteor_stem"], "regex", None, None))
+    options = {"k": 1, "eos_ids": [], "batch_tokens": 10**6, "seed_key": ()}
+
+    def run() -> None:
+        found = dict(generate(lm, sources, names, decoding=Decoding(True, NEW), **options))
+        texts = [" ".join(f"w{i % 400}" for i in found[row][0]) for row in range(SOURCES)]
+        compute(metrics, texts, references)
+
+    return Phase("texts", SOURCES, run)
+
+
+def reward_forward() -> Phase:
+    """Token rewards of generations, without gradients."""
+    model = build_reward_model(t5(), HeadSpec("paper", "softplus", 2048), 0).eval()
+    sources, tokens = rows(SOURCES, SOURCE, 0), rows(SOURCES * K, NEW, 1)
+    batch = token_batch(sources, tokens, [i // K for i in range(len(tokens))])
+    return Phase("generations", SOURCES * K, torch.no_grad()(lambda: model(batch)), gflop(model, 2))
+
+
+def gflop(model: RewardModel, per_weight: int) -> float:
+    """Of the reward model's passes, with so many FLOPs for each weight and token."""
+    encoder = weights(model.backbone.model.get_encoder())
+    decoder = weights(model.backbone.model.get_decoder()) + weights(model.head)
+    return 1e-9 * per_weight * (encoder * SOURCES * SOURCE + decoder * SOURCES * K * (NEW + 1))
+
+
 def reward_step() -> Phase:
     model = build_reward_model(t5(), HeadSpec("paper", "softplus", 2048), 0)
     sources, tokens = rows(SOURCES, SOURCE, 0), rows(SOURCES * K, NEW, 1)
@@ -138,10 +171,7 @@ def reward_step() -> Phase:
     compared = GroupBatch(batch, groups, torch.rand(SOURCES, K))
     objective = PlackettLuce(model, AggregatorConfig("avg", 2.0, False))
     run = stepped(model, lambda: objective(compared, objective.count(compared)).value)
-    encoder = weights(model.backbone.model.get_encoder())
-    decoder = weights(model.backbone.model.get_decoder()) + weights(model.head)
-    gflop = 6e-9 * (encoder * SOURCES * SOURCE + decoder * SOURCES * K * (NEW + 1))
-    return Phase("generations", SOURCES * K, run, gflop)
+    return Phase("generations", SOURCES * K, run, gflop(model, 6))
 
 
 def policy_step() -> Phase:
@@ -153,8 +183,8 @@ def policy_step() -> Phase:
     run = stepped(lm, lambda: objective(supervised, objective.count(supervised)).value)
     encoder, decoder = weights(lm.model.get_encoder()), weights(lm.model.get_decoder())
     head = lm.model.config.vocab_size * lm.width
-    gflop = 6e-9 * (encoder * SOURCES * SOURCE + (decoder + head) * SOURCES * NEW)
-    return Phase("targets", SOURCES, run, gflop)
+    work = 6e-9 * (encoder * SOURCES * SOURCE + (decoder + head) * SOURCES * NEW)
+    return Phase("targets", SOURCES, run, work)
 
 
 def tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
@@ -183,9 +213,9 @@ def prompt_judging() -> Phase:
     examples = [Labelled(str(i), text, i % 2) for i, text in enumerate(texts)]
     prompts = [Prompt(" ".join(words[i % 2000] for i in row)) for row in rows(4, 5, 4)]
     length = WORDS + 5 + 2
-    gflop = 2e-9 * weights(model.roberta) * length * EXAMPLES * len(prompts)
+    work = 2e-9 * weights(model.roberta) * length * EXAMPLES * len(prompts)
     run = lambda: [classifier.log_probs(prompt, examples) for prompt in prompts]  # noqa: E731
-    return Phase("sequences", EXAMPLES * len(prompts), run, gflop)
+    return Phase("sequences", EXAMPLES * len(prompts), run, work)
 
 
 def prompt_policy_step() -> Phase:
@@ -204,21 +234,29 @@ def prompt_policy_step() -> Phase:
     return Phase("prompts", 64, stepped(lm, loss))
 
 
-def command(*arguments: str) -> Phase:
+def command(*arguments: str, code: int = 0) -> Phase:
     """The command line from its start to its end."""
     full = [sys.executable, "-m", "pgtg", *arguments]
-    return Phase("calls", 1, lambda: subprocess.run(full, capture_output=True, check=True))
+
+    def run() -> None:
+        done = subprocess.run(full, capture_output=True)
+        assert done.returncode == code, done.stderr
+
+    return Phase("calls", 1, run)
 
 
 PHASES: dict[str, Callable[[], Phase]] = {
     "sampling": sampling,
     "judge, METEOR exact + stem": judging,
+    "reward forward": reward_forward,
     "reward step": reward_step,
     "policy step": policy_step,
+    "evaluation, greedy text": evaluation,
     "prompt judge, distinct prompts": prompt_judging,
     "prompt policy step": prompt_policy_step,
     "pgtg --help": lambda: command("--help"),
     "pgtg ls": lambda: command("ls"),
+    "a refused config": lambda: command("train", "summarize", "sample.k=1", code=2),
 }
 
 
@@ -226,6 +264,17 @@ def seconds(run: Callable[[], object]) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
+
+
+def first_call_mib(name: str) -> float:
+    """Peak memory of a phase's first call [MiB], in this process and those it starts."""
+    return max(peak_mib(PHASES[name]().run), children_mib())
+
+
+def peak_elsewhere(name: str, threads: int) -> float:
+    """The same in a process of its own."""
+    full = [sys.executable, __file__, "--peak", name, "--threads", str(threads)]
+    return float(subprocess.run(full, check=True, capture_output=True, text=True).stdout)
 
 
 def measured(phase: Phase, repeats: int) -> dict[str, float]:
@@ -253,25 +302,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=PHASES, help="one phase")
     parser.add_argument("--save", action="store_true", help="write benchmarks/bench.json")
+    parser.add_argument("--peak", choices=PHASES, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    if asked.peak:
+        print(first_call_mib(asked.peak))
+        return
     before = json.loads(SAVED.read_text())["phases"] if SAVED.is_file() else {}
     found = {}
     for name in [asked.only] if asked.only else PHASES:
         phase = PHASES[name]()
-        found[name] = measured(phase, asked.repeats)
-        row = found[name]
+        row = measured(phase, asked.repeats)
+        row["peak_mib"] = peak_elsewhere(name, asked.threads)
+        found[name] = row
         share = row.get("share_of_matmul_gflops")
         was = before.get(name, {}).get("over_matmul")
         print(
-            f"{name:<32} {row['seconds']:8.2f} s  {row['per_second']:9.1f} {phase.unit}/s"
+            f"{name:<32} {row['seconds']:8.3f} s  {row['per_second']:9.1f} {phase.unit + '/s':<13}"
+            f" {row['peak_mib']:6.0f} MiB"
             + (f"  {100 * share:5.0f} % of matmul GFLOPS" if share else "")
             + (f"  {row['over_matmul'] / was:5.2f} x the saved time" if was else "")
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory {peak:.1f} GiB")
     if asked.save:
-        result = {"threads": asked.threads, "torch": torch.__version__, "peak_gib": peak}
+        result = {"threads": asked.threads, "torch": torch.__version__}
         SAVED.write_text(json.dumps(result | {"phases": found}, indent=1) + "\n")
 
 

@@ -12,7 +12,6 @@ and shows the peak memory of the process: what is generated goes to disk chunk b
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench import rows, stepped
+from memory import children_mib, peak_mib
 from transformers import T5Config, T5ForConditionalGeneration
 
 from pgtg.config import AggregatorConfig
@@ -35,7 +35,6 @@ from pgtg.models.reward import HeadSpec, build_reward_model
 from pgtg.stages.align import GroupBatch, PlackettLuce
 
 SAVED = Path(__file__).with_name("growth.json")
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -91,24 +90,10 @@ def reward_step(size: Size) -> Callable[[], None]:
 WORK = {"sampling": sampling, "reward step": reward_step}
 
 
-def peak_mib(work: str, size: Size) -> float:
-    """Peak memory of a first call above what stood before it [MiB], in this process."""
-    run = WORK[work](size)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    run()
-    return _status("VmHWM") - before
-
-
 def peak_elsewhere(work: str, size: Size) -> float:
-    """The same in a process of its own."""
+    """Peak memory of a first call above what stood before it [MiB], in a process of its own."""
     command = [sys.executable, __file__, "--peak", json.dumps([work, asdict(size)])]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / MIB
 
 
 def cpu_seconds(run: Callable[[], None]) -> float:
@@ -173,7 +158,7 @@ def stream(generations: int) -> float:
         options = [f"{key}={value}" for key, value in given.items()]
         full = [sys.executable, "-m", "pgtg", "sample", "summarize", *options]
         subprocess.run(full, check=True, capture_output=True)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / MIB
+    return children_mib()
 
 
 def main() -> None:
@@ -187,7 +172,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.peak is not None:
         work, size = json.loads(args.peak)
-        print(peak_mib(work, Size(**size)))
+        print(peak_mib(WORK[work](Size(**size))))
         return
     if args.stream is not None:
         for generations in sorted(args.stream):

@@ -300,7 +300,7 @@ def test_the_comparison_sees_what_a_resume_loses(tmp_path: Path, lost: str, monk
 
         def forgetful(*arguments: Any):
             progress, best = load(*arguments)
-            progress.lr = arguments[2].param_groups[0]["lr"] = FULL.lr
+            progress.lr = arguments[-1].param_groups[0]["lr"] = FULL.lr
             return progress, best
 
         monkeypatch.setattr("pgtg.loop.load_state", forgetful)
