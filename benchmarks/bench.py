@@ -6,8 +6,7 @@ Each phase alternates with a calibrating matmul in the same run. What is compare
 saved result (benchmarks/bench.json) is the median of phase time / matmul time: absolute times of
 shared machines say little. Where a phase's work can be counted, its GFLOPS are shown as a share
 of the matmul's (2 FLOPs per weight and token forward, 4 more backward; attention and embeddings are
-left out). A phase's peak memory is what its first call adds to a process of its own (Linux only);
-a command's is all of it.
+left out). A phase's peak memory is what its first call adds to a process of its own (Linux only).
 """
 
 import argparse
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from memory import children_mib, peak_mib
+from memory import peak_mib
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -53,7 +52,7 @@ from pgtg.types import Labelled
 SAVED = Path(__file__).with_name("bench.json")
 SOURCES, K, SOURCE, NEW = 8, 3, 512, 64  # summarize: texts, generations of each, tokens
 EXAMPLES, WORDS = 32, 20  # prompt: sentences judged by, words of each
-SIZE = 1024  # of the calibrating matmul, float32
+SIZE, TIMES = 1024, 10  # of the calibrating matmul, float32; how often it is done at once
 
 
 @dataclass(frozen=True)
@@ -266,13 +265,8 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def first_call_mib(name: str) -> float:
-    """Peak memory of a phase's first call [MiB], in this process and those it starts."""
-    return max(peak_mib(PHASES[name]().run), children_mib())
-
-
 def peak_elsewhere(name: str, threads: int) -> float:
-    """The same in a process of its own."""
+    """Peak memory of a phase's first call [MiB], in a process of its own."""
     full = [sys.executable, __file__, "--peak", name, "--threads", str(threads)]
     return float(subprocess.run(full, check=True, capture_output=True, text=True).stdout)
 
@@ -283,16 +277,21 @@ def measured(phase: Phase, repeats: int) -> dict[str, float]:
     multiply = torch.no_grad()(lambda: linear(square, square, None))  # as the models multiply
     phase.run()
     multiply()
-    pairs = [(seconds(multiply), seconds(phase.run)) for _ in range(repeats)]
-    matmul = statistics.median(calibration for calibration, _ in pairs)
+
+    def calibration() -> float:
+        return statistics.median(seconds(multiply) for _ in range(TIMES))
+
+    pairs = [(calibration(), seconds(phase.run)) for _ in range(repeats)]
+    matmul = statistics.median(one for one, _ in pairs)
     took = statistics.median(own for _, own in pairs)
     found = {
         "seconds": took,
         "per_second": phase.count / took,
-        "over_matmul": statistics.median(own / calibration for calibration, own in pairs),
+        "over_matmul": statistics.median(own / one for one, own in pairs),
+        "matmul_gflops": 2e-9 * SIZE**3 / matmul,
     }
     if phase.gflop:
-        found["share_of_matmul_gflops"] = phase.gflop / took / (2e-9 * SIZE**3 / matmul)
+        found["share_of_matmul_gflops"] = phase.gflop / took / found["matmul_gflops"]
     return found
 
 
@@ -306,20 +305,21 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.peak:
-        print(first_call_mib(asked.peak))
+        print(peak_mib(PHASES[asked.peak]().run))
         return
     before = json.loads(SAVED.read_text())["phases"] if SAVED.is_file() else {}
     found = {}
     for name in [asked.only] if asked.only else PHASES:
         phase = PHASES[name]()
         row = measured(phase, asked.repeats)
-        row["peak_mib"] = peak_elsewhere(name, asked.threads)
+        if phase.unit != "calls":
+            row["peak_mib"] = peak_elsewhere(name, asked.threads)
         found[name] = row
         share = row.get("share_of_matmul_gflops")
         was = before.get(name, {}).get("over_matmul")
         print(
             f"{name:<32} {row['seconds']:8.3f} s  {row['per_second']:9.1f} {phase.unit + '/s':<13}"
-            f" {row['peak_mib']:6.0f} MiB"
+            + (f" {row['peak_mib']:6.0f} MiB" if "peak_mib" in row else "")
             + (f"  {100 * share:5.0f} % of matmul GFLOPS" if share else "")
             + (f"  {row['over_matmul'] / was:5.2f} x the saved time" if was else "")
         )
