@@ -34,7 +34,8 @@ LINES, FILES = "lines.jsonl", "files"
 # what decides the bits of a stage's result; the outer parts (command line, report, plan) do not
 CODE = ("ops", "models", "judges", "metrics", "tasks", "methods", "stages", "evaluation")
 CODE += ("loop.py", "context.py", "evaluate.py", "files.py", "generations.py", "log.py")
-CODE += ("processes.py", "schedule.py", "shared.py", "states.py", "types.py")
+CODE += ("processes.py", "schedule.py", "shared.py", "states.py", "training.py")
+CODE += ("types.py",)
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")  # of a Transformers folder
 
 

@@ -134,19 +134,19 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return calls["n"] > 2
 
     if where == "weights":
-        real_step = torch.optim.Adam.step
+        plain = loop.update
 
-        def step(self: Any, *more: Any) -> Any:
-            done = real_step(self, *more)
+        def spoiling(training: Any, *more: Any) -> Any:
+            values = plain(training, *more)
             if third():
-                self.param_groups[0]["params"][0].data.fill_(math.nan)
-            return done
+                next(iter(training.trained.values())).data.fill_(math.nan)
+            return values
 
-        monkeypatch.setattr(torch.optim.Adam, "step", step)
+        monkeypatch.setattr(loop, "update", spoiling)
     elif where == "loss":
-        real_update = loop._update
+        real_update = loop.update
 
-        def update(windows: Any, objective: Any, *more: Any) -> Any:
+        def update(training: Any, windows: Any, objective: Any) -> Any:
             class Spoilt:
                 count = objective.count
 
@@ -154,9 +154,9 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
                     loss = objective(batch, window)
                     return Loss(loss.value * math.nan, loss.metrics) if third() else loss
 
-            return real_update(windows, Spoilt(), *more)
+            return real_update(training, windows, Spoilt())
 
-        monkeypatch.setattr(loop, "_update", update)
+        monkeypatch.setattr(loop, "update", update)
     else:
         owner: Any = {"reward": RewardModel, "logits": LanguageModel}[where]
         name = {"reward": "forward", "logits": "logits"}[where]

@@ -19,9 +19,10 @@ from pgtg.config import FitConfig
 from pgtg.errors import DivergedError
 from pgtg.interrupt import Interrupted
 from pgtg.log import RunLog
-from pgtg.loop import FitResult, Where, fit
+from pgtg.loop import FitResult, fit
 from pgtg.states import load_weights
 from pgtg.store import Artifact
+from pgtg.training import Training, Where
 from pgtg.types import Loss, Window
 
 CFG = FitConfig(
@@ -298,10 +299,10 @@ def test_the_comparison_sees_what_a_resume_loses(tmp_path: Path, lost: str, monk
     else:
         load = __import__("pgtg.loop", fromlist=["load_state"]).load_state
 
-        def forgetful(*arguments: Any):
-            progress, best = load(*arguments)
-            progress.lr = arguments[-1].param_groups[0]["lr"] = FULL.lr
-            return progress, best
+        def forgetful(states: Artifact, training: Training) -> None:
+            load(states, training)
+            training.progress.lr = FULL.lr
+            training.set_rate()
 
         monkeypatch.setattr("pgtg.loop.load_state", forgetful)
     again, _ = train_counted(1, tmp_path / "b" / "fit")
@@ -479,7 +480,7 @@ def test_fp16_leaves_out_updates_that_overflow_and_scales_less(folder: Path):
 
 
 def test_fp16_scales_more_after_many_finite_updates(folder: Path, monkeypatch):
-    monkeypatch.setattr("pgtg.loop.SCALE_GROWS_AFTER", 2)
+    monkeypatch.setattr("pgtg.training.SCALE_GROWS_AFTER", 2)
     run(network(), folder, replace(CFG, precision="fp16", updates=5))
     found = [line["align/loss_scale"] for line in logged(folder)]
     assert found == [2.0**16] * 2 + [2.0**17] * 2 + [2.0**18]

@@ -67,12 +67,15 @@ def free_port() -> int:
 # --- the exchanges, in processes that do nothing else
 
 
-def together(work: Callable[..., None], folder: Path) -> list[int | None]:
-    """Exit codes of the processes that each called `work(rank, folder)`."""
+def together(
+    work: Callable[..., None], folder: Path, told: Mapping[str, str] | None = None
+) -> list[int | None]:
+    """Exit codes of the processes that each called `work(rank, folder)`, told something more."""
     context, port = multiprocessing.get_context("forkserver"), free_port()
     context.set_forkserver_preload(["accelerate", "pgtg.loop"])
     members = [
-        context.Process(target=_member, args=(work, rank, port, folder)) for rank in range(COUNT)
+        context.Process(target=_member, args=(work, rank, port, folder, told or {}))
+        for rank in range(COUNT)
     ]
     for member in members:
         member.start()
@@ -81,8 +84,10 @@ def together(work: Callable[..., None], folder: Path) -> list[int | None]:
     return [member.exitcode for member in members]
 
 
-def _member(work: Callable[..., None], rank: int, port: int, folder: Path) -> None:
-    os.environ.update(environment(rank, port))
+def _member(
+    work: Callable[..., None], rank: int, port: int, folder: Path, told: Mapping[str, str]
+) -> None:
+    os.environ.update({**environment(rank, port), **told})
     processes.join("cpu")
     assert (processes.count(), processes.is_first()) == (COUNT, rank == 0)
     work(rank, folder)

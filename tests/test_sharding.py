@@ -69,15 +69,6 @@ def trained(lm: LanguageModel, kind: str, folder: Path, cfg: FitConfig = SOME, *
     return run(lm, folder / "fit", cfg, three, **more)
 
 
-def divided(work: Any, folder: Path) -> list[int | None]:
-    os.environ.update(FSDP)
-    try:
-        return together(work, folder)
-    finally:
-        for name in FSDP:
-            del os.environ[name]
-
-
 Cases = list[tuple[str, str, dict[str, Any]]]
 CHECKPOINTED = {"gradient_checkpointing": True}
 SHORT: Cases = [("t5", "logits", {}), ("gpt2", "states", {}), ("llama", "logits", CHECKPOINTED)]
@@ -122,7 +113,7 @@ def checked(lm: LanguageModel) -> dict[str, float]:
 
 @pytest.mark.parametrize("cases", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
 def test_divided_weights_train_as_whole_ones(cases: Cases, tmp_path: Path):
-    assert divided(partial(train_parts, cases), tmp_path) == [0, 0]
+    assert together(partial(train_parts, cases), tmp_path, FSDP) == [0, 0]
     for i, (family, kind, changes) in enumerate(cases):
         alone, here = tiny(family), tmp_path / str(i)
         result = trained(alone, kind, here / "alone", replace(SOME, **changes))
@@ -160,7 +151,7 @@ def save_parts(rank: int, folder: Path) -> None:
 
 
 def test_what_is_saved_is_a_plain_folder(tmp_path: Path):
-    assert divided(save_parts, tmp_path) == [0, 0]
+    assert together(save_parts, tmp_path, FSDP) == [0, 0]
     lm = tiny("t5")
     expected = {name for name, _ in lm.model.named_parameters()}  # tied weights once
     assert set(load_tensors(tmp_path / "saved" / "model.safetensors")) == expected
@@ -192,8 +183,8 @@ def lose_one(rank: int, folder: Path) -> None:
 
 
 def test_what_happens_to_one_ends_all(tmp_path: Path):
-    assert divided(diverge, tmp_path) == [0, 0]
-    assert divided(lose_one, tmp_path) == [0, -signal.SIGKILL]
+    assert together(diverge, tmp_path, FSDP) == [0, 0]
+    assert together(lose_one, tmp_path, FSDP) == [0, -signal.SIGKILL]
 
 
 def test_a_launchers_settings_that_cannot_be_kept_are_refused(monkeypatch):

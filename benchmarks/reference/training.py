@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from pgtg.config import FitConfig, MethodConfig
-from pgtg.loop import Objective, Where, _update, make_optimizer
-from pgtg.states import Progress
+from pgtg.training import Objective, Training, Where, update
 
 
 def fit_config(optimizer: str = "adam") -> FitConfig:
@@ -57,20 +56,9 @@ class Trained:
     def __init__(
         self, model: nn.Module, objective: Objective, stage: str, optimizer: str = "adam"
     ) -> None:
-        self.objective, self.cfg = objective, fit_config(optimizer)
-        self.where, self.progress = Where(0, stage, 0), Progress(lr=self.cfg.lr)
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = make_optimizer(self.trained, self.cfg)
+        self.objective = objective
+        self.training = Training.begun(model, fit_config(optimizer), Where(0, stage, 0))
 
     def update(self, batch: Callable[[int], Any]) -> None:
         """One update on the batch that is made from the number of updates before."""
-        _update(
-            lambda step: [partial(batch, step)],
-            self.objective,
-            self.trained,
-            self.optimizer,
-            self.cfg,
-            self.where,
-            self.progress,
-        )
-        self.progress.step += 1
+        update(self.training, lambda step: [partial(batch, step)], self.objective)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pgtg import processes
 from pgtg.config import FitConfig
-from pgtg.loop import Where
 from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.models.batch import token_batch
@@ -25,6 +24,7 @@ from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages
 from pgtg.store import read_table, write_table
 from pgtg.tasks.summarize import SummarizeTask
+from pgtg.training import Where
 from pgtg.types import Example, TokenIds
 
 

@@ -26,13 +26,14 @@ from transformers import PreTrainedTokenizerBase
 
 from pgtg.config import ReviewsConfig, TinyLMConfig
 from pgtg.log import RunLog
-from pgtg.loop import Validate, Where, Windows, fit
+from pgtg.loop import Validate, fit
 from pgtg.models.tiny_lm import END, MASK, build_causal, build_masked
 from pgtg.ops.sampling import derive_seed
 from pgtg.states import load_weights
 from pgtg.store import Artifact
 from pgtg.tasks import reviews
 from pgtg.tasks.reviews import ANSWERS, Law, Words
+from pgtg.training import Where, Windows
 from pgtg.types import Loss, Window
 
 UNIFORM = 0.3  # share of lessons with uniform words only

@@ -12,7 +12,7 @@ import torch
 from pgtg.config import MethodConfig
 from pgtg.context import Context, quiet
 from pgtg.log import RunLog
-from pgtg.loop import Where, fit
+from pgtg.loop import fit
 from pgtg.methods.objective import Improvement, SupervisedBatch
 from pgtg.models.batch import per_token, token_batch
 from pgtg.models.codec import Codec
@@ -26,6 +26,7 @@ from pgtg.states import load_weights
 from pgtg.store import Artifact
 from pgtg.tasks.newswire import vocabulary
 from pgtg.tasks.summarize import SummarizeTask
+from pgtg.training import Where
 from pgtg.types import Example
 
 PLAIN = MethodConfig(

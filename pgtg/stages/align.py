@@ -19,7 +19,7 @@ from pgtg.config import AggregatorConfig
 from pgtg.context import Context
 from pgtg.errors import ConfigError, DataError
 from pgtg.generations import joined, read_generations, shuffled_scores
-from pgtg.loop import Where, fit
+from pgtg.loop import fit
 from pgtg.methods import method_of
 from pgtg.models.batch import token_batch
 from pgtg.models.language import evaluating
@@ -39,6 +39,7 @@ from pgtg.stages.lines import made_for
 from pgtg.states import load_weights
 from pgtg.store import Artifact, hash_of
 from pgtg.tasks.comparisons import Comparisons
+from pgtg.training import Where
 from pgtg.types import Generations, Loss, TokenBatch, Window
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.context import Context
-from pgtg.loop import FitResult, Where, fit
+from pgtg.loop import FitResult, fit
 from pgtg.methods import method_of
 from pgtg.methods.method import Guide, Improving
 from pgtg.models.language import LanguageModel
@@ -25,6 +25,7 @@ from pgtg.stages.lines import made_for
 from pgtg.states import load_weights
 from pgtg.store import Artifact, hash_of, load_tensors, save_tensors
 from pgtg.tasks.task import examples_hash
+from pgtg.training import Where
 
 
 def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:

@@ -1,0 +1,209 @@
+"""A training under way, and its update: accumulate, clip, step.
+
+A window's micro-batches are dealt out among the processes; their gradients are added up, since a
+loss is a mean over the whole window. Everything random is drawn from (seed key, step) alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pgtg import processes
+from pgtg.config import FitConfig
+from pgtg.errors import DivergedError
+from pgtg.models.language import training_passes
+from pgtg.models.sharding import is_divided, own_part, shard, whole_tensor
+from pgtg.ops.sampling import derive_seed, seeded
+from pgtg.types import Loss, Window
+
+T = TypeVar("T")
+FIRST_SCALE, SCALE_GROWS_AFTER = 2.0**16, 2000  # of losses in fp16; updates until it is doubled
+Windows = Callable[[int], Sequence[Callable[[], Any]]]  # an update's number -> micro-batch makers
+
+
+class Objective(Protocol):
+    """What a method minimises. `count` is asked for every micro-batch of a window first."""
+
+    def count(self, batch: Any) -> Window: ...
+
+    def __call__(self, batch: Any, window: Window) -> Loss: ...
+
+
+@dataclass(frozen=True)
+class Where:
+    """Whose training this is: names its log lines, its random streams and its progress bar."""
+
+    seed: int
+    stage: str
+    round: int
+    label: str = ""  # a control's or a compared head's name, or "" for the main line
+    offset: int = 0  # updates in the rounds before: logged steps go on counting
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.stage}.{self.label}" if self.label else self.stage
+
+    def seed_at(self, step: int, *more: int | str) -> int:
+        return derive_seed(self.seed, self.stage, self.round, step, *more)
+
+
+@dataclass
+class Progress:
+    """The numbers beside weights and optimiser that a resumed training needs."""
+
+    step: int = 0
+    best_step: int = -1
+    best_value: float = math.inf
+    bad_validations: int = 0  # since the best
+    plateau: int = 0  # validations without progress since the last cut of the rate
+    lr: float = 0.0
+    stopped: bool = False
+    loss_scale: float = 1.0  # of fp16's losses
+    finite_updates: int = 0  # since the scale changed
+
+
+@dataclass
+class Training:
+    """A model in training: what its updates read and change."""
+
+    model: nn.Module
+    cfg: FitConfig
+    where: Where
+    trained: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    best: dict[str, Tensor] | None = None  # trained weights at the best validation so far
+
+    @classmethod
+    def begun(cls, model: nn.Module, cfg: FitConfig, where: Where) -> "Training":
+        """At its start: Adam or AdamW over the parameters that require gradients."""
+        shard(model)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+        values, decay = list(trained.values()), cfg.weight_decay
+        optimizer = kind(values, lr=cfg.lr, weight_decay=decay, fused=True)
+        scale = FIRST_SCALE if cfg.precision == "fp16" else 1.0
+        return cls(model, cfg, where, trained, optimizer, Progress(lr=cfg.lr, loss_scale=scale))
+
+    def __str__(self) -> str:
+        return f"{self.where.prefix} round {self.where.round} update {self.progress.step}"
+
+    def set_rate(self) -> None:
+        """The optimiser's learning rate, from the progress."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.progress.lr
+
+    def require_finite(self) -> None:
+        """Weights that are NaN or infinite are neither saved nor handed on.
+
+        Raises:
+            DivergedError: There are such.
+        """
+
+        def require() -> None:
+            for name, parameter in self.trained.items():
+                if not own_part(parameter).isfinite().all():
+                    raise DivergedError(
+                        f"{self}: the weights {name} are not finite; the last saved state stays. "
+                        "Try a lower learning rate"
+                    )
+
+        processes.everyone(require)
+
+
+def update(training: Training, windows: Windows, objective: Objective) -> dict[str, float]:
+    """One optimiser step over one accumulation window; returns what to log.
+
+    Raises:
+        DivergedError: A loss or the gradient is not finite.
+    """
+    where, progress, cfg = training.where, training.progress, training.cfg
+    passes = training_passes(
+        training.model, precision=cfg.precision, checkpointing=cfg.gradient_checkpointing
+    )
+    with passes, seeded(where.seed_at(progress.step, *processes.key())):
+        found = _accumulate(training, windows(progress.step), objective)
+    # FSDP adds up what it has divided
+    processes.add_up([p for p in training.trained.values() if not is_divided(p)])
+    values: dict[str, float] = {}
+    for line in found:
+        for name, value in line.items():
+            values[f"{where.stage}/{name}"] = values.get(f"{where.stage}/{name}", 0.0) + value
+    values |= _step(training)
+    progress.step += 1
+    return values
+
+
+def _accumulate(
+    training: Training, parts: Sequence[Callable[[], Any]], objective: Objective
+) -> list[dict[str, float]]:
+    """Gradients of this process's micro-batches; what to log of each, in all processes."""
+    makes, batches = processes.own(parts), []
+    own = len(makes)
+    if processes.sharding() is not None:  # all make the same passes; a filler's weigh nothing
+        makes += [*parts[:1]] * (processes.most(parts) - own)
+
+    def counted(i: int) -> Window:
+        batches.append(makes[i]())
+        return objective.count(batches[i]) if i < own else Window(0, 0)
+
+    def backward(i: int) -> dict[str, float]:
+        loss = objective(batches[i], window)
+        if loss.value.requires_grad:
+            (loss.value * (training.progress.loss_scale if i < own else 0.0)).backward()
+        if not loss.value.isfinite():
+            raise DivergedError(
+                f"{training}: the loss is {loss.value.item()} ({dict(loss.metrics)}); the last "
+                "saved state stays. Try a lower learning rate or a smaller clip"
+            )
+        return {"loss": loss.value.item(), **loss.metrics} if i < own else {}
+
+    window = sum(_each(counted, len(makes)), Window(0, 0))
+    return _each(backward, len(makes))
+
+
+def _each(work: Callable[[int], T], size: int) -> list[T]:
+    """What `work` returns for 0 to `size`, in all processes. Where they make their passes together,
+    an error in one is known to all before the next, so that none waits for a pass in vain."""
+    if processes.sharding() is not None:
+        return [found for i in range(size) for found in processes.everyone(partial(work, i))]
+    everywhere = processes.everyone(lambda: [work(i) for i in range(size)])
+    return [found for here in everywhere for found in here]
+
+
+def _step(training: Training) -> dict[str, float]:
+    """Clip and step; returns what to log.
+
+    In fp16 losses are scaled up so that small gradients stay above 0. An update whose gradient
+    overflows is left out, and the scale halved (dynamic loss scaling, Micikevicius et al. 2018).
+    """
+    trained, progress, cfg = training.trained, training.progress, training.cfg
+    stage, optimizer = training.where.stage, training.optimizer
+    scale, limit = progress.loss_scale, cfg.clip if cfg.clip > 0 else math.inf
+    for parameter in trained.values() if scale != 1 else ():
+        if parameter.grad is not None:
+            parameter.grad.div_(scale)
+    norm = whole_tensor(nn.utils.clip_grad_norm_(trained.values(), limit))
+    logged = {f"{stage}/grad_norm": norm.item()} if norm.isfinite() else {}
+    logged[f"{stage}/lr"] = progress.lr
+    if cfg.precision == "fp16":
+        logged[f"{stage}/loss_scale"] = scale
+    if norm.isfinite():
+        optimizer.step()
+        progress.finite_updates += cfg.precision == "fp16"
+        if progress.finite_updates == SCALE_GROWS_AFTER:
+            progress.loss_scale, progress.finite_updates = 2 * scale, 0
+    elif scale > 1:
+        progress.loss_scale, progress.finite_updates = scale / 2, 0
+    else:
+        raise DivergedError(
+            f"{training}: the gradient's norm is {norm.item()}; the last saved state stays. "
+            "Try a lower learning rate"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    return logged
