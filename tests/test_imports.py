@@ -15,7 +15,7 @@ LAYERS = (
     {"models", "judges", "metrics"},
     {"tasks"},
     {"context", "generations"},
-    {"states", "loop", "methods"},
+    {"training", "states", "loop", "methods"},
     {"recipes", "shared"},
     {"stages"},
     {"findings"},
