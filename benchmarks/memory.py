@@ -15,6 +15,11 @@ def peak_mib(run: Callable[[], object]) -> float:
     return _status("VmHWM") - before
 
 
+def held_mib() -> float:
+    """Memory of this process now [MiB]."""
+    return _status("VmRSS")
+
+
 def children_mib() -> float:
     """Peak memory of the largest process that this one has started and waited for [MiB]."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / MIB
