@@ -33,6 +33,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 LONGEST = datetime.timedelta(days=7)  # that the others wait for what the first does alone
+# accelerate's fsdp_reshard_after_forward; the names are those of FSDP1, its default among them
+RESHARD = {"true": True, "full_shard": True, "false": False, "shard_grad_op": False}
 BACKENDS = ("gloo", "NCCL")  # whose name stands in the errors of an exchange that fails
 LOST = (
     "another process of this run has ended, so this one ends too; what is saved stays: "
@@ -98,7 +100,13 @@ def _asked_for() -> Sharding | None:
             f"accelerate's mixed_precision: found {found}, expected no: pgtg's own "
             f"reward.fit.precision={found} improve.precision={found} do it"
         )
+    reshard = None
     if flag("ACCELERATE_USE_FSDP"):
+        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
+        if reshard not in RESHARD:
+            problems.append(
+                f"accelerate's fsdp_reshard_after_forward: found {reshard}, expected true or false"
+            )
         if (found := os.environ.get("FSDP_VERSION", "1")) != "2":
             problems.append(f"accelerate's fsdp_version: found {found}, expected 2")
         if flag("FSDP_OFFLOAD_PARAMS"):
@@ -110,11 +118,11 @@ def _asked_for() -> Sharding | None:
             )
     if problems:
         raise ConfigError(*problems)
-    if not flag("ACCELERATE_USE_FSDP"):
+    if reshard is None:
         return None
     # else Transformers would leave the weights of all but the first process empty
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    return Sharding(bool(flag("FSDP_RESHARD_AFTER_FORWARD", True)))
+    return Sharding(RESHARD[reshard])
 
 
 def count() -> int:

@@ -12,7 +12,7 @@ import torch
 from forking import forking
 from test_checkpointing import loss, without_dropout
 from test_loop import CFG, logged, run
-from test_processes import COUNT, close, ended, same, started, together
+from test_processes import COUNT, close, ended, reached, same, started, together
 from tiny_models import batch, build
 from torch import Tensor
 from torch.testing import assert_close
@@ -20,6 +20,7 @@ from torch.testing import assert_close
 from pgtg import processes
 from pgtg.config import FitConfig
 from pgtg.errors import ConfigError, DivergedError
+from pgtg.groups import CONF
 from pgtg.log import RunLog
 from pgtg.models.language import LanguageModel, evaluating
 from pgtg.models.loading import load_language_model
@@ -195,7 +196,10 @@ def test_a_launchers_settings_that_cannot_be_kept_are_refused(monkeypatch):
     monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
     assert processes._asked_for() == Sharding(reshard=False)
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "full_shard")  # where nothing is said
+    assert processes._asked_for() == Sharding(reshard=True)
     settings = {
+        "FSDP_RESHARD_AFTER_FORWARD": ("sideways", "expected true or false"),
         "FSDP_VERSION": ("1", "fsdp_version: found 1, expected 2"),
         "FSDP_OFFLOAD_PARAMS": ("true", "fsdp_offload_params: found true, expected false"),
         "FSDP_ACTIVATION_CHECKPOINTING": ("true", "improve.gradient_checkpointing=true"),
@@ -206,6 +210,17 @@ def test_a_launchers_settings_that_cannot_be_kept_are_refused(monkeypatch):
             patch.setenv(name, value)
             with pytest.raises(ConfigError, match=said):
                 processes._asked_for()
+
+
+def test_the_file_for_accelerate_asks_for_what_can_be_kept(monkeypatch):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    told: Any = load_config_from_file(str(CONF / "accelerate" / "fsdp2.yaml"))
+    assert (told.distributed_type, told.mixed_precision) == ("FSDP", "no")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for name, value in told.fsdp_config.items():
+        monkeypatch.setenv(name.upper(), str(value).lower())
+    assert processes._asked_for() == Sharding(reshard=True)
 
 
 # --- whole runs, by the command line
@@ -220,3 +235,32 @@ def test_a_run_on_divided_weights_ends_as_one_process(task: str, tmp_path: Path)
         for code, said in [each for run in runs for each in ended(run)]:
             assert code == 0, said
     same(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_a_stopped_run_on_divided_weights_goes_on_as_one_process(tmp_path: Path):
+    """What was saved of weights and optimiser is whole."""
+    run, more = tmp_path / "2", "reward.fit.checkpoint_every=0"
+    with forking():
+        children = started("summarize", run, more, told=FSDP)
+        reached(run, "rounds/00/sample", children[0])
+        for child in children:
+            child.send_signal(signal.SIGTERM)
+        assert [code for code, _ in ended(children)] == [143, 143]
+        again = [started("summarize", each, more, count=1) for each in (run, tmp_path / "1")]
+        for code, said in [each for children in again for each in ended(children)]:
+            assert code == 0, said
+    same(tmp_path / "1", run)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_a_run_on_divided_weights(tmp_path: Path):
+    run = tmp_path / "run"
+    with forking():
+        children = started("summarize", run, told=FSDP)
+        reached(run, "rounds/00/.align.*.partial/state/manifest.json", children[0])
+        children[1].send_signal(signal.SIGKILL)
+        (code, said), lost = ended(children)
+        assert (code, lost[0]) == (1, -signal.SIGKILL)
+        assert said.count("error: another process of this run has ended") == 1
+        assert [code for code, _ in ended(started("summarize", run, told=FSDP))] == [0, 0]
