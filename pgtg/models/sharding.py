@@ -2,7 +2,8 @@
 
 Each process keeps a part of every weight. The whole of a layer's weights is gathered for its passes
 and freed after them; its gradient is added up and divided again. So training holds 1/N of weights,
-gradients and Adam's moments in each of N processes, beside one layer's whole weights.
+gradients and Adam's moments in each of N processes, beside the whole weights of one layer, and of
+all that is no layer (embeddings, head) during a pass.
 
 Only training is divided. Sampling, scoring and validation read whole weights (`whole`), since each
 process does as many passes there as its share of the work asks for; what is saved is whole too.
