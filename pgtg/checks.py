@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import RunConfig
+from pgtg.config import RunConfig, expected_type
 
 # Names of the config's choices, with what they mean; tests hold them equal to the tables of code.
 CHOICES: dict[str, dict[str, str]] = {
@@ -181,6 +181,8 @@ FIT_RULES: tuple[Rule, ...] = (
 
 def check(cfg: RunConfig) -> list[str]:
     """All that is wrong with a composed config, one line each; empty if it can be run."""
+    if mistyped := [*_mistyped(cfg)]:
+        return mistyped  # the other checks rest on types
     problems = [*_names(cfg), *_numbers(cfg), *_fits(cfg), *_data(cfg), *_policy(cfg)]
     problems += [*_reward(cfg), *_method(cfg), *_schedule(cfg), *_evaluation(cfg)]
     return [*problems, *_prompt(cfg)]
@@ -199,6 +201,14 @@ def value_at(cfg: Any, key: str) -> Any:
     for name in key.split("."):
         cfg = None if cfg is None else getattr(cfg, name)
     return cfg
+
+
+def _mistyped(cfg: RunConfig) -> Iterator[str]:
+    """What OmegaConf lets pass in a saved config: lists and mappings as values of a mapping."""
+    for key, kind in (("data.limit", int), ("data.splits", str)):
+        for name, value in value_at(cfg, key).items():
+            if not isinstance(value, kind | None):
+                yield f"{key}.{name}: found {value}, expected {expected_type(f'{key}.{name}')}"
 
 
 def _names(cfg: RunConfig) -> Iterator[str]:

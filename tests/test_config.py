@@ -165,6 +165,17 @@ def test_a_saved_config_is_the_base_of_later_calls():
         run_config("summarize", [], saved={**saved, "old_key": 1})
 
 
+@pytest.mark.parametrize("key", ["limit", "splits"])
+@pytest.mark.parametrize("value", [[], ["a"], {"a": 1}])
+def test_a_saved_list_in_a_numbers_or_names_place_is_refused(key: str, value: object):
+    """OmegaConf lets them pass there."""
+    saved = asdict(run_config("summarize"))
+    saved["data"][key] = {"test": value}
+    (line,) = problems(saved=saved)
+    kind = {"limit": "a whole number", "splits": "a text"}[key]
+    assert line == f"data.{key}.test: found {value}, expected {kind} or null"
+
+
 def test_a_saved_config_belongs_to_its_task():
     saved = {**asdict(run_config("summarize")), "task": "prompt"}
     with pytest.raises(ConfigError, match="belongs to the task 'prompt'"):
