@@ -33,7 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 LONGEST = datetime.timedelta(days=7)  # that the others wait for what the first does alone
-# accelerate's fsdp_reshard_after_forward; the names are those of FSDP1, its default among them
+# accelerate's fsdp_reshard_after_forward; also by FSDP1's names, of which older ones pass a default
 RESHARD = {"true": True, "full_shard": True, "false": False, "shard_grad_op": False}
 BACKENDS = ("gloo", "NCCL")  # whose name stands in the errors of an exchange that fails
 LOST = (
