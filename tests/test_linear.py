@@ -112,3 +112,12 @@ def test_copies_and_unknown_layers_stay_what_they_are(onednn):
     assert [type(part) for part in module] == [FastLinear, Own, FastConv1D]
     assert [type(part) for part in copy.deepcopy(module)] == [FastLinear, Own, FastConv1D]
     assert with_fast_linears(module) is module
+
+
+def test_the_environment_leaves_all_products_to_torch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(file, "_vendor", lambda: "AuthenticAMD")
+    for value, expected in {"0": False, "1": True, "": True}.items():
+        monkeypatch.setenv("PGTG_ONEDNN", value)
+        assert file.onednn_is_faster.__wrapped__() is expected

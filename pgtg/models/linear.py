@@ -3,11 +3,13 @@
 In float32 torch multiplies by MKL, which keeps to AVX2 on CPUs that are not Intel's; oneDNN, which
 comes with torch as well, uses AVX-512 there. It is the same arithmetic, float32 throughout, in
 another order of additions. Which one is taken depends on the CPU and on shapes alone, never on a
-measurement, so a run on one machine keeps its bits.
+measurement, so a run on one machine keeps its bits. The environment's PGTG_ONEDNN=0 leaves all
+products to torch.
 """
 
 import functools
 import math
+import os
 import platform
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +28,12 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this is a CPU with AVX-512 that MKL does not use, under a torch that has oneDNN."""
+    """Whether this is a CPU with AVX-512 that MKL does not use, under a torch that has oneDNN.
+
+    PGTG_ONEDNN=0 says no.
+    """
+    if os.environ.get("PGTG_ONEDNN") == "0":
+        return False
     if not torch.backends.mkldnn.is_available() or not hasattr(
         torch.ops.mkldnn, "_linear_pointwise"
     ):
