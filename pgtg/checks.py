@@ -1,6 +1,6 @@
 """Cross-checks of a composed config: all problems at once, with key, value, and what mends it.
 
-Types and unknown keys are the schema's business (`config/schema.py`). What needs a model or the data
+Types and unknown keys are the business of `config/schema.py`. What needs a model or the data
 (a tokeniser that does not fit, a missing column) is checked where it is loaded.
 """
 
