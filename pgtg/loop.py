@@ -22,7 +22,7 @@ from pgtg.log import RunLog
 from pgtg.models.language import evaluating
 from pgtg.states import load_state, optimizer_tensors, save_state, set_optimizer
 from pgtg.store import Artifact
-from pgtg.training import Objective, Training, Where, Windows, update
+from pgtg.training import Objective, Progress, Training, Where, Windows, update
 
 Validate = Callable[[], Mapping[str, float]]
 
@@ -36,6 +36,7 @@ class FitResult:
     best_value: float
     best: dict[str, Tensor] | None  # trained weights at the best validation, None if it is the last
     optimizer: dict[str, Tensor]
+    progress: Progress
 
 
 def fit(
@@ -51,6 +52,7 @@ def fit(
     validate: Validate | None = None,
     select: str = "",
     optimizer_state: Mapping[str, Tensor] | None = None,
+    progress: Progress | None = None,
 ) -> FitResult:
     """Train `model` in place for at most cfg.updates updates.
 
@@ -66,6 +68,8 @@ def fit(
         validate: Metrics on held-out data, called every cfg.validate_every updates and at the end.
         select: The metric of `validate` to minimise for "best", plateau and patience.
         optimizer_state: State to continue from, as in a former result; fresh if None.
+        progress: Rate, best value and patience to continue from, as `Progress.carried` gives them;
+            fresh if None.
 
     Raises:
         DivergedError: A loss or a gradient is not finite.
@@ -76,8 +80,11 @@ def fit(
     if states.exists():
         load_state(states, training)
         log.say(f"{where.prefix}: resumed at update {training.progress.step} of {cfg.updates}")
-    elif optimizer_state:
-        set_optimizer(training, optimizer_state)
+    else:
+        if optimizer_state:
+            set_optimizer(training, optimizer_state)
+        if progress is not None:
+            training.continue_from(progress)
     progress = training.progress
 
     def save() -> None:
@@ -97,9 +104,10 @@ def fit(
                     save()
                 bar.advance(1, loss=values[f"{where.stage}/loss"])
     training.require_finite()
-    best = None if progress.best_step in (-1, progress.step) else training.best
+    best = None if progress.best_step == progress.step else training.best
     optimizer = optimizer_tensors(training)
-    return FitResult(progress.step, progress.best_step, progress.best_value, best, optimizer)
+    step, value = progress.best_step, progress.best_value
+    return FitResult(progress.step, step, value, best, optimizer, progress)
 
 
 def _due(step: int, every: int, last: int | None = None) -> bool:

@@ -40,6 +40,16 @@ def set_optimizer(training: Training, tensors: Mapping[str, Tensor]) -> None:
         training.optimizer.state[parameter][slot] = like(value.clone(), parameter)
 
 
+def progress_numbers(progress: Progress) -> dict[str, Any]:
+    """A training's numbers as JSON takes them."""
+    return asdict(progress) | {"best_value": repr(progress.best_value)}  # JSON has no inf
+
+
+def progress_of(numbers: Mapping[str, Any]) -> Progress:
+    """The numbers that `progress_numbers` wrote."""
+    return Progress(**{**numbers, "best_value": float(numbers["best_value"])})
+
+
 def save_state(states: Artifact, inputs: str, training: Training, position: int) -> None:
     """Commit what a resume needs. Of several processes all come here; the first one writes."""
     folder = states.working(inputs, fresh=True)
@@ -47,19 +57,15 @@ def save_state(states: Artifact, inputs: str, training: Training, position: int)
     save_tensors(folder / "optimizer.safetensors", optimizer_tensors(training))
     if training.best is not None:
         save_tensors(folder / "best.safetensors", gathered(training.best))
-    numbers = asdict(training.progress)
-    numbers["best_value"] = repr(training.progress.best_value)  # JSON has no inf
+    numbers = progress_numbers(training.progress)
     states.commit(inputs=inputs, metrics={}, position=position, progress=numbers)
 
 
 def load_state(states: Artifact, training: Training) -> None:
     """Bring a training to where it was saved."""
     states.verify()
-    numbers: dict[str, Any] = dict(states.manifest()["extra"]["progress"])
-    numbers["best_value"] = float(numbers["best_value"])
-    training.progress = Progress(**numbers)
+    training.continue_from(progress_of(states.manifest()["extra"]["progress"]))
     load_weights(training.model, load_tensors(states.file("weights.safetensors")))
     set_optimizer(training, load_tensors(states.file("optimizer.safetensors")))
-    training.set_rate()
     best = states.file("best.safetensors")
     training.best = load_tensors(best) if best.is_file() else None

@@ -6,7 +6,7 @@ loss is a mean over the whole window. Everything random is drawn from (seed key,
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -57,7 +57,7 @@ class Progress:
     """The numbers beside weights and optimiser that a resumed training needs."""
 
     step: int = 0
-    best_step: int = -1
+    best_step: int = -1  # 0 or less: in a training before this one, if there is a best value
     best_value: float = math.inf
     bad_validations: int = 0  # since the best
     plateau: int = 0  # validations without progress since the last cut of the rate
@@ -65,6 +65,10 @@ class Progress:
     stopped: bool = False
     loss_scale: float = 1.0  # of fp16's losses
     finite_updates: int = 0  # since the scale changed
+
+    def carried(self) -> "Progress":
+        """What the next training of the same weights continues from: only steps count again."""
+        return replace(self, step=0, best_step=self.best_step - self.step)
 
 
 @dataclass
@@ -92,6 +96,11 @@ class Training:
 
     def __str__(self) -> str:
         return f"{self.where.prefix} round {self.where.round} update {self.progress.step}"
+
+    def continue_from(self, progress: Progress) -> None:
+        """Take the numbers of a former training of the same weights."""
+        self.progress = replace(progress)
+        self.set_rate()
 
     def set_rate(self) -> None:
         """The optimiser's learning rate, from the progress."""

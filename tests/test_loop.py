@@ -341,6 +341,43 @@ def test_an_optimiser_that_goes_on_is_one_that_never_stopped(folder: Path):
     assert same(weights(long), weights(short))
 
 
+def test_rounds_that_carry_their_progress_are_one_training(folder: Path):
+    """By hand: values 3 2 | 2.5 2.5 | 2.4 2.3 | in rounds of 4 updates; factor 0.5 after more than
+    one bad validation, stop at the fourth bad one (update 12): the fourth round trains nothing.
+    The second round has no better value, so its best is still the first round's."""
+    cfg = replace(CFG, validate_every=2, schedule="plateau", patience=4)
+    values = [3, 2, 2.5, 2.5, 2.4, 2.3]
+    long, seen = network(), []
+    whole = run(
+        long,
+        folder / "long",
+        replace(cfg, updates=16),
+        validate=scripted(values, seen, long),
+        select="align/value",
+    )
+    short, before, found = network(), None, []
+    for number in range(4):
+        at = scripted(values[2 * number :], [], short)
+        carried = {"progress": before.progress.carried()} if before else {}
+        state = before.optimizer if before else None
+        before = run(
+            short,
+            folder / str(number),
+            replace(cfg, updates=4),
+            windows=lambda step, first=4 * number: [rows(step + first)],
+            validate=at,
+            select="align/value",
+            optimizer_state=state,
+            **carried,
+        )
+        found.append((before.steps, before.best_step, before.best_value, before.best is None))
+    assert found == [(4, 4, 2, True), (4, 0, 2, True), (4, -4, 2, True), (0, -8, 2, True)]
+    assert (whole.steps, whole.best_step, whole.progress.lr) == (12, 4, 0.0125)
+    assert before is not None and before.progress.lr == whole.progress.lr
+    assert before.progress.stopped and before.progress.bad_validations == 4
+    assert same(weights(long), weights(short))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_run_and_the_state_stays(folder: Path, bad: float):
     model = network()

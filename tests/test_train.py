@@ -219,6 +219,26 @@ def test_keep_last_publishes_the_last(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_rate_and_patience_run_through_all_rounds(tmp_path: Path):
+    """The plateau of one training, by hand over the logged validations of both rounds."""
+    options = ["schedule=plateau", "plateau_patience=0", "plateau_factor=0.5", "validate_every=1"]
+    changes = ["method=mle", "method.controls=[]", "schedule.total=6"]
+    cfg = tiny(*changes, *[f"improve.{option}" for option in options])
+    train(cfg, tmp_path)
+    best, rate, places, rounds = math.inf, cfg.improve.lr, [], set()
+    for line in lines(tmp_path):
+        if "improve/lr" in line:
+            assert line["improve/lr"] == rate
+        if "improve/negative_heldout_score" in line:
+            value = line["improve/negative_heldout_score"]
+            rate, best = (rate, value) if value < best else (rate / 2, best)
+            places.append((value, line["step"]))
+            rounds.add(line["round"])
+    assert rounds == {0, 1} and rate < cfg.improve.lr / 2
+    last = RunFolder(tmp_path).artifact("rounds", "01", "improve").manifest()["metrics"]
+    assert (-last["improve/best_heldout_score"], last["improve/best_update"]) == min(places)
+
+
 def test_keep_rounds_last_changes_no_result(finished: Path, tmp_path: Path):
     train(tiny("keep_rounds=last"), tmp_path)
     some, every = results(tmp_path), results(finished)

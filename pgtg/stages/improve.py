@@ -22,7 +22,7 @@ from pgtg.shared import (
 )
 from pgtg.stages.align import random_reward_model
 from pgtg.stages.lines import made_for
-from pgtg.states import load_weights
+from pgtg.states import load_weights, progress_numbers, progress_of
 from pgtg.store import Artifact, hash_of, load_tensors, save_tensors
 from pgtg.tasks.task import examples_hash
 from pgtg.training import Where
@@ -110,7 +110,12 @@ def _make(
         ctx.save_policy(lm, codec, working / "best")
     save_tensors(working / "optimizer.safetensors", result.optimizer)
     artifact.commit(
-        inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, control=control
+        inputs=inputs,
+        metrics=metrics,
+        position=ctx.committed(),
+        round=round,
+        control=control,
+        progress=progress_numbers(result.progress),
     )
 
 
@@ -139,11 +144,13 @@ def _train(
     updates: Sequence[int],
     working: Path,
 ) -> tuple[FitResult, dict[str, float]]:
-    """The round's segment of policy training; the optimiser goes on from the round before."""
-    optimizer = None
+    """The round's segment of one policy training: optimiser, learning rate, best value and patience
+    continue from the round before."""
+    optimizer = progress = None
     if round > 0:
         before = ctx.artifact(round - 1, "improve", control=control)
         optimizer = load_tensors(before.file("optimizer.safetensors"))
+        progress = progress_of(before.manifest()["extra"]["progress"]).carried()
     offset = sum(updates[:round])
     lm.train()
     result = fit(
@@ -158,6 +165,7 @@ def _train(
         validate=guide.validate if guide.validates else None,
         select="improve/negative_heldout_score",
         optimizer_state=optimizer,
+        progress=progress,
     )
     Artifact(working / "state").remove()
     lm.eval()
@@ -176,6 +184,8 @@ def _train(
             f"policy.max_source_tokens={ctx.cfg.policy.max_source_tokens} or "
             f"policy.max_target_tokens={ctx.cfg.policy.max_target_tokens}"
         )
+    if not result.steps:
+        said += "; stopped in an earlier round by improve.patience"
     tell = ctx.log.note if control and not said else ctx.log.say
     tell(f"improve {label} round {round}: {result.steps} updates{said}")
     return result, metrics
