@@ -150,7 +150,7 @@ class Context:
             for module in lm.modules():
                 if isinstance(module, torch.nn.Dropout):
                     module.p = 0.0
-        return lm.to(self.device), self.task.codec(tokenizer, lm.is_encoder_decoder)
+        return lm.to(self.device), self.task.codec(tokenizer, lm.is_encoder_decoder, lm.end_ids)
 
     def save_policy(self, lm: LanguageModel, codec: Codec, folder: Path) -> None:
         """A Transformers folder, or the adaptor alone where the language model is frozen."""

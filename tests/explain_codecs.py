@@ -41,7 +41,7 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
 
 def codec(kind: str, most: int = 500) -> Codec:
     if kind == "prompt":
-        return PromptCodec(bytes_tokenizer(), False, "", "", "", most, most, None)
+        return PromptCodec(bytes_tokenizer(), False, "", "", "", most, most)
     tokenizers = {
         "bytes": bytes_tokenizer,
         "causal": bytes_tokenizer,

@@ -57,13 +57,21 @@ def test_spans_of_any_text_are_the_same_from_both_sides(text: str):
 
 def test_a_character_belongs_to_its_last_byte():
     text, found = pieces.of_tokens(CODECS["bytes"], CODECS["bytes"].encode_target("a€b")[0])
-    assert [text[p.start : p.end] for p in found] == ["a", "", "", "€", "b"]
+    assert [text[p.start : p.end] for p in found] == ["a", "", "", "€", "b", ""]
     assert [pieces.name(p, special=False) for p in found[1:3]] == ["⟨e2⟩", "⟨82⟩"]
 
 
 def test_outer_space_that_the_judge_does_not_read_has_no_span():
     text, found = pieces.of_tokens(CODECS["bytes"], CODECS["bytes"].encode_target(" \na b ")[0])
-    assert text == "a b" and [text[p.start : p.end] for p in found] == ["", "", "a", " ", "b", ""]
+    assert text == "a b" and [text[p.start : p.end] for p in found] == [
+        "",
+        "",
+        "a",
+        " ",
+        "b",
+        "",
+        "",
+    ]
 
 
 def test_words_take_the_space_before_them():
@@ -85,8 +93,8 @@ def test_a_tokenizer_without_offsets_shows_what_it_decodes():
         def __init__(self, fast: Any):
             self._fast = fast
 
-        def __call__(self, text: str, **options: Any) -> Any:
-            return self._fast(text, **options)
+        def __call__(self, *text: str, **options: Any) -> Any:
+            return self._fast(*text, **options)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._fast, name)

@@ -12,6 +12,7 @@ from tiny_models import EOS, FAMILIES, ORIGIN, SOURCES, TOKENS, VOCAB, alone, ba
 from torch import nn
 from torch.testing import assert_close
 
+from pgtg.errors import ConfigError
 from pgtg.models import generate as generating
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
@@ -181,5 +182,5 @@ def test_sampling_reads_sources_once_and_drops_finished_rows(
 
 def test_no_start_token_is_an_error():
     lm = build("gpt2")
-    with pytest.raises(ValueError, match="GPT2LMHeadModel has no decoder_start_token_id"):
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no decoder_start_token_id"):
         _ = lm.start_id

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 from pgtg.compose import completed, run_config
 from pgtg.config import RunConfig
@@ -18,8 +17,9 @@ from pgtg.explain.pieces import Piece
 from pgtg.methods import method_of
 from pgtg.models.batch import per_token
 from pgtg.models.codec import Codec
+from pgtg.models.loading import load_tokenizer
 from pgtg.models.reward import load_reward_model
-from pgtg.models.untrusted import check_folder, unloadable
+from pgtg.models.special_tokens import end_tokens
 from pgtg.store import Artifact, RunFolder
 from pgtg.tasks import Task
 from pgtg.types import TokenIds
@@ -81,21 +81,10 @@ def open_run(path: Path) -> Run:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     task = _task(cfg, folder.path)
-    tokenizer: Any = AutoTokenizer.from_pretrained(reward.path, trust_remote_code=False)
-    kind: Any = AutoConfig.from_pretrained(reward.path, trust_remote_code=False)
-    codec = task.codec(tokenizer, bool(kind.is_encoder_decoder))
+    tokenizer, config, generation = load_tokenizer(str(reward.path))
+    ends = end_tokens(generation, config)
+    codec = task.codec(tokenizer, bool(config.is_encoder_decoder), ends)
     return Run(folder, cfg, task, reward, codec)
-
-
-def _tokenizer(path: Path) -> tuple[Any, bool]:
-    """The tokenizer of a saved model, and whether that is an encoder-decoder; no weights."""
-    try:
-        check_folder(str(path))
-        kind: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # libraries answer odd folders with errors of any kind
-        raise unloadable(str(path), "tokenizer", error) from error
-    return tokenizer, bool(kind.is_encoder_decoder)
 
 
 def _config(saved: dict[str, Any]) -> RunConfig:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pgtg.errors import ConfigError
 from pgtg.judges.template import Prompt, Slot, Template
 from pgtg.metrics.lookup import nearest
+from pgtg.models.special_tokens import frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -273,13 +274,11 @@ class Renderer:
 
     def _around(self) -> tuple[list[int], list[int]]:
         """Tokens that the tokeniser puts before and after a text; causal: nothing after it."""
-        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = self.tokenizer("a")["input_ids"]
-        places = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
-        if not places:
-            raise ConfigError("this model's tokenizer does not put its special tokens around texts")
-        after = full[places[0] + len(bare) :] if self.template.masked else []
-        return full[: places[0]], after
+        try:
+            before, after = frame(self.tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"judge.classifier: {error}") from error
+        return before, after if self.template.masked else []
 
     def _first_token(self) -> int:
         for name in ("bos", "eos"):

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from pgtg.errors import ConfigError
+from pgtg.models.special_tokens import Frame, encode, end_tokens, frame
 from pgtg.types import TokenIds
 
 
@@ -23,6 +23,7 @@ class Codec:
         target_prefix: Text before a target (a causal LM's " ").
         max_source_tokens: Longest source with prefix, suffix and special tokens.
         max_target_tokens: Longest target with its end token.
+        ends: End tokens that the model's configs name, beside the tokenizer's own.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -32,30 +33,47 @@ class Codec:
     target_prefix: str
     max_source_tokens: int
     max_target_tokens: int
+    ends: tuple[int, ...] = ()
 
     @cached_property
-    def _wrapping(self) -> tuple[TokenIds, TokenIds]:
-        """Special tokens that the tokenizer puts before and after a text."""
-        bare = self._ids("a")
-        ids: Any = self.tokenizer("a")["input_ids"]
-        full = list(ids)
-        for start in range(len(full) - len(bare) + 1):
-            if full[start : start + len(bare)] == bare:
-                return full[:start], full[start + len(bare) :]
-        return [], full[len(bare) :]
+    def _source_frame(self) -> Frame:
+        """Special tokens before and after a source."""
+        before, after = self._frame(target=False)
+        return before, after if self.is_encoder_decoder else []
 
-    @property
+    @cached_property
+    def _target_frame(self) -> Frame:
+        """Special tokens before and after a target, of which the last one ends it.
+
+        What a tokenizer would put behind the end token is left out, since nothing is read there;
+        where it puts no end token at all, the target gets one.
+        """
+        if not self.is_encoder_decoder:
+            return [], self.eos_ids[:1]
+        before, after = self._frame(target=True)
+        ends = [place for place, number in enumerate(after) if number in self.eos_ids]
+        return before, after[: ends[0] + 1] if ends else [*after, *self.eos_ids[:1]]
+
+    def _frame(self, *, target: bool) -> Frame:
+        try:
+            return frame(self.tokenizer, target=target)
+        except ConfigError as error:
+            raise ConfigError(f"policy.path: {error}") from error
+
+    @cached_property
     def eos_ids(self) -> TokenIds:
-        eos = getattr(self.tokenizer, "eos_token_id", None)
-        if eos is None:
+        """All tokens that end a text; the first one ends the targets.
+
+        Raises:
+            ConfigError: Neither tokenizer nor model names one.
+        """
+        found = list(dict.fromkeys([*end_tokens(self.tokenizer), *self.ends]))
+        if not found:
             raise ConfigError("policy.path: its tokenizer has no end-of-text token; set one in it")
-        return [eos]
+        return found
 
     def _ids(self, text: str) -> TokenIds:
-        if not text:
-            return []
-        ids: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(ids)
+        return encode(self.tokenizer, text) if text else []
 
     def encode_source(self, text: str) -> tuple[TokenIds, bool]:
         """Ids of prefix + text + suffix, and whether the text was cut at its end to fit.
@@ -63,8 +81,8 @@ class Codec:
         Raises:
             ConfigError: Prefix, suffix and special tokens alone leave no room for text.
         """
-        before, after = self._wrapping
-        tail = self._ids(self.suffix) + (after if self.is_encoder_decoder else [])
+        before, after = self._source_frame
+        tail = self._ids(self.suffix) + after
         body = before + self._ids(self.prefix + text)
         room = self.max_source_tokens - len(tail)
         if room <= len(before) + len(self._ids(self.prefix)):
@@ -76,7 +94,7 @@ class Codec:
 
     def encode_target(self, text: str) -> tuple[TokenIds, bool]:
         """Ids of a target with its end token, and whether it was cut (and has no end) to fit."""
-        before, after = self._wrapping if self.is_encoder_decoder else ([], self.eos_ids)
+        before, after = self._target_frame
         ids = before + self._ids(self.target_prefix + text) + after
         return ids[: self.max_target_tokens], len(ids) > self.max_target_tokens
 
@@ -93,7 +111,7 @@ class PromptCodec(Codec):
 
     start_text: str | None = None  # null = the tokenizer's end-of-text token
 
-    @property
+    @cached_property
     def eos_ids(self) -> TokenIds:
         return []  # nothing ends a prompt before its length
 
@@ -104,7 +122,10 @@ class PromptCodec(Codec):
         Raises:
             ConfigError: The start text has no token.
         """
-        ids = self._ids(self.start_text) if self.start_text is not None else super().eos_ids
+        if self.start_text is None:
+            ids = (end_tokens(self.tokenizer) or [*self.ends])[:1]
+        else:
+            ids = self._ids(self.start_text)
         if not ids:
             raise ConfigError(f"policy.start_text={self.start_text!r}: it has no token")
         return ids

@@ -28,13 +28,15 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from pgtg.errors import ConfigError
 from pgtg.models.checkpointing import checkpointable_layers, checkpointed
 from pgtg.models.linear import with_fast_linears
 from pgtg.models.reading import Reading, Sources
 from pgtg.models.sharding import is_sharded, whole
 from pgtg.models.sharing import Layout, sharing
+from pgtg.models.special_tokens import end_tokens
 from pgtg.ops.masking import move_padding
-from pgtg.types import TokenBatch
+from pgtg.types import TokenBatch, TokenIds
 
 
 @contextmanager
@@ -106,12 +108,24 @@ class LanguageModel(nn.Module):
 
     @property
     def start_id(self) -> int:
-        """The token an encoder-decoder's decoder starts with."""
+        """The token an encoder-decoder's decoder starts with.
+
+        Raises:
+            ConfigError: The model's configs name none.
+        """
         for config in (self.model.generation_config, self.model.config):
             value = getattr(config, "decoder_start_token_id", None)
             if value is not None:
                 return int(value)
-        raise ValueError(f"{type(self.model).__name__} has no decoder_start_token_id in its config")
+        raise ConfigError(
+            f"policy.path: this {type(self.model).__name__} has no decoder_start_token_id: set it "
+            "in its config.json (T5: the id of <pad>; mBART: of the target language)"
+        )
+
+    @property
+    def end_ids(self) -> TokenIds:
+        """The tokens that end a text, as the model's configs name them; perhaps none."""
+        return end_tokens(self.model.generation_config, self.model.config)
 
     def states(self, batch: TokenBatch) -> Float[Tensor, "N T+1 D"]:
         """Last hidden states before the first token (column 0) and after each of the T tokens.

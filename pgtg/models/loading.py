@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
@@ -58,6 +59,34 @@ def load_language_model(
     except Exception as error:  # libraries answer odd folders with errors of any kind
         raise unloadable(path, "model", error) from error
     return LanguageModel(model.eval()), tokenizer
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, fetch: bool = False
+) -> tuple[PreTrainedTokenizerBase, Any, GenerationConfig | None]:
+    """Tokenizer, config and generation_config (None where there is none) of a model; no weights.
+
+    Args:
+        path: Folder or hub id.
+        revision: Hub revision.
+        fetch: Whether what is not on this machine may be fetched.
+
+    Raises:
+        ArtifactError: A local folder that is damaged, or not to be trusted (see `untrusted`).
+        MissingResourceError: It is not there, or is custom code.
+    """
+    options: dict[str, Any] = {"revision": revision, "local_files_only": not fetch}
+    try:
+        check_folder(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+    except Exception as error:  # libraries answer odd folders with errors of any kind
+        raise unloadable(path, "tokenizer", error) from error
+    try:
+        generation = GenerationConfig.from_pretrained(path, **options)
+    except (OSError, ValueError):  # most models have no such file
+        generation = None
+    return tokenizer, config, generation
 
 
 def _keep_first_layers(config: Any, layers: int) -> None:

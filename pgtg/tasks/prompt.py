@@ -92,10 +92,12 @@ class PromptTask:
             raise DataError(f"the {split} split has no examples: check data.path and data.splits")
         return rows
 
-    def codec(self, tokenizer: Any, is_encoder_decoder: bool) -> PromptCodec:
-        policy = self.cfg.policy
+    def codec(
+        self, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int] = ()
+    ) -> PromptCodec:
+        policy, frame = self.cfg.policy, ("", "", "")
         length = policy.max_target_tokens
-        return PromptCodec(tokenizer, False, "", "", "", length, length, policy.start_text)
+        return PromptCodec(tokenizer, False, *frame, length, length, tuple(ends), policy.start_text)
 
     def allowed(self, tokenizer: Any) -> Sequence[int] | None:
         """In the generated world the candidate words; otherwise every token."""

@@ -51,7 +51,7 @@ class SummarizeTask:
         for split in dict.fromkeys(["train", "validation", *self.cfg.evaluate.splits]):
             self.examples(split)
 
-    def codec(self, tokenizer: Any, is_encoder_decoder: bool) -> Codec:
+    def codec(self, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int] = ()) -> Codec:
         policy = self.cfg.policy
         return Codec(
             tokenizer,
@@ -61,6 +61,7 @@ class SummarizeTask:
             policy.target_prefix,
             policy.max_source_tokens,
             policy.max_target_tokens,
+            tuple(ends),
         )
 
     def allowed(self, tokenizer: Any) -> Sequence[int] | None:

@@ -34,8 +34,12 @@ class Task(Protocol):
         """
         ...
 
-    def codec(self, tokenizer: Any, is_encoder_decoder: bool) -> Codec:
-        """How the policy's sources and targets become token ids."""
+    def codec(self, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int] = ()) -> Codec:
+        """How the policy's sources and targets become token ids.
+
+        Args:
+            ends: End tokens that the model's configs name.
+        """
         ...
 
     def allowed(self, tokenizer: Any) -> Sequence[int] | None:
