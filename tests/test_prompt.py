@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,12 +272,17 @@ def test_prompts_keep_their_exact_spacing():
             assert options == {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
             return "".join((" a", "b ", " .")[i] for i in ids)
 
-        def __call__(self, text, add_special_tokens):
+        def __call__(self, text, **options):
+            assert options == {"add_special_tokens": False, "verbose": False}
             return {"input_ids": [7] if text == "start" else []}
 
-    codec = PromptCodec(Words(), False, "", "", "", 5, 5, "start")  # type: ignore[arg-type]
+    def made(start: str | None) -> PromptCodec:
+        words: Any = Words()
+        return PromptCodec(words, False, "", "", "", 5, 5, start_text=start)
+
+    codec = made("start")
     assert codec.decode([0, 1, 2]) == " ab  ." and codec.encode_source("") == ([7], False)
     assert codec.eos_ids == []
-    assert PromptCodec(Words(), False, "", "", "", 5, 5, None).encode_source("")[0] == [0]  # type: ignore[arg-type]
+    assert made(None).encode_source("")[0] == [0]
     with pytest.raises(ConfigError, match="no token"):
-        PromptCodec(Words(), False, "", "", "", 5, 5, "").encode_source("")  # type: ignore[arg-type]
+        made("").encode_source("")

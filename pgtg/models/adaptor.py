@@ -76,6 +76,9 @@ class AdaptedLanguageModel(LanguageModel):
             states = states[:, -last:]
         return self.speak(states), cache
 
+    def _logits_of(self, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
+        return self.speak(states)
+
     def speak(
         self, states: Float[Tensor, "*N D"], tokens: Int[Tensor, "*N C"] | None = None
     ) -> Float[Tensor, "*N V"]:

@@ -12,12 +12,14 @@ one convention for where a token's reward stands:
 The decoder start token of an encoder–decoder is always fed and never scored (METHOD deviation 2).
 Sharing one encoding among K generations also shares its dropout mask; with dropout off (always,
 except while that very model is trained) it is exact.
+A model without a cache of keys and values (`models.structure`: recurrent and hybrid ones, XLNet,
+OpenAI-GPT) is read without any: each pass reads rows whole, right-padded, so that no padding comes
+before a token. That is as exact, and slower the longer the texts are.
 Gradient checkpointing repeats a layer in the backward pass, which a cache would notice; with it a
 training reads source and continuation in one pass without a cache. So it does where weights are
 divided among processes (`models.sharding`): each micro-batch then makes the same passes.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -26,7 +28,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from pgtg.errors import ConfigError
 from pgtg.models.checkpointing import checkpointable_layers, checkpointed
@@ -35,6 +36,7 @@ from pgtg.models.reading import Reading, Sources
 from pgtg.models.sharding import is_sharded, whole
 from pgtg.models.sharing import Layout, sharing
 from pgtg.models.special_tokens import end_tokens
+from pgtg.models.structure import Outputs, arguments, layers_of, own_logits, structure
 from pgtg.ops.masking import move_padding
 from pgtg.types import TokenBatch, TokenIds
 
@@ -51,6 +53,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+STATES = "last_hidden_state"
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -90,9 +93,10 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = with_fast_linears(model)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        decoder = model.get_decoder()
-        self._takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
-        self._sharing = sharing(decoder) if self.is_encoder_decoder else None
+        self.structure = structure(model)
+        layers = layers_of(model)
+        self._model_takes, self._layers_take = arguments(model), arguments(layers)
+        self._sharing = sharing(layers) if self.is_encoder_decoder else None
         self.autocast: torch.dtype | None = None  # these two: see `training_passes`
         self.checkpointing = False
 
@@ -103,8 +107,7 @@ class LanguageModel(nn.Module):
     @property
     def width(self) -> int:
         """Size of a state."""
-        config = self.model.config.get_text_config()
-        return int(getattr(config, "hidden_size", None) or config.d_model)
+        return self.structure.width
 
     @property
     def start_id(self) -> int:
@@ -140,7 +143,7 @@ class LanguageModel(nn.Module):
 
     def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
-            return self._read_twice(batch, tokens, mask, logits)
+            return self._read_simply(batch, tokens, mask, logits)
         device, dtype = self.device.type, self.autocast
         with nullcontext() if dtype is None else torch.autocast(device, dtype):
             if self.checkpointing:
@@ -148,7 +151,13 @@ class LanguageModel(nn.Module):
                     return self._read_at_once(batch, tokens, mask, logits)
             if is_sharded(self.model):
                 return self._read_at_once(batch, tokens, mask, logits)
-            return self._read_twice(batch, tokens, mask, logits)
+            return self._read_simply(batch, tokens, mask, logits)
+
+    def _read_simply(
+        self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool
+    ) -> Float[Tensor, "N T+1 D"]:
+        read = self._read_twice if self.structure.caches else self._read_at_once
+        return read(batch, tokens, mask, logits)
 
     def _read_twice(
         self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool
@@ -172,9 +181,11 @@ class LanguageModel(nn.Module):
             return self._decode(tokens, None, sources, logits, cached=False)[0]
         source, source_mask = move_padding(batch.source, batch.source_mask, side="left")
         mask = torch.cat([source_mask[rows], mask], dim=1)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         last = tokens.shape[1] + 1
         tokens = torch.cat([source[rows], tokens], dim=1)
+        if not self.structure.caches:
+            return self._read_whole(tokens, mask, last, logits)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         keep: dict[str, Any] = {"logits_to_keep": last} if logits else {}
         output, _ = self._continue(tokens, None, mask, positions, logits, cached=False, **keep)
         return output[:, -last:]
@@ -188,12 +199,17 @@ class LanguageModel(nn.Module):
         self, source: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"], *, logits: bool
     ) -> Reading:
         """Read each source once. `output` is the state (or logits) before the first token."""
+        caches = self.structure.caches
         if self.is_encoder_decoder:
             sources = self._encode(source, mask)
             start = torch.full((len(source), 1), self.start_id, device=source.device)
-            output, cache = self._decode(start, None, sources, logits)
-            return Reading(output, cache, None, sources)
+            output, cache = self._decode(start, None, sources, logits, cached=caches)
+            history = None if caches else (start, torch.ones_like(start).bool())
+            return Reading(output, cache, None, sources, history)
         source, mask = move_padding(source, mask, side="left")
+        if not caches:
+            output = self._read_whole(source, mask, 1, logits)
+            return Reading(output, None, None, None, (source, mask))
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         keep: dict[str, Any] = {"logits_to_keep": 1} if logits else {}
         output, cache = self._continue(source, None, mask, positions, logits, **keep)
@@ -216,7 +232,11 @@ class LanguageModel(nn.Module):
         logits: bool,
     ) -> Float[Tensor, "N T D"]:
         """Read T more tokens on each row (right-padded); `reading` then includes them."""
-        if reading.sources is not None:
+        if reading.history is not None:
+            ids, real = reading.history
+            reading.history = torch.cat([ids, tokens], dim=1), torch.cat([real, mask], dim=1)
+            output = self._read_whole(*reading.history, tokens.shape[1], logits, reading.sources)
+        elif reading.sources is not None:
             output, reading.cache = self._decode(tokens, reading.cache, reading.sources, logits)
         else:
             assert reading.mask is not None
@@ -229,29 +249,44 @@ class LanguageModel(nn.Module):
         reading.output = output[:, -1:]
         return output
 
+    def _read_whole(
+        self, ids: Tensor, mask: Tensor, last: int, logits: bool, sources: Sources | None = None
+    ) -> Float[Tensor, "N L D"]:
+        """Outputs at the last columns of rows, where their tokens stand, without a cache.
+
+        Rows are right-padded for it: what comes after a token changes nothing, whereas recurrent
+        layers would take in padding that comes before.
+        """
+        compact, real = move_padding(ids, mask, side="right")
+        place = (mask.cumsum(-1) - 1).clamp(min=0)[:, -last:, None]
+        if sources is not None:
+            output, _ = self._decode(compact, None, sources, logits, cached=False)
+            return output.gather(1, place.expand(-1, -1, output.shape[-1]))
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+        states, _ = self._continue(compact, None, real, positions, False, cached=False)
+        states = states.gather(1, place.expand(-1, -1, states.shape[-1]))
+        return self._logits_of(states) if logits else states
+
+    def _logits_of(self, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
+        """Logits from a causal LM's states."""
+        return own_logits(self.model, states)
+
     def _decode(
         self, tokens: Tensor, cache: Any, sources: Sources, logits: bool, *, cached: bool = True
     ):
         """One pass of an encoder-decoder's decoder; later tokens never reach earlier ones, so the
         right-padded tokens need no mask of their own."""
+        given: dict[str, Any] = {"past_key_values": cache, "use_cache": cached}
         with nullcontext() if self._sharing is None else self._sharing.laid_out(sources.layout):
             if logits:
-                out = self.model(
-                    encoder_outputs=BaseModelOutput(last_hidden_state=sources.encoded),  # type: ignore[arg-type]
-                    attention_mask=sources.mask.long(),
-                    decoder_input_ids=tokens,
-                    past_key_values=cache,
-                    use_cache=cached,
-                )
-                return out.logits, out.past_key_values
-            out = self.model.get_decoder()(
-                input_ids=tokens,
-                encoder_hidden_states=sources.encoded,
-                encoder_attention_mask=sources.mask.long(),
-                past_key_values=cache,
-                use_cache=cached,
-            )
-            return out.last_hidden_state, out.past_key_values
+                given |= {"decoder_input_ids": tokens, "attention_mask": sources.mask.long()}
+                given["encoder_outputs"] = Outputs(last_hidden_state=sources.encoded)  # type: ignore[arg-type]
+                return _call(self.model, self._model_takes, given, "logits")
+            given |= {"input_ids": tokens, "encoder_attention_mask": sources.mask.long()}
+            # EncoderDecoderModel fits states of the encoder's size to the decoder here
+            fit = getattr(self.model, "enc_to_dec_proj", nn.Identity())
+            given["encoder_hidden_states"] = fit(sources.encoded)
+            return _call(layers_of(self.model), self._layers_take, given, STATES)
 
     def _continue(
         self,
@@ -265,14 +300,16 @@ class LanguageModel(nn.Module):
         **keep: Any,
     ):
         """One pass of a causal LM."""
-        module = self.model if logits else self.model.get_decoder()
-        if self._takes_positions:
-            keep = keep | {"position_ids": positions}
-        out = module(
-            input_ids=tokens,
-            attention_mask=mask.long(),
-            past_key_values=cache,
-            use_cache=cached,
-            **keep,
-        )
-        return (out.logits if logits else out.last_hidden_state), out.past_key_values
+        given: dict[str, Any] = {"past_key_values": cache, "use_cache": cached} | keep
+        given |= {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
+        if logits:
+            return _call(self.model, self._model_takes, given, "logits")
+        return _call(layers_of(self.model), self._layers_take, given, STATES)
+
+
+def _call(
+    module: nn.Module, takes: frozenset[str], given: dict[str, Any], name: str
+) -> tuple[Tensor, Any]:
+    """What a pass gives under a name, and its cache; arguments that it does not take are left out."""
+    out = module(**{key: value for key, value in given.items() if key in takes})
+    return getattr(out, name), getattr(out, "past_key_values", None)

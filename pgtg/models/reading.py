@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from pgtg.models.sharing import Layout
 
@@ -41,9 +42,15 @@ class Reading:
     cache: Any  # Transformers' key-value cache
     mask: Bool[Tensor, "N L"] | None  # causal: real tokens read so far
     sources: Sources | None  # encoder-decoder only
+    # without a cache: all tokens (of the decoder) read so far, in rows with padding anywhere
+    history: tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]] | None = None
 
     def select(self, rows: Int[Tensor, " M"]) -> "Reading":
         """The rows named, in that order; a row may come several times. The cache is changed."""
+        if self.history is not None:
+            sources = self.sources and self.sources.select(rows, DynamicCache())
+            history = self.history[0][rows], self.history[1][rows]
+            return Reading(self.output[rows], None, None, sources, history)
         if self.sources is None:
             self.cache.batch_select_indices(rows)
             mask = None if self.mask is None else self.mask[rows]

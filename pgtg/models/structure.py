@@ -1,0 +1,126 @@
+"""What a Transformers model is made of, as far as reading it goes: found out, not known by name.
+
+Some models keep no key-value cache that rows can be picked from (recurrent and hybrid ones, XLNet,
+OpenAI-GPT), some have states of another size than their config's `hidden_size` (OPT's projected
+embeddings), and some do more to a state than to multiply it by the LM head's rows (Granite divides
+the logits, Gemma-2 bounds them). One token through the model answers the first two; for the third
+the model's own code makes the logits (`own_logits`).
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from pgtg.errors import ConfigError
+
+PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # rows can be picked, repeated, right-padded
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What one token through a model shows.
+
+    Args:
+        width: Size of a state.
+        caches: Whether the decoder's cache is one of keys and values, which can be continued row
+            by row; else whole sequences are read again for every new token.
+    """
+
+    width: int
+    caches: bool
+
+
+@dataclass
+class Outputs(BaseModelOutputWithPast):
+    """Outputs of a part of a model; whatever else another part asks of them is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def layers_of(model: Any) -> nn.Module:
+    """The (decoder's) layers with embeddings and final norm, without the LM head."""
+    stack = model.get_decoder()
+    headed = stack is not model and stack.get_output_embeddings() is not None
+    return stack.base_model if headed else stack  # EncoderDecoderModel holds a whole causal LM
+
+
+def arguments(module: nn.Module) -> frozenset[str]:
+    """Names of the arguments that a module's forward takes."""
+    found = inspect.signature(module.forward).parameters
+    passed_on = any(one.kind is one.VAR_KEYWORD for one in found.values())
+    return frozenset([*found, "use_cache"] if passed_on else found)
+
+
+def taken(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """Of the arguments given, those that a module's forward takes."""
+    names = arguments(module)
+    return {name: value for name, value in given.items() if name in names}
+
+
+@torch.no_grad()
+def structure(model: PreTrainedModel) -> Structure:
+    """Reads one token.
+
+    Raises:
+        ConfigError: The model does not read it as language models do.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _structure(model)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"{type(model).__name__} does not read text as language models do ({reason}): "
+            "choose another model"
+        ) from error
+    finally:
+        model.train(training)
+
+
+def _structure(model: Any) -> Structure:
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    seen = torch.ones_like(token)
+    stack = layers_of(model)
+    given: dict[str, Any] = {"input_ids": token, "use_cache": True}
+    if model.config.is_encoder_decoder:
+        encoded = model.get_encoder()(token, attention_mask=seen)[0]
+        given |= {"encoder_hidden_states": encoded, "encoder_attention_mask": seen}
+    out = stack(**taken(stack, given))
+    return Structure(out[0].shape[-1], _plain(getattr(out, "past_key_values", None)))
+
+
+def _plain(cache: Any) -> bool:
+    """Whether a cache can be continued row by row, by its kind alone."""
+    if type(cache) is EncoderDecoderCache:
+        return _plain(cache.self_attention_cache) and _plain(cache.cross_attention_cache)
+    return type(cache) is DynamicCache and all(type(layer) in PLAIN for layer in cache.layers)
+
+
+def own_logits(model: Any, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
+    """Logits from a causal LM's states, by all that its own forward does after its layers."""
+    token = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+    with _giving(layers_of(model), Outputs(last_hidden_state=states)):
+        return model(**taken(model, {"input_ids": token, "use_cache": False})).logits
+
+
+@contextmanager
+def _giving(module: nn.Module, output: Outputs) -> Iterator[None]:
+    """The module computes nothing and gives the output, inside."""
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del module.forward
