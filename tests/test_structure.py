@@ -1,4 +1,4 @@
-"""Models that no cache, no `hidden_size` and no bare LM head describe: read as exactly as others."""
+"""Models that neither cache, nor `hidden_size`, nor a bare LM head describe: read as exactly."""
 
 from collections.abc import Callable
 from typing import Any

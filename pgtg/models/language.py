@@ -310,6 +310,6 @@ class LanguageModel(nn.Module):
 def _call(
     module: nn.Module, takes: frozenset[str], given: dict[str, Any], name: str
 ) -> tuple[Tensor, Any]:
-    """What a pass gives under a name, and its cache; arguments that it does not take are left out."""
+    """What a pass gives under a name, and its cache; it gets the arguments that it takes."""
     out = module(**{key: value for key, value in given.items() if key in takes})
     return getattr(out, name), getattr(out, "past_key_values", None)
