@@ -105,11 +105,12 @@ class Call:
 
     def launch(self, *, force: bool, quiet: bool) -> None:
         """Check everything, then hand run or sweep to Hydra. If refused, nothing is written."""
-        from pgtg.plan import check_resources
+        from pgtg.plan import check_resources, check_room
 
         runs = self.jobs()
         for run in runs:
             check_resources(run)
+        check_room(runs, self.run_dir or OUTPUTS)
         processes.join(runs[0].device)
         how = self._sweep(runs) if self.multirun else self._run_folder(runs[0])
         flags = ["--config-name", self.task, *(["--multirun"] if self.multirun else [])]

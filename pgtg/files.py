@@ -322,7 +322,14 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """A safetensors file. Tensors that share memory are written apart, as contiguous copies."""
     from safetensors.torch import save_file
 
-    data = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    data: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        alone = storage.data_ptr() not in seen and storage.nbytes() == value.nbytes
+        seen.add(storage.data_ptr())
+        data[name] = value if alone else value.clone()
     with atomic(path) as temporary:
         save_file(data, temporary, metadata={"format": "pt"})
 

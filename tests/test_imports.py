@@ -20,7 +20,7 @@ LAYERS = (
     {"stages"},
     {"findings"},
     {"evaluation"},
-    {"train", "evaluate", "report", "explain", "plan", "plan_prompt"},
+    {"train", "evaluate", "report", "explain", "plan"},
     {"sweeps", "doctor"},
     {"jobs", "calls", "completion", "listing", "cli", "__main__"},
 )

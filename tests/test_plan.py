@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from pgtg import plan, plan_prompt
+from pgtg import plan
 from pgtg.compose import run_config
 from pgtg.errors import MissingResourceError
 
 SPLITS = {"train": 640, "validation": 50, "test": None}
 
 
-def counts(*overrides: str) -> plan.Counts:
+def counts(*overrides: str) -> plan.summarize.Counts:
     mine = ["experiment=none", "policy=t5_small", "reward=t5_small", "evaluate.splits=[validation]"]
-    return plan.count(run_config("summarize", [*mine, *overrides]), SPLITS)
+    return plan.summarize.count(run_config("summarize", [*mine, *overrides]), SPLITS)
 
 
 def test_counts_of_a_small_run():
@@ -39,7 +39,7 @@ def test_counts_of_plain_mle():
 
 def test_what_is_not_on_this_machine_is_unknown():
     cfg = run_config("summarize", ["experiment=cnn_dm_t5_small"])
-    found = plan.count(cfg, plan.split_sizes(cfg))
+    found = plan.summarize.count(cfg, plan.split_sizes(cfg))
     assert found.rounds == 5 and found.generations == (28736 + 512) * 3
     assert found.policy_updates is None and found.evaluated is None
     assert "unknown" in plan.describe(cfg)
@@ -56,8 +56,10 @@ def test_parameters_come_from_the_config_alone(tmp_path: Path):
     rest = 16 * 8 + 4 * 8 + 2 * 8
     mine = [f"policy.path={tmp_path}", "policy.trainable_layers=1", "reward.layers=1"]
     cfg = run_config("summarize", ["experiment=none", "policy=pretrained", *mine])
-    expected = {"policy": 2 * layer + rest, "reward": layer + rest, "trained": layer}
-    assert plan.model_sizes(cfg) == expected
+    found = plan.model_sizes(cfg)
+    assert found is not None
+    assert (found.policy.parameters, found.policy.trained) == (2 * layer + rest, layer)
+    assert found.reward.parameters == found.reward.trained == layer + rest
 
 
 def test_the_tiny_policy_is_counted_as_built():
@@ -81,10 +83,10 @@ def test_counts_of_a_prompt_search():
     mine = ["schedule.total=20", "schedule.retrain_every=10", "schedule.retrain_until=10"]
     mine += ["prompt.candidates=8", "prompt.tested=4", "prompt.first=64", "sample.sources=16"]
     cfg = run_config("prompt", [*mine, "improve.micro_batch=32", "reward.fit.updates=5"])
-    found = plan_prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
+    found = plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
     assert (found.rounds, found.lines, found.judged_prompts) == (2, 4, 80)
     of_line = (80 + 17) * 32 + 17 * 32 + 4 * 100
     assert found.judged_sequences == 4 * of_line + 4 * (32 + 100)
     assert (found.policy_updates, found.sampled_prompts, found.reward_updates) == (20, 640, 10)
-    assert plan_prompt.count(cfg, {"train": 32, "dev": 32, "test": None}).judged_sequences is None
+    assert plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": None}).judged_sequences is None
     assert "at most 80" in plan.describe(cfg)

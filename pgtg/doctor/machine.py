@@ -17,6 +17,7 @@ from pgtg.config import RunConfig
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
 from pgtg.entries import size_limit
 from pgtg.errors import ConfigError, MissingResourceError
+from pgtg.plan.room import nearest_folder
 from pgtg.sizes import show_size
 
 SKEW_S = 5.0  # a disk's clock may differ so much from ours
@@ -140,12 +141,6 @@ def _writable(about: str, folder: Path, fix: str) -> Finding:
         text = f"{folder} cannot be written: {here}: {error.strerror or error}"
         return problem(about, text, f"chmod u+w '{here}', or {fix}")
     return good(about, f"{folder} can be written")
-
-
-def nearest_folder(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    folder = folder.expanduser().absolute()
-    return next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
 
 
 def _dtypes(cfg: RunConfig) -> set[str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pgtg.config import RunConfig
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
-from pgtg.doctor.machine import memory_bytes, nearest_folder
+from pgtg.doctor.machine import memory_bytes
 from pgtg.errors import ConfigError, PgtgError
+from pgtg.plan.room import Room, nearest_folder
 from pgtg.sizes import show_size
 
 READ_AT_MOST = 200 * 10**6  # bytes of data files that are read to check them
@@ -93,10 +94,6 @@ def data(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
 
 
 def _split_sizes(cfg: RunConfig) -> dict[str, int | None]:
-    if cfg.task == "prompt":
-        from pgtg import plan_prompt
-
-        return plan_prompt.split_sizes(cfg)
     from pgtg.plan import split_sizes
 
     return split_sizes(cfg)
@@ -180,12 +177,13 @@ def memory(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     has = f"{show_size(free or 0)} of {show_size(total or 0)} {where} free"
     if asked is None:
         yield good("memory", has)
-    elif free is not None and asked[0] > free:
+        return
+    needed = asked.host if where == "memory" else asked.device
+    if free is not None and needed > free:
         fix = "a smaller policy.path, policy.trainable_layers=1, or reward.layers=n"
-        yield problem("memory", f"about {show_size(asked[0])} needed, {has}", fix)
+        yield problem("memory", f"about {show_size(needed)} needed, {has}", fix)
     else:
-        text = f"about {show_size(asked[0])} needed beside activations, {has}"
-        yield good("memory", text)
+        yield good("memory", f"about {show_size(needed)} needed, {has}")
 
 
 def disk(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
@@ -195,7 +193,7 @@ def disk(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
         if folder is None:
             continue
         free = shutil.disk_usage(nearest_folder(folder)).free
-        need = asked[1] if asked is not None and about == "outputs" else 0.0
+        need = asked.disk if asked is not None and about == "outputs" else 0.0
         if need > free:
             text = f"{folder}: about {show_size(need)} needed, {show_size(free)} free"
             fix = "run_dir=<another disk>, keep_rounds=last, or pgtg cache prune --all"
@@ -208,7 +206,7 @@ def disk(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
             yield good("disk", f"{folder}: {wanted}{show_size(free)} free")
 
 
-def _needs(cfg: RunConfig | None) -> tuple[float, float] | None:
+def _needs(cfg: RunConfig | None) -> Room | None:
     """Estimated bytes of memory and disk; None without a config, or without the models."""
     if cfg is None:
         return None

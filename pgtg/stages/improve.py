@@ -105,7 +105,7 @@ def _make(
     guide = method.guide(method, given)
     result, metrics = _train(ctx, lm, guide, round, control, inputs, updates, working)
     ctx.save_policy(lm, codec, working / "policy")
-    if result.best is not None:
+    if result.best is not None and ctx.cfg.improve.keep == "best":
         load_weights(lm, result.best)
         ctx.save_policy(lm, codec, working / "best")
     save_tensors(working / "optimizer.safetensors", result.optimizer)
