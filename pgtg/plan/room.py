@@ -22,7 +22,7 @@ from pgtg.sizes import show_size
 TOKEN = 3.0  # bytes on the disk of a token id, its share of the text, and its reward
 SCORE = 8.0  # bytes of a number in a table
 SPARE = 64e6  # bytes of logs, results and manifests, and of room that a file system wants
-KERNELS = 8e7  # bytes of buffers that matrix products and file formats keep
+KERNELS = 1.1e8  # bytes of buffers that matrix products and file formats keep
 WRITING = 2  # states on the disk while one is replaced: the former and the new one
 
 
@@ -67,11 +67,16 @@ class Room:
 def room_for(cfg: RunConfig, sizes: ModelSizes, rounds: int, *, on_cpu: bool) -> Room:
     """What a run with so many rounds takes."""
     ledger = _disk(cfg, sizes, rounds)
-    weights, activations = max(_memory(cfg, sizes, rounds), key=sum)
-    device = weights + activations
-    saved = 4 * max(_reward_trained(cfg, sizes), sizes.policy_trained)  # copied to be written
-    host = _program() + (device if on_cpu else saved)
-    return Room(ledger.most, ledger.now, device, activations, host)
+    stages = list(_memory(cfg, sizes))
+    device = max(weights + activations for weights, activations, _ in stages)
+    activations = max(activations for _, activations, _ in stages)
+    # files are read by mapping them, and written from a copy
+    moved = [written + (read if rounds > 1 else 0.0) for _, _, (written, read) in stages]
+    if on_cpu:
+        beside = max(w + a + m for (w, a, _), m in zip(stages, moved, strict=True))
+    else:
+        beside = max(moved) + 2 * max(sizes.policy_trained, _reward_trained(cfg, sizes))
+    return Room(ledger.most, ledger.now, device, activations, _program() + beside)
 
 
 def _program() -> float:
@@ -180,18 +185,20 @@ def _sample_bytes(cfg: RunConfig, round: int) -> float:
 # --- memory
 
 
-def _memory(cfg: RunConfig, sizes: ModelSizes, rounds: int) -> Iterator[tuple[float, float]]:
-    """Bytes of each stage: of what has to do with weights, and of activations."""
+def _memory(
+    cfg: RunConfig, sizes: ModelSizes
+) -> Iterator[tuple[float, float, tuple[float, float]]]:
+    """Bytes of each stage: of what has to do with weights; of activations; and of what is copied to
+    be written, and read from the round before."""
     policy, reward = sizes.policy, sizes.reward
     judge = sizes.judge.weights if sizes.judge is not None else 0.0
-    yield policy.weights + judge, _passes(cfg, policy)
+    yield policy.weights + judge, _passes(cfg, policy), (0.0, 0.0)
     if _lines(cfg, "align"):
         trained = _reward_trained(cfg, sizes)
         best = trained if _checked(cfg) else 0.0
         kept = policy.weights + judge + 4 * trained + best  # weights, gradients, moments
-        # what was saved is loaded again and compared, when gradients are gone
         backward = _activations(cfg, cfg.reward.fit, reward, cfg.sample.k, logits=False)
-        yield kept, max(backward, _passes(cfg, reward))
+        yield kept, max(backward, _passes(cfg, reward)), (0.0, trained)
     if _lines(cfg, "improve"):
         own = sizes.policy_trained
         frozen = policy.weights - (0.0 if sizes.adaptor else policy.changed)
@@ -199,7 +206,9 @@ def _memory(cfg: RunConfig, sizes: ModelSizes, rounds: int) -> Iterator[tuple[fl
         guide = FLOAT32 * (reward.parameters + sizes.head) if _lines(cfg, "align") else 0.0
         kept = 5 * own + frozen + start + judge + guide
         backward = _activations(cfg, cfg.improve, policy, 1, logits=True)
-        yield kept, max(backward, _passes(cfg, policy))
+        # the moments, and in a state for a resume the weights, are written from copies
+        written = (3.0 if cfg.improve.checkpoint_every else 2.0) * own
+        yield kept, max(backward, _passes(cfg, policy)), (written, 2 * own)
 
 
 def _activations(
