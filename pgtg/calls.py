@@ -135,15 +135,25 @@ class Call:
             raise ConfigError(*problems)
         print(OmegaConf.to_yaml(cfg), end="")
 
-    def dry_run(self) -> None:
-        """Print what each run would do. Writes nothing."""
-        from pgtg.plan import check_resources, describe
+    def dry_run(self, *, probe: bool = False) -> None:
+        """Print what each run would do. Writes nothing.
+
+        Args:
+            probe: Also time some steps of each, in a folder that is deleted again.
+        """
+        from pgtg.plan import check_resources, check_room, describe
 
         runs = self.jobs()
         for run in runs:
             print(describe(run))
         for run in runs:
             check_resources(run)
+            if probe:
+                from pgtg.plan.probe import probe as timed
+                from pgtg.plan.probe import text_of
+
+                print(f"time  {text_of(timed(run))}", flush=True)
+        check_room(runs, self.run_dir or OUTPUTS)
 
     def run_stage(self, stage: str, round: int | None, *, force: bool, quiet: bool) -> None:
         """Run one stage on the run folder."""

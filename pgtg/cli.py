@@ -16,7 +16,7 @@ import typer
 
 from pgtg import interrupt, processes
 from pgtg.completion import complete_groups, complete_overrides, complete_tasks
-from pgtg.errors import PgtgError
+from pgtg.errors import ConfigError, PgtgError
 
 HELP = """Preference-grounded token-level guidance: learn a reward for each token from rankings of
 whole texts, and use it to improve a language model.
@@ -130,6 +130,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all, print counts and sizes, write nothing.")
     ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="With --dry-run: time a few steps, say how long it takes."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the whole alternation: sample, align, improve, evaluate; resume an unfinished run."""
@@ -137,10 +141,14 @@ def train(
         from pgtg.calls import Call
 
         call = Call.parse(task, overrides, config_dir, multirun=multirun)
+        if probe and not dry_run:
+            raise ConfigError(
+                "--probe goes with --dry-run: it times a few steps of what is planned"
+            )
         if cfg is not None:
             call.show_config(cfg.value)
         elif dry_run:
-            call.dry_run()
+            call.dry_run(probe=probe)
         else:
             call.launch(force=force, quiet=quiet)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from pgtg.config import RunConfig
+from pgtg.errors import DataError
+from pgtg.plan.work import Work, heads_of, lines_of, validations
 from pgtg.schedule import segments
 
 
@@ -58,6 +60,35 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
         policy_updates=0 if cfg.method.name == "random" else updates,
         sampled_prompts=updates * window if learns else 0,
         reward_updates=rounds * cfg.reward.fit.updates if learns else 0,
+    )
+
+
+def work(cfg: RunConfig) -> Work:
+    """All that the search does, counted; evaluation in sequences that are judged.
+
+    Raises:
+        DataError: The data are not on this machine, or cannot be read.
+    """
+    assert cfg.prompt is not None
+    sizes = split_sizes(cfg)
+    train, dev, test = (sizes[split] for split in ("train", "dev", "test"))
+    if train is None or dev is None or test is None:
+        raise DataError(f"data.name={cfg.data.name}: the data are not on this machine yet")
+    parts, held = segments(cfg.schedule, 0), cfg.sample.heldout_sources
+    found = count(cfg, sizes)
+    heads = sum(len(heads_of(cfg, round)) for round in range(len(parts)))
+    lines, sampling = len(lines_of(cfg, "improve")), len(lines_of(cfg, "sample"))
+    tested = cfg.prompt.tested * len(cfg.evaluate.splits)
+    ranked = 2 * cfg.prompt.candidates + 1
+    of_line = ranked * (train + dev) + tested * test
+    return Work(
+        sampled=sampling * found.judged_prompts,
+        reward_updates=heads * cfg.reward.fit.updates,
+        reward_checks=heads * validations(cfg.reward.fit, [cfg.reward.fit.updates]) * held,
+        policy_updates=lines * sum(parts),
+        policy_checks=lines * validations(cfg.improve, parts) * cfg.prompt.validation_prompts,
+        scored=len(parts) * (cfg.sample.sources * ("train" in cfg.reward.score) + held),
+        evaluated=found.lines * of_line + len(cfg.prompt.baselines) * (dev + test),
     )
 
 

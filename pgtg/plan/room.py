@@ -17,6 +17,7 @@ from typing import Any
 from pgtg.config import DEPTHS, FitConfig, RunConfig
 from pgtg.errors import MissingResourceError
 from pgtg.plan.models import FLOAT32, ModelSize, ModelSizes
+from pgtg.plan.work import heads_of, lines_of
 from pgtg.sizes import show_size
 
 TOKEN = 3.0  # bytes on the disk of a token id, its share of the text, and its reward
@@ -98,13 +99,13 @@ def _disk(cfg: RunConfig, sizes: ModelSizes, rounds: int) -> Ledger:
     before = _Newest()
     for round in range(rounds):
         newest = _Newest()
-        for _ in _lines(cfg, "sample"):
+        for _ in lines_of(cfg, "sample"):
             ledger.keep(_sample_bytes(cfg, round))
-        for head in _heads(cfg, round):
+        for head in heads_of(cfg, round):
             _fitted(ledger, cfg.reward.fit, _reward_trained(cfg, sizes), heldout=_checked(cfg))
             ledger.keep(sizes.reward_saved)
             newest.aligned += 0.0 if head else sizes.reward_saved
-        for _ in _lines(cfg, "improve"):
+        for _ in lines_of(cfg, "improve"):
             _improved(ledger, cfg, sizes, newest)
         if cfg.keep_rounds == "last" and round > 0:
             _tidy(ledger, cfg, before, round)
@@ -151,25 +152,9 @@ def _reward_trained(cfg: RunConfig, sizes: ModelSizes) -> float:
     return sizes.reward.weights + FLOAT32 * sizes.head
 
 
-def _lines(cfg: RunConfig, stage: str) -> list[str]:
-    from pgtg.methods import method_of
-
-    found = ("", *cfg.method.beside)
-    return [line for line in found if stage in method_of(cfg, line).stages]
-
-
 def _checked(cfg: RunConfig) -> bool:
     """Whether held-out comparisons choose the best reward model."""
     return cfg.sample.heldout_sources > 0
-
-
-def _heads(cfg: RunConfig, round: int) -> list[str]:
-    """Reward models of a round: the lines' own, and in round 0 the compared heads'."""
-    own = ["" for _ in _lines(cfg, "align")]
-    if not own:
-        return []
-    compared = [head for head in cfg.reward.compare_heads if head != cfg.reward.head]
-    return [*own, *(compared if round == 0 else [])]
 
 
 def _sample_bytes(cfg: RunConfig, round: int) -> float:
@@ -193,17 +178,17 @@ def _memory(
     policy, reward = sizes.policy, sizes.reward
     judge = sizes.judge.weights if sizes.judge is not None else 0.0
     yield policy.weights + judge, _passes(cfg, policy), (0.0, 0.0)
-    if _lines(cfg, "align"):
+    if lines_of(cfg, "align"):
         trained = _reward_trained(cfg, sizes)
         best = trained if _checked(cfg) else 0.0
         kept = policy.weights + judge + 4 * trained + best  # weights, gradients, moments
         backward = _activations(cfg, cfg.reward.fit, reward, cfg.sample.k, logits=False)
         yield kept, max(backward, _passes(cfg, reward)), (0.0, trained)
-    if _lines(cfg, "improve"):
+    if lines_of(cfg, "improve"):
         own = sizes.policy_trained
         frozen = policy.weights - (0.0 if sizes.adaptor else policy.changed)
         start = policy.weights if cfg.method.kl > 0 else 0.0
-        guide = FLOAT32 * (reward.parameters + sizes.head) if _lines(cfg, "align") else 0.0
+        guide = FLOAT32 * (reward.parameters + sizes.head) if lines_of(cfg, "align") else 0.0
         kept = 5 * own + frozen + start + judge + guide
         backward = _activations(cfg, cfg.improve, policy, 1, logits=True)
         # the moments, and in a state for a resume the weights, are written from copies

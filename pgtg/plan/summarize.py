@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pgtg.config import RunConfig
 from pgtg.errors import DataError
+from pgtg.plan.work import Work, heads_of, lines_of, validations
 from pgtg.schedule import segments, updates_per_epoch
 
 MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
@@ -58,6 +59,32 @@ def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
         compared_heads=len(cfg.reward.compare_heads) * learned,
         gradient_generations=_gradient(parts, window * per_source),
         evaluated=None if texts is None else texts * policies * len(cfg.evaluate.decodings),
+    )
+
+
+def work(cfg: RunConfig) -> Work:
+    """All that the run does, counted.
+
+    Raises:
+        DataError: The data are not on this machine, or cannot be read.
+    """
+    examples = split_sizes(cfg)
+    if None in examples.values():
+        raise DataError(f"data.name={cfg.data.name}: the data are not on this machine yet")
+    found, held = count(cfg, examples), cfg.sample.heldout_sources
+    parts = found.policy_updates or []
+    lines, sampling = len(lines_of(cfg, "improve")), len(lines_of(cfg, "sample"))
+    heads = sum(len(heads_of(cfg, round)) for round in range(found.rounds))
+    scored = cfg.sample.sources * ("train" in cfg.reward.score)
+    scored += held * len({"heldout", "targets"} & {*cfg.reward.score})
+    return Work(
+        sampled=found.rounds * sampling * (cfg.sample.sources + held),
+        reward_updates=heads * cfg.reward.fit.updates,
+        reward_checks=heads * validations(cfg.reward.fit, [cfg.reward.fit.updates]) * held,
+        policy_updates=lines * sum(parts),
+        policy_checks=lines * validations(cfg.improve, parts) * held,
+        scored=found.rounds * scored,
+        evaluated=found.evaluated or 0,
     )
 
 
