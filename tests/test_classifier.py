@@ -94,6 +94,38 @@ def test_a_head_of_another_make_is_used_in_full(
     assert np.abs(found - before).max() > 0.1
 
 
+# --- batches of several prompts
+
+
+@pytest.mark.parametrize("readout", ["raw", "calibrated"])
+@pytest.mark.parametrize("mode", ["string", "piecewise"])
+@pytest.mark.parametrize(("family", "template"), KINDS)
+def test_prompts_read_together_answer_as_each_alone(
+    family: str, template: str, mode: str, readout: str
+):
+    together = classifier(family, template, mode, mixed=True, readout=readout, batch_tokens=400)
+    alone = classifier(family, template, mode, mixed=False, readout=readout)
+    prompts = [Prompt(text) for text in ("It was", "", "Grade a b c d", MASKS, "It was")]
+    found = together.log_probs_of(prompts, EXAMPLES)
+    expected = np.stack([alone.log_probs(prompt, EXAMPLES) for prompt in prompts])
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    assert (alone.log_probs_of(prompts, EXAMPLES) == expected).all()
+    assert together.describe() != alone.describe()  # a memo of its own
+
+
+def test_the_answers_to_many_prompts_come_back_in_one_transfer(monkeypatch: pytest.MonkeyPatch):
+    judge = classifier("roberta", LAST, mixed=True, batch_tokens=400)
+    fetched, cpu = [], torch.Tensor.cpu
+
+    def counting(tensor: torch.Tensor) -> torch.Tensor:
+        fetched.append(tensor.shape)
+        return cpu(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counting)
+    judge.log_probs_of([Prompt(word) for word in ("a", "b", "c", "d", "e", "f")], EXAMPLES)
+    assert fetched == [(6 * len(EXAMPLES), 2)]
+
+
 # --- the key-value cache
 
 

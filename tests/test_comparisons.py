@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from pgtg.generations import joined, shuffled_scores
-from pgtg.tasks.comparisons import Comparisons, all_at_once, from_pool, in_passes, of_sources
+from pgtg.tasks.comparisons import (
+    Comparisons,
+    all_at_once,
+    examples_in,
+    from_fresh,
+    from_pool,
+    in_passes,
+    of_sources,
+)
 from pgtg.types import Generations
 
 
@@ -53,6 +61,38 @@ def test_a_random_share_of_the_examples_is_the_same_for_all_groups_of_an_update(
         )
     ]
     assert len(subsets) == 1  # eight of the ten examples, for every prompt
+
+
+@pytest.mark.parametrize(
+    ("share", "examples", "expected"),
+    # 2 and 4 classes of 16 shots; an exact product stays, whatever a float makes of it
+    [(0.8, 32, 26), (0.8, 64, 52), (0.8, 15, 12), (0.07, 100, 7), (1.0, 9, 9), (0.01, 3, 1)],
+)
+def test_a_share_of_the_examples_is_rounded_up(share: float, examples: int, expected: int):
+    assert examples_in(share, examples) == expected
+
+
+def test_groups_of_fresh_prompts_are_drawn_from_all_of_them():
+    """Also one that was drawn twice; scored by means over one random share of the examples."""
+    scores = np.random.default_rng(0).normal(size=(6, 10)).astype(np.float32)
+    scores[5] = scores[0]
+    found = from_fresh(scores, 64, 1, 2, k=5, share=0.8)
+    assert found.groups.shape == (64, 5)
+    assert all(len(set(group)) == 5 for group in found.groups.tolist())
+    assert set(found.groups.flatten().tolist()) == set(range(6))
+    seen = {int(row): float(p) for g, ps in zip(found.groups, found.preference, strict=True)
+            for row, p in zip(g, ps, strict=True)}  # fmt: skip
+    assert seen[0] == seen[5]
+    means = {keep: scores[:, list(keep)].mean(-1) for keep in _subsets(10, 8)}
+    fits = [k for k, m in means.items() if all(abs(m[row] - p) < 1e-6 for row, p in seen.items())]
+    assert len(fits) == 1
+    again = from_fresh(scores, 64, 1, 3, k=5, share=0.8)
+    assert not torch.equal(found.groups, again.groups)
+
+
+def test_fresh_prompts_that_the_judge_cannot_tell_apart_give_one_tied_group():
+    found = from_fresh(np.ones((4, 3), np.float32), 7, 0, 0, k=3, share=1.0)
+    assert found.groups.shape == (1, 3) and found.tied == 7
 
 
 def _subsets(n: int, k: int):

@@ -107,6 +107,25 @@ def test_prompt_ids_are_used_as_they_are_in_pieces_and_not_in_strings():
     assert whole.render(odd, ["film"]) == whole.render(Prompt("It was"), ["film"])
 
 
+@pytest.mark.parametrize(
+    ("family", "template"),
+    [
+        ("bert", "{sentence} {prompt} {mask} ."),
+        ("roberta", "{sentence} {prompt} {mask} ."),
+        ("roberta", "{mask} {prompt} {sentence}"),
+        ("gpt2", "{sentence} {prompt}"),
+        ("llama", "{sentence} {prompt}"),
+    ],
+)
+def test_rows_tokenised_in_one_call_are_those_rendered_one_by_one(family: str, template: str):
+    made = renderer(family, template)
+    texts = ["the film", "", "a [MASK] <mask> b", "great " * 600, " x ", "[mask]"]
+    for prompt in (PROMPT, Prompt(""), Prompt("<mask> [MASK]"), Prompt(" film")):
+        expected = [made._row(prompt, text, []) for text in texts]
+        assert made.render(prompt, texts) == expected
+        assert sum(row is not None for row in made._plain_strings(PROMPT, texts)) >= 3
+
+
 def test_identity_is_what_the_row_depends_on():
     one, other = Prompt("x", (1, 2)), Prompt("y", (1, 2))
     pieces, whole = (renderer("gpt2", "{sentence}{prompt}", m) for m in ("piecewise", "string"))

@@ -1,8 +1,13 @@
 """The frozen classifier LM: log-probabilities of label words, given a prompt and texts to classify.
 
-Batches hold rows of similar length of one prompt, never of two, so what a prompt scores depends on
-it and on the list of examples, to the bit, and not on what else was asked. Another list that holds
-the same examples, or another order of them, may differ in the last bits.
+On a CPU batches hold rows of similar length of one prompt, never of two, so what a prompt scores
+depends on it and on the list of examples, to the bit, and not on what else was asked. Another list
+that holds the same examples, or another order of them, may differ in the last bits.
+
+An accelerator waits for work with so few rows, so there a masked LM reads the rows of up to
+`MIXED_PROMPTS` prompts together, sorted by length. What else was asked may then move the last bits
+of a log-probability (float32: about 1e-6, tested to 1e-5), as the size of a batch does. The answers
+of one call come back in one transfer.
 """
 
 import hashlib
@@ -24,8 +29,8 @@ from transformers import (
 
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.files import content_hash
-from pgtg.judges.readers import CausalReader, Demos, MaskedReader
-from pgtg.judges.rendering import Prompt, Renderer, Slot, Template
+from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader
+from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot, Template
 from pgtg.metrics.lookup import nearest
 from pgtg.models.linear import onednn_is_faster
 from pgtg.models.loading import load_language_model
@@ -39,6 +44,7 @@ BIASES_KEPT = 4096  # prompts whose calibration is remembered, a few bytes each
 # keys of a model's config that saving or loading sets, and that change no answer
 BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 256
+MIXED_PROMPTS = 128  # prompts whose rows are read together where batches are mixed
 VERSION = 1  # to be raised whenever the same classifier would answer otherwise
 
 
@@ -64,6 +70,8 @@ class Classifier:
         calibration: Texts for readout "calibrated", read besides the examples for each prompt.
         prefix_cache: Whether a causal LM reads the shared start of rows once.
         cache_bytes: Key-value cache that is kept between prompts; what came first stays.
+        mixed: Whether a masked LM reads rows of several prompts in one batch; None: off the CPU. A
+            causal LM never does: it reads what prompts share once.
 
     Raises:
         ConfigError: A word of several tokens, unknown or twice; a template, rendering, readout or
@@ -84,6 +92,7 @@ class Classifier:
         calibration: Sequence[str] = CONTENT_FREE,
         prefix_cache: bool = True,
         cache_bytes: int = 2**30,
+        mixed: bool | None = None,
     ):
         if readout not in READOUTS:
             raise ConfigError(f"readout: unknown name {readout!r}, {nearest(readout, [*READOUTS])}")
@@ -97,6 +106,7 @@ class Classifier:
         on_cpu = model.device.type == "cpu"
         self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS)
         self._prefix_cache = prefix_cache
+        self._mixed = template.masked and (not on_cpu if mixed is None else mixed)
         self._causal = None if template.masked else CausalReader(model, ids, cache_bytes)
         self._reader = self._causal or MaskedReader(model, ids)
         self._biases: dict[Prompt, Tensor] = {}
@@ -119,10 +129,35 @@ class Classifier:
         if self.readout == "calibrated":
             own = values if demos is None and texts == self._calibration else None
             values = (values - self._bias(prompt, demos, own)).log_softmax(-1)
+        self._require_finite(prompt, values)
+        return values.numpy()
+
+    @property
+    def at_once(self) -> int:
+        """Prompts that are best asked for in one call of `log_probs_of`."""
+        return MIXED_PROMPTS if self._mixed else 1
+
+    def log_probs_of(self, prompts: Sequence[Prompt], examples: Sequence[Labelled]) -> np.ndarray:
+        """float32 [P, E, C]: `log_probs` of P prompts, read together where batches are mixed.
+
+        Raises:
+            ConfigError: Template and prompt alone are longer than `max_tokens`.
+            PgtgError: An answer is not finite.
+        """
+        if not self._mixed:
+            return np.stack([self.log_probs(prompt, examples) for prompt in prompts])
+        values = self._together(prompts, [example.text for example in examples])
+        if self.readout == "calibrated":
+            biases = self._together(prompts, self._calibration).mean(1, keepdim=True)
+            values = (values - biases).log_softmax(-1)
+        for prompt, own in zip(prompts, values, strict=True):
+            self._require_finite(prompt, own)
+        return values.numpy()
+
+    def _require_finite(self, prompt: Prompt, values: Tensor) -> None:
         if not values.isfinite().all():
             kind = f"{type(self._model).__name__} in {self._model.dtype}"
             raise PgtgError(f"classifier {kind} answers NaN or infinity to {prompt.text[:80]!r}")
-        return values.numpy()
 
     def truncated(
         self, examples: Sequence[Labelled], prompt: Prompt | None = None, demos: Demos = None
@@ -139,7 +174,8 @@ class Classifier:
         """All that the numbers depend on, to the bit; the weights and the tokeniser as a hash."""
         self._fingerprint = self._fingerprint or fingerprint(self._model, self._tokenizer)
         device = self._model.device.type
-        return {
+        about = {"mixed": MIXED_PROMPTS} if self._mixed else {}
+        return about | {
             "version": VERSION,
             "model": self._fingerprint,
             "template": self.template.text,
@@ -163,16 +199,23 @@ class Classifier:
         self, prompt: Prompt, texts: Sequence[str], demos: Demos
     ) -> Float[Tensor, "E C"]:
         rows = self.renderer.render(prompt, texts, demos)
-        out = torch.empty(len(rows), len(self.words))
-        left = set(range(len(rows)))
-        for places, logits in self._shared(prompt, texts, demos, rows):
-            out[places] = logits.cpu()
-            left -= set(places)
-        plain = sorted(left)
-        for batch in length_sorted([len(rows[i].ids) for i in plain], budget=self._batch_tokens):
-            places = [plain[i] for i in batch]
-            out[places] = self._reader.read([rows[i] for i in places]).cpu()
-        return out.log_softmax(-1)
+        answers = list(self._shared(prompt, texts, demos, rows))
+        shared = {place for places, _ in answers for place in places}
+        left = [i for i in range(len(rows)) if i not in shared]
+        return _in_order([*answers, *self._read(rows, left)], len(rows), len(self.words))
+
+    @torch.no_grad()
+    def _together(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Float[Tensor, "P E C"]:
+        rows = [row for prompt in prompts for row in self.renderer.render(prompt, texts)]
+        answers = self._read(rows, range(len(rows)))
+        found = _in_order(list(answers), len(rows), len(self.words))
+        return found.view(len(prompts), len(texts), len(self.words))
+
+    def _read(self, rows: Sequence[Rendered], places: Sequence[int]) -> Answers:
+        """Answers of the rows at these places, batch by batch."""
+        for batch in length_sorted([len(rows[i].ids) for i in places], budget=self._batch_tokens):
+            own = [places[i] for i in batch]
+            yield own, self._reader.read([rows[i] for i in own])
 
     def _shared(self, prompt: Prompt, texts: Sequence[str], demos: Demos, rows: list) -> Any:
         """Answers of the rows whose start a causal LM need not read for each of them."""
@@ -205,6 +248,17 @@ class Classifier:
                 known = self._log_probs(prompt, self._calibration, None)
             self._biases[key] = known.mean(0)
         return self._biases[key]
+
+
+def _in_order(
+    answers: Sequence[tuple[list[int], Tensor]], rows: int, words: int
+) -> Float[Tensor, "N C"]:
+    """Log-probabilities on the CPU, in the rows' order, from batches of logits: one transfer."""
+    out = torch.empty(rows, words)
+    if answers:
+        places = [place for own, _ in answers for place in own]
+        out[places] = torch.cat([logits for _, logits in answers]).cpu()
+    return out.log_softmax(-1)
 
 
 def label_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:

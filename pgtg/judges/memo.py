@@ -42,8 +42,15 @@ class PromptClassifier(Protocol):
 
     words: list[str]
 
+    @property
+    def at_once(self) -> int: ...
+
     def log_probs(
         self, prompt: Prompt, examples: Sequence["Labelled"], demos: Demos = None
+    ) -> np.ndarray: ...
+
+    def log_probs_of(
+        self, prompts: Sequence[Prompt], examples: Sequence["Labelled"]
     ) -> np.ndarray: ...
 
     def identity(self, prompt: Prompt) -> Prompt: ...
@@ -87,15 +94,32 @@ class Memo:
 
     def put(self, prompt: Prompt, log_probs: np.ndarray) -> None:
         """Keeps an array of the memo's shape for this prompt."""
-        if log_probs.shape != self._shape or log_probs.dtype != np.float32:
-            raise ValueError(f"{log_probs.dtype} {log_probs.shape}, not float32 {self._shape}")
-        key, blob = _key(prompt), np.ascontiguousarray(log_probs, "<f4").tobytes()
-        row = (key, zlib.crc32(blob), blob)
+        self.put_all([prompt], [log_probs])
+
+    def put_all(self, prompts: Sequence[Prompt], log_probs: Sequence[np.ndarray]) -> None:
+        """Keeps an array of the memo's shape for each prompt: all of them or, if killed, none."""
+        rows = []
+        for prompt, values in zip(prompts, log_probs, strict=True):
+            if values.shape != self._shape or values.dtype != np.float32:
+                raise ValueError(f"{values.dtype} {values.shape}, not float32 {self._shape}")
+            blob = np.ascontiguousarray(values, "<f4").tobytes()
+            rows.append((_key(prompt), zlib.crc32(blob), blob))
         if self._path is not None:
-            query = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)"
-            self._guarded(lambda: self._connected().execute(query, row))
+            self._guarded(lambda: self._store(rows))
         if self._path is None:
-            self._memory[key] = log_probs.copy()
+            for (key, _, _), values in zip(rows, log_probs, strict=True):
+                self._memory[key] = values.copy()
+
+    def _store(self, rows: Sequence[tuple[str, int, bytes]]) -> None:
+        file = self._connected()
+        file.execute("BEGIN IMMEDIATE")
+        try:
+            file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+            file.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                file.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         if self._file is not None:
@@ -185,15 +209,29 @@ class PromptScores:
         memo = self._memo(examples, demos)
         asked, done = self._asked.setdefault(split, {}), self._computed.setdefault(split, [0, 0])
         out = np.empty((len(prompts), len(examples), len(self.classifier.words)), np.float32)
+        rows: dict[Prompt, list[int]] = {}  # of each distinct prompt
         for row, prompt in enumerate(prompts):
-            own = self.classifier.identity(prompt)
+            rows.setdefault(self.classifier.identity(prompt), []).append(row)
+        unknown: list[Prompt] = []
+        for own, places in rows.items():
             asked[_key(own)] = len(examples)
             found = memo.get(own)
             if found is None:
-                found = self.classifier.log_probs(prompt, examples, demos)
-                memo.put(own, found)
-                done[0], done[1] = done[0] + 1, done[1] + len(examples)
-            out[row] = found
+                unknown.append(own)
+            else:
+                out[places] = found
+        size = self.classifier.at_once if demos is None else 1
+        for start in range(0, len(unknown), size):
+            part = unknown[start : start + size]
+            first = [prompts[rows[own][0]] for own in part]
+            if demos is None:
+                found = self.classifier.log_probs_of(first, examples)
+            else:
+                found = self.classifier.log_probs(first[0], examples, demos)[None]
+            memo.put_all(part, found)
+            done[0], done[1] = done[0] + len(part), done[1] + len(part) * len(examples)
+            for own, values in zip(part, found, strict=True):
+                out[rows[own]] = values
         return out
 
     def counts(self, split: str | None = None) -> Counts:

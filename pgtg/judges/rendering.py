@@ -112,8 +112,38 @@ class Renderer:
         Raises:
             ConfigError: Template and prompt alone are longer than `max_tokens`.
         """
+        if demos is None and self.mode == "string":
+            found = self._plain_strings(prompt, texts)
+            return [row or self._row(prompt, t, []) for row, t in zip(found, texts, strict=True)]
         shown = demos or [()] * len(texts)
         return [self._row(prompt, t, list(d)) for t, d in zip(texts, shown, strict=True)]
+
+    def _plain_strings(self, prompt: Prompt, texts: Sequence[str]) -> list[Rendered | None]:
+        """Rows that fit and whose mask token is the only one, tokenised in one call; None: others.
+
+        Without the mask token's text in sentence and prompt, its one id is the place of the answer,
+        and the places of characters, most of the tokeniser's work, are not asked for.
+        """
+        if not texts:
+            return []
+        strings = ["".join(p.text for p in self._filled(prompt, text)) for text in texts]
+        options = {"return_attention_mask": False, "return_token_type_ids": False}
+        ids = self.tokenizer(strings, add_special_tokens=False, verbose=False, **options)
+        return [
+            self._plain(row, f"{prompt.text}\n{text}")
+            for row, text in zip(ids["input_ids"], texts, strict=True)
+        ]
+
+    def _plain(self, ids: list[int], given: str) -> Rendered | None:
+        if len(ids) > self._room or not ids:
+            return None
+        row = [*self._start, *ids, *self._end]
+        if not self.template.masked:
+            return Rendered(row, len(row) - 1, False)
+        mask = self.tokenizer.mask_token_id
+        if str(self.tokenizer.mask_token) in given or ids.count(mask) != 1:
+            return None
+        return Rendered(row, len(self._start) + ids.index(mask), False)
 
     def lead(
         self, slot: Slot, prompt: Prompt | None, text: str, demos: Sequence["Labelled"] = ()

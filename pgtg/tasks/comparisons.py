@@ -3,7 +3,9 @@
 Everything after a task's choice of comparisons is shared: alignment, diagnostics, reports.
 """
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -101,8 +103,49 @@ def from_pool(
     rows = rng.permutation(rows)[:pool]
     k = min(k, len(rows))
     groups = np.stack([rng.permutation(rows)[:k] for _ in range(size)])
-    examples = generations.example_scores.shape[1]
-    seen = rng.permutation(examples)[: max(round(share * examples), 1)]
-    scores = generations.example_scores[:, np.sort(seen)].mean(-1)
+    scores = _on_a_share(generations.example_scores, rng, share)
     chosen = torch.from_numpy(groups)
-    return telling(chosen, torch.from_numpy(scores)[chosen])
+    return telling(chosen, scores[chosen])
+
+
+def from_fresh(
+    example_scores: Float[np.ndarray, "P E"],
+    size: int,
+    seed: int,
+    step: int,
+    *,
+    k: int,
+    share: float,
+) -> Comparisons:
+    """`size` groups of `k` of the P prompts that were sampled and judged for update `step`.
+
+    Prompts that were drawn twice stay two candidates. Where no group holds a preference, one of
+    them is returned as it is, so that the update has something to read; its loss is 0.
+
+    Args:
+        example_scores: The judge's score of each prompt on every example.
+        k: Candidates of a group, drawn without replacement, at most P.
+        share: Of the judge's examples, in (0, 1].
+
+    Source: the released code's `RewardModelTrainer.get_loss`.
+    """
+    rng = np.random.default_rng(derive_seed(seed, step))
+    scores = _on_a_share(example_scores, rng, share)
+    rows = [rng.permutation(len(example_scores))[:k] for _ in range(size)]
+    groups = torch.from_numpy(np.stack(rows))
+    found = telling(groups, scores[groups])
+    return found if len(found) else Comparisons(groups[:1], scores[groups[:1]], found.tied)
+
+
+def examples_in(share: float, examples: int) -> int:
+    """How many examples a share of them is, rounded up: 0.8 of 64 is 52 (the released code)."""
+    return max(math.ceil(Fraction(str(share)) * examples), 1)
+
+
+def _on_a_share(
+    example_scores: Float[np.ndarray, "P E"], rng: np.random.Generator, share: float
+) -> Float[Tensor, " P"]:
+    """Mean scores over a random share of the examples, the same ones for all prompts."""
+    examples = example_scores.shape[1]
+    seen = rng.permutation(examples)[: examples_in(share, examples)]
+    return torch.from_numpy(example_scores[:, np.sort(seen)].mean(-1))
