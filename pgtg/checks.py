@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import RunConfig, expected_type
+from pgtg.config import PromptConfig, RunConfig, expected_type
 
 # Names of the config's choices, with what they mean; tests hold them equal to the tables of code.
 CHOICES: dict[str, dict[str, str]] = {
@@ -146,6 +146,7 @@ RULES: tuple[Rule, ...] = (
     ("prompt.first", lambda v: v >= 2, "at least 2 (the reward model learns from comparisons)"),
     ("prompt.pool", lambda v: v >= 2, "at least 2"),
     ("prompt.validation_prompts", *NOT_NEGATIVE),
+    ("prompt.fresh_checks", *NOT_NEGATIVE),
     *((f"prompt.{key}", *COUNT) for key in ("candidates", "tested", "top")),
     ("reward.mlp_width", *COUNT),
     ("aggregator.temperature", *POSITIVE),
@@ -394,6 +395,16 @@ def _evaluation(cfg: RunConfig) -> Iterator[str]:
         yield "metrics.bertscore_layers: no value; a BERTScore model of your own needs the layer"
 
 
+def _fresh(cfg: RunConfig, options: PromptConfig) -> Iterator[str]:
+    """What excludes prompts that are judged for each update of the reward model."""
+    if cfg.reward.replay:
+        yield f"reward.replay: found {cfg.reward.replay}, but prompt.fresh=true uses no prompt twice"
+    if cfg.sample.k > options.pool:
+        yield f"prompt.pool: found {options.pool}; groups of sample.k={cfg.sample.k} need as many"
+    if cfg.reward.compare_heads:
+        yield "reward.compare_heads: prompt.fresh=true trains one head; leave it empty"
+
+
 def _prompt(cfg: RunConfig) -> Iterator[str]:
     """What the prompt task needs, and what only it has."""
     judged = cfg.judge.name == "classifier"
@@ -423,8 +434,13 @@ def _prompt(cfg: RunConfig) -> Iterator[str]:
     held = cfg.sample.heldout_sources
     fit = cfg.reward.fit
     watched = fit.keep == "best" or fit.patience or fit.schedule == "plateau"
-    if not held and watched:
-        fix = "reward.fit.keep=best, patience and plateau need some"
-        yield f"sample.heldout_sources: found 0, but {fix}"
+    key, checks = "sample.heldout_sources", held
+    if cfg.prompt.fresh:
+        key, checks = "prompt.fresh_checks", cfg.prompt.fresh_checks
+        yield from _fresh(cfg, cfg.prompt)
+    elif cfg.prompt.fresh_checks:
+        yield "prompt.fresh_checks: only with prompt.fresh=true; sample.heldout_sources checks here"
+    if not checks and watched:
+        yield f"{key}: found 0, but reward.fit.keep=best, patience and plateau need some"
     if cfg.schedule.unit != "updates":
         yield f"schedule.unit: found '{cfg.schedule.unit}'; the prompt task counts updates"

@@ -30,6 +30,7 @@ from pgtg.stages.align import align
 from pgtg.stages.diagnose import diagnose
 from pgtg.stages.improve import improve, kept_policy
 from pgtg.stages.lines import lines
+from pgtg.stages.match import match
 from pgtg.stages.sample import sample
 from pgtg.stages.score import score
 from pgtg.stages.start import start
@@ -69,6 +70,8 @@ def improve_round(ctx: Context, round: int) -> None:
     """The policy, and those of the controls; the best so far is published."""
     for control in lines(ctx, "improve"):
         improve(ctx, round, control=control)
+    for control in ctx.cfg.method.beside if ctx.cfg.prompt is not None else ():
+        match(ctx, round, control)
     kept, folder, _ = kept_policy(ctx, round + 1)
     if folder is not None:
         ctx.folder.publish("policy", folder, round=kept)

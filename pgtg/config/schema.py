@@ -282,6 +282,8 @@ class PromptConfig:
 
     first: int = MISSING
     pool: int = MISSING
+    fresh: bool = MISSING
+    fresh_checks: int = MISSING
     validation_prompts: int = MISSING
     candidates: int = MISSING
     tested: int = MISSING

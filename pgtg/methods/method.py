@@ -58,6 +58,10 @@ class Guide(Protocol):
         """What makes each micro-batch of an update."""
         ...
 
+    def judged(self, steps: int) -> Mapping[str, float]:
+        """Prompts that a training of `steps` updates had judged, by split; called at its end."""
+        ...
+
     def validate(self) -> Mapping[str, float]:
         """Metrics of the policy as it is; `improve/negative_heldout_score` is minimised."""
         ...

@@ -13,24 +13,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pgtg.config import FitConfig
 from pgtg.generations import joined, read_generations
+from pgtg.judges.record import Record, write_judged
+from pgtg.methods.fresh import draw, is_fresh, judge, validations
 from pgtg.methods.method import STAGES, Improving, Method
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
-from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, draw_prompts
+from pgtg.models.adaptor import AdaptedLanguageModel, Drawn
 from pgtg.models.batch import token_batch
-from pgtg.models.generate import generate, streams
 from pgtg.models.language import evaluating
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages, standardized
 from pgtg.tasks.comparisons import distinct
 from pgtg.tasks.prompt import PromptTask
 from pgtg.types import TokenBatch, TokenIds
-
-PROMPT = "prompt"  # the one source's name, part of the random streams' key
 
 
 class PromptGuide:
@@ -58,6 +58,13 @@ class PromptGuide:
     def fit_config(self) -> FitConfig:
         return replace(self.ctx.cfg.improve, updates=self.given.updates)
 
+    def judged(self, steps: int) -> Mapping[str, float]:
+        """The prompts that validations asked the judge for."""
+        if not self.validates:
+            return {}
+        number = validations(steps, self.fit_config()) * self.task.options.validation_prompts
+        return {"improve/dev_judged_prompts": float(number)}
+
     def validate(self) -> Mapping[str, float]:
         """The judge's mean score of prompts sampled now, on the dev examples, negated."""
         number = self.task.options.validation_prompts
@@ -68,25 +75,8 @@ class PromptGuide:
 
     def _drawn(self, number: int, *purpose: int | str) -> tuple[list[TokenIds], Drawn | None]:
         """Prompts from the policy as it is, and how they were drawn if it has a frozen model."""
-        lm, sampling = self.given.lm, self.ctx.sampling()
-        source, _ = self.given.codec.encode_source("")
         key = (self.ctx.cfg.seed, "improve", *purpose)
-        with evaluating(lm):
-            if isinstance(lm, AdaptedLanguageModel):
-                noise = streams(sampling.max_new_tokens, number, key, [PROMPT]).to(lm.device)
-                drawn = draw_prompts(lm, source, noise, sampling)
-                return drawn.tokens.tolist(), drawn
-            ((_, found),) = generate(
-                lm,
-                [source],
-                [PROMPT],
-                k=number,
-                eos_ids=self.given.codec.eos_ids,
-                decoding=sampling,
-                batch_tokens=self.ctx.cfg.sample.batch_tokens,
-                seed_key=key,
-            )
-        return found, None
+        return draw(self.ctx, self.given.lm, self.given.codec, number, [key])
 
     def _sampled(self, batch: TokenBatch, advantage: Tensor, drawn: Drawn | None = None) -> Sampled:
         start = None
@@ -185,6 +175,43 @@ class SparseGuide(PromptGuide):
         return self._sampled(batch, advantage, drawn)
 
 
+class FreshSparseGuide(PromptGuide):
+    """Prompts sampled and judged for every update, each token weighed by its prompt's score.
+
+    The judge's scores are standardised within the update's prompts, as in RLPrompt
+    (arXiv:2205.12548, "z-score"), whose loop this is with REINFORCE in the place of soft Q-learning.
+    """
+
+    def __init__(self, method: Method, given: Improving):
+        super().__init__(method, given)
+        length = self.ctx.cfg.sample.max_new_tokens
+        self.record = Record(given.working / "judged.train", self.task.options.pool, length)
+
+    def fit_config(self) -> FitConfig:
+        return replace(super().fit_config(), lr=self.options.sparse_lr)
+
+    def window(self, step: int) -> list[Callable[[], Sampled]]:
+        number = self.task.options.pool
+        found, drawn = self._drawn(number, "sparse", self.given.first, step)
+        scores = judge(self.ctx, self.given.codec, found, "train").mean(-1, dtype=np.float64)
+        self.record.put(step, found, scores)
+        source = self.given.codec.encode_source("")[0]
+        batch = token_batch([source], found, [0] * number, self.ctx.device)
+        values = torch.tensor(scores, dtype=torch.float32, device=self.ctx.device)
+        advantage = values[:, None].expand(batch.mask.shape).where(batch.mask, 0.0)
+        advantage = standardized(advantage, batch.mask, None)
+        return [lambda: self._sampled(batch, advantage, drawn)]
+
+    def judged(self, steps: int) -> Mapping[str, float]:
+        own = write_judged(self.given.working, {"train": self.record}, {"train": steps}, "improve")
+        return {**super().judged(steps), **own}
+
+
+def sparse_guide(method: Method, given: Improving) -> PromptGuide:
+    """On the round's judged prompts, or on those of each update."""
+    return (FreshSparseGuide if is_fresh(given.ctx) else SparseGuide)(method, given)
+
+
 PGTG = Method("pgtg", STAGES, DenseGuide, needs_samples=True)
 SHUFFLED = Method(
     "shuffled",
@@ -202,6 +229,6 @@ RANDOM_REWARD = Method(
     needs_samples=True,
 )
 SPARSE = Method(
-    "sparse", ("sample", "improve"), SparseGuide, needs_reward=False, needs_samples=True
+    "sparse", ("sample", "improve"), sparse_guide, needs_reward=False, needs_samples=True
 )
 RANDOM = Method("random", ("sample",), None, needs_reward=False)

@@ -5,7 +5,7 @@ computed once, in length-sorted batches. A control trains on the same batches fr
 with other weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -53,6 +53,9 @@ class SupervisedGuide:
 
     def fit_config(self) -> FitConfig:
         return replace(self.ctx.cfg.improve, updates=self.updates)
+
+    def judged(self, steps: int) -> Mapping[str, float]:
+        return {}  # only the prompt search counts its judge's work
 
     def _used(self) -> dict[str, Example]:
         """The examples of the round, by id."""

@@ -5,6 +5,7 @@ of comparison groups, the aggregator over each, Plackett–Luce over the group. 
 scores are all equal teach nothing; they are left out and counted.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from pgtg.errors import ConfigError, DataError
 from pgtg.generations import joined, read_generations, shuffled_scores
 from pgtg.loop import fit
 from pgtg.methods import method_of
+from pgtg.methods.fresh import FreshComparisons, is_fresh
 from pgtg.models.batch import token_batch
 from pgtg.models.language import evaluating
 from pgtg.models.loading import load_language_model
@@ -33,7 +35,7 @@ from pgtg.models.reward import (
     save_reward_model,
 )
 from pgtg.ops.aggregate import evaluate_groups
-from pgtg.ops.ranking import pair_accuracy, plackett_luce_nll
+from pgtg.ops.ranking import informative, pair_accuracy, plackett_luce_nll
 from pgtg.ops.sampling import derive_seed
 from pgtg.stages.lines import made_for
 from pgtg.states import load_weights
@@ -74,9 +76,11 @@ class PlackettLuce:
 
     def __call__(self, batch: GroupBatch, window: Window) -> Loss:
         evaluations = self.evaluations(batch)
-        loss = plackett_luce_nll(evaluations, batch.preference).sum() / window.sequences
+        losses = plackett_luce_nll(evaluations, batch.preference)
+        loss = losses.where(informative(batch.preference), 0.0).sum() / window.sequences
         share = len(batch.groups) / window.sequences
         accuracy = pair_accuracy(evaluations.detach(), batch.preference)
+        accuracy = 0.5 if math.isnan(accuracy) else accuracy  # all are tied: nothing to order
         return Loss(loss, {"pair_accuracy": accuracy * share})
 
 
@@ -98,17 +102,26 @@ def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Art
     parents = [*ctx.parents(0), *samples] + ([ctx.need(before, "align")] if before else [])
     part = ctx.config_part("policy", "reward", "aggregator") | {"round": round, "head": head}
     part |= {"groups": ctx.task.grouping()} | ({"control": control} if control else {})
+    fresh = is_fresh(ctx)
+    if fresh:  # the policy itself is sampled and its prompts are judged
+        parents += ctx.parents(round, control) if round > 0 else []
+        part |= ctx.config_part("data", "sample", "judge")
     inputs = hash_of(parents, part)
     if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
     model, tokenizer = _reward_model(ctx, before, head or ctx.cfg.reward.head)
-    rounds = [read_generations(artifact, "train") for artifact in samples]
-    if method_of(ctx.cfg, control).shuffle_scores:
-        seeds = [derive_seed(ctx.cfg.seed, "shuffle", i) for i in replayed]
-        rounds = [shuffled_scores(one, seed) for one, seed in zip(rounds, seeds, strict=True)]
     where = Where(ctx.cfg.seed, "align", round, head or control, round * ctx.cfg.reward.fit.updates)
-    metrics, probe = _train(ctx, model, joined(rounds), samples[-1], working, inputs, where)
+    shuffle = method_of(ctx.cfg, control).shuffle_scores
+    if fresh:
+        stream = FreshComparisons(ctx, round, control, working, shuffle)
+        metrics, probe = _train_fresh(ctx, model, stream, working, inputs, where)
+    else:
+        rounds = [read_generations(artifact, "train") for artifact in samples]
+        if shuffle:
+            seeds = [derive_seed(ctx.cfg.seed, "shuffle", i) for i in replayed]
+            rounds = [shuffled_scores(one, seed) for one, seed in zip(rounds, seeds, strict=True)]
+        metrics, probe = _train(ctx, model, joined(rounds), samples[-1], working, inputs, where)
     if before is not None:
         metrics |= _fresh(ctx, before, samples[-1])
     save_reward_model(model, working / "reward", probe, tokenizer)
@@ -173,13 +186,66 @@ def _train(
     return metrics, probe.batch
 
 
+def _train_fresh(
+    ctx: Context,
+    model: RewardModel,
+    stream: FreshComparisons,
+    working: Path,
+    inputs: str,
+    where: Where,
+) -> tuple[dict[str, float], TokenBatch]:
+    """`_train` on prompts that are sampled and judged for each update, checked on others on dev."""
+    cfg, objective = ctx.cfg.reward.fit, PlackettLuce(model, ctx.cfg.aggregator)
+    size, checked = cfg.micro_batch * cfg.accumulate, ctx.cfg.prompt and ctx.cfg.prompt.fresh_checks
+
+    def windows(step: int) -> list[Callable[[], GroupBatch]]:
+        prompts, chosen = stream.update(step, size)
+        parts = chosen.split(cfg.micro_batch)
+        return [partial(group_batch, prompts, part, ctx.device) for part in parts]
+
+    def validate(step: int | None = None) -> dict[str, float]:
+        found = stream.checks(size, step)
+        batches = [group_batch(prompts, groups, ctx.device) for prompts, groups in found]
+        # a policy that has settled on one prompt leaves nothing to order
+        return heldout_metrics(objective, batches) if batches else {"align/heldout_nll": 0.0}
+
+    model.train()
+    result = fit(
+        model,
+        windows,
+        objective,
+        cfg,
+        where=where,
+        folder=working,
+        inputs=inputs,
+        log=ctx.log,
+        validate=validate if checked else None,
+        select="align/heldout_nll",
+    )
+    if cfg.keep == "best" and result.best is not None:
+        load_weights(model, result.best)
+    Artifact(working / "state").remove()
+    model.eval()
+    kept = result.best_step if cfg.keep == "best" and checked else result.steps
+    metrics = validate(kept) if checked else {}
+    metrics |= {"align/updates": result.steps, "align/kept_update": kept}
+    prompts, groups = stream.update(result.steps - 1, size)
+    metrics |= stream.commit(result.steps)
+    _say(ctx, where, metrics, 0)
+    return metrics, group_batch(prompts, groups, ctx.device).batch
+
+
 def _say(ctx: Context, where: Where, metrics: Mapping[str, float], groups: int) -> None:
     """One line of what came out; of a head that only the report compares, to the log alone."""
     updates, kept = metrics["align/updates"], metrics["align/kept_update"]
     said = [f"{where.prefix} round {where.round}: {updates} updates, kept {kept}"]
     if "align/heldout_pair_accuracy" in metrics:
         said.append(f"held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %")
-    said.append(f"{metrics['align/tied_groups_skipped']} of {groups} groups tied, left out")
+    if "align/tied_groups_skipped" in metrics:
+        said.append(f"{metrics['align/tied_groups_skipped']} of {groups} groups tied, left out")
+    if "align/train_judged_prompts" in metrics:
+        judged = [metrics[f"align/{split}_judged_prompts"] for split in ("train", "dev")]
+        said.append(f"{judged[0]:.0f} prompts judged on train, {judged[1]:.0f} on dev")
     tell = ctx.log.note if where.label else ctx.log.say
     tell("; ".join(said))
 

@@ -3,7 +3,7 @@
 What it trains on is the method's business: a stream of batches and an objective (`methods/`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pgtg.shared import (
 )
 from pgtg.stages.align import random_reward_model
 from pgtg.stages.lines import made_for
+from pgtg.stages.match import updates_of
 from pgtg.states import load_weights, progress_numbers, progress_of
 from pgtg.store import Artifact, hash_of, load_tensors, save_tensors
 from pgtg.tasks.task import examples_hash
@@ -47,7 +48,11 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
         aligned = ctx.need(made_for(ctx, round, "align", control), "align")
     parents += [*samples, *([aligned] if aligned else [])]
     names = ("data", "policy", "sample", "judge", "method", "aggregator", "improve", "schedule")
-    inputs = hash_of(parents, ctx.config_part(*names) | {"round": round, "control": control})
+    planned = ctx.task.segments()[round]
+    updates = updates_of(ctx, round, control, planned)
+    part = ctx.config_part(*names) | {"round": round, "control": control}
+    own = {} if updates == planned else {"updates": updates}
+    inputs = hash_of(parents, part | own)
     if not ctx.made(artifact, inputs):
         share(
             ctx,
@@ -55,21 +60,25 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
             inputs=inputs,
             stage=f"improve.{control}" if control else "improve",
             round=round,
-            depends=lambda: _depends(ctx, round, control, parents),
-            make=lambda: _make(ctx, artifact, inputs, round, control, aligned, samples),
+            depends=lambda: _depends(ctx, round, control, parents, own),
+            make=lambda: _make(ctx, artifact, inputs, round, control, aligned, samples, updates),
         )
     return artifact
 
 
 def _depends(
-    ctx: Context, round: int, control: str, parents: Sequence[Artifact]
+    ctx: Context,
+    round: int,
+    control: str,
+    parents: Sequence[Artifact],
+    own: Mapping[str, int],
 ) -> dict[str, Any] | None:
     """What the policy of a line without a reward model depends on; None for other lines."""
     models = start_models(ctx) if rewardless(ctx, control) else None
     if models is None:
         return None
     names = ("data", "policy", "sample", "judge", "method", "improve", "schedule", "prompt")
-    return {
+    return dict(own) | {
         "models": models,
         "parents": parent_files(parents),
         "line": control,
@@ -87,6 +96,7 @@ def _make(
     control: str,
     aligned: Artifact | None,
     samples: Sequence[Artifact],
+    length: int,
 ) -> None:
     method, updates = method_of(ctx.cfg, control), ctx.task.segments()
     assert method.guide is not None
@@ -101,7 +111,7 @@ def _make(
     if model is not None:
         model.eval().requires_grad_(False)
     first = sum(updates[:round])
-    given = Improving(ctx, lm, codec, model, samples, working, first, updates[round])
+    given = Improving(ctx, lm, codec, model, samples, working, first, length)
     guide = method.guide(method, given)
     result, metrics = _train(ctx, lm, guide, round, control, inputs, updates, working)
     ctx.save_policy(lm, codec, working / "policy")
@@ -177,6 +187,7 @@ def _train(
         said = f"; {guide.heldout} {-result.best_value:.2f} (best, at update "
         said += f"{offset + result.best_step})"
     metrics["improve/examples_cut"] = guide.cut
+    metrics |= guide.judged(result.steps)
     label = control or ctx.cfg.method.name
     if guide.cut:
         ctx.log.warn(

@@ -138,7 +138,10 @@ class PromptTask:
 
     def grouping(self) -> Mapping[str, Any]:
         pool, share = self.options.pool, self.judge.share
-        return {"k": self.cfg.sample.k, "pool": pool, "share": share}
+        found: dict[str, Any] = {"k": self.cfg.sample.k, "pool": pool, "share": share}
+        if self.options.fresh:
+            found |= {"fresh": True, "fresh_checks": self.options.fresh_checks}
+        return found
 
     def comparisons(self, generations: Generations, size: int, seed: int, step: int) -> Comparisons:
         pool, share = self.options.pool, self.judge.share
