@@ -398,7 +398,7 @@ def _evaluation(cfg: RunConfig) -> Iterator[str]:
 def _fresh(cfg: RunConfig, options: PromptConfig) -> Iterator[str]:
     """What excludes prompts that are judged for each update of the reward model."""
     if cfg.reward.replay:
-        yield f"reward.replay: found {cfg.reward.replay}, but prompt.fresh=true uses no prompt twice"
+        yield f"reward.replay: found {cfg.reward.replay}, but prompt.fresh=true uses none again"
     if cfg.sample.k > options.pool:
         yield f"prompt.pool: found {options.pool}; groups of sample.k={cfg.sample.k} need as many"
     if cfg.reward.compare_heads:

@@ -69,43 +69,40 @@ def _scores(ctx: Context, split: str, system: str, decoding: str) -> dict[str, l
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)  # from the first round to the end, where a search is shown
 
 
-def judged_curve(artifacts: Sequence[Artifact]) -> list[dict[str, float]]:
-    """After each round: prompts judged so far, their best score, and the mean of that round's."""
-    rows, prompts, best = [], 0, -math.inf
-    for artifact in artifacts:
-        found = artifact.manifest()["metrics"]
-        prompts += int(found["sample/train_generations"])
-        best = max(best, found["sample/train_best_score"])
-        mean = found["sample/train_mean_score"]
-        rows.append({"prompts": prompts, "best": best, "mean": mean})
-    return rows
-
-
 def show_prompts(
     log: RunLog, title: str, split: str, results: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """The systems' best prompts, and how each search went at equal numbers of judged prompts."""
+    """The systems' best prompts, of search and of policy, and how each search went."""
     rows = []
     for name, found in results.items():
-        best, search = found["best_prompt"], found.get("search", {})
-        top = found["decodings"].get("top", {}).get("mean", {})
-        mean = found["decodings"].get("best", {}).get("mean", {})
-        rows.append(
-            [
-                name,
-                search.get("judged_prompts", 0),
-                search.get("judged_sequences", 0),
-                *(_rounded(search.get(key)) for key in ("best_train_score", "last_mean_score")),
-                _rounded(best["dev_score"]),
-                _rounded(best["dev_accuracy"]),
-                _rounded(mean.get("accuracy"), "n/a"),
-                _rounded(top.get("accuracy"), "n/a" if split not in found["decodings"] else None),
-                repr(best["text"]),
-            ]
-        )
-    columns = ["system", "prompts", "sequences", "best train", "last mean", "dev", "dev %"]
+        search, decodings = found.get("search", {}), found["decodings"]
+        spent = [search.get("judged_prompts", 0), search.get("judged_sequences", 0)]
+        spent += [found.get("judged_sequences_in_all", 0)]
+        spent += [_rounded(search.get(key)) for key in ("best_train_score", "last_mean_score")]
+        kinds = {"best": ("best_prompt", "top", name, spent)}
+        if "policy_prompt" in found:
+            kinds["best"] = ("best_prompt", "top", f"{name}: search", spent)
+            kinds["policy"] = ("policy_prompt", "policy_top", f"{name}: policy", [None] * 5)
+        for kind, (key, top, label, cells) in kinds.items():
+            best = found[key]
+            mean = decodings.get(kind, {}).get("mean", {})
+            means = decodings.get(top, {}).get("mean", {})
+            rows.append(
+                [
+                    label,
+                    *cells,
+                    _rounded(best["dev_score"]),
+                    _rounded(best["dev_accuracy"]),
+                    _rounded(mean.get("accuracy"), "n/a"),
+                    _rounded(means.get("accuracy"), "n/a" if split not in decodings else None),
+                    repr(best["text"]),
+                ]
+            )
+    columns = ["system", "prompts", "sequences", "in all", "best train", "last mean"]
+    columns += ["dev", "dev %"]
     log.table(
-        f"{title}: judged prompts and sequences, gap scores, accuracy (best by dev; mean of top)",
+        f"{title}: judged prompts and sequences (in all: with ranking and test), gap scores, "
+        "accuracy (best by dev; mean of top); search: of all judged, policy: of its own prompts",
         [*columns, f"{split} %", "top %", "prompt"],
         rows,
     )
@@ -128,7 +125,7 @@ def _show_curves(log: RunLog, results: Mapping[str, Mapping[str, Any]]) -> None:
     }
     if not curves:
         return
-    first = min(curve[0]["prompts"] for curve in curves.values())
+    first = max(curve[0]["prompts"] for curve in curves.values())
     total = max(curve[-1]["prompts"] for curve in curves.values())
     marks = [round(first + share * (total - first)) for share in CURVE]
     rows = []

@@ -1,9 +1,13 @@
 """Evaluation of prompts: candidates ranked on the dev split, the best ones on the split asked for.
 
-A system is a line of the run (the method, its controls) or a baseline that needs no training. Every
-candidate with its scores is kept (`samples_candidates.jsonl`); test data is read here only.
+A system is a line of the run (the method, its controls) or a baseline that needs no training. Two
+figures are told apart: "best" and "top" are of the search, all prompts that a line had judged with
+the policy's own; "policy" and "policy_top" are of prompts that the kept policy writes when asked at
+the end (sampled and greedy), whatever was judged before. Every candidate with its scores is kept
+(`samples_candidates.jsonl`); test data is read here only.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,17 +18,20 @@ import torch
 from pgtg.config import RunConfig
 from pgtg.context import Context
 from pgtg.evaluation.system import Results, Rows, System
-from pgtg.findings import judged_curve, show_prompts
+from pgtg.findings import show_prompts
 from pgtg.generations import read_generations
 from pgtg.judges.classifier import Classifier
+from pgtg.judges.record import TABLE, read_judged
 from pgtg.judges.template import Prompt
 from pgtg.methods import method_of
+from pgtg.methods.fresh import prompt_task
 from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.sampling import derive_seed
 from pgtg.stages.improve import kept_policy
-from pgtg.store import content_hash
+from pgtg.stages.match import SPENDING, judged_prompts
+from pgtg.store import Artifact, content_hash
 from pgtg.tasks import reviews
 from pgtg.tasks.prompt import PromptTask
 from pgtg.types import TokenIds
@@ -52,8 +59,9 @@ class PromptEvaluation:
                 _, policy, artifact = kept_policy(ctx, rounds, control)
                 parents = [artifact]
             sampled = [ctx.artifact(i, "sample", control=control) for i in range(rounds)]
+            parents += [*sampled, *_tables(ctx, control)]
             name = control or ctx.cfg.method.name
-            found.append(System(name, policy, [*parents, *sampled], control))
+            found.append(System(name, policy, parents, control))
         start = ctx.parents(0)
         found += [System(name, None, start, name) for name in self.options.baselines]
         if ctx.cfg.data.reviews is not None:
@@ -65,7 +73,7 @@ class PromptEvaluation:
         return whole | {"data_seed": ctx.cfg.data_seed}
 
     def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:
-        """Results and rows: "best" (one a text) and "candidates" (one a prompt)."""
+        """Results and rows: "best", "policy" (one a text) and "candidates" (one a prompt)."""
         task, split = prompt_task(ctx), DEV.get(split, split)
         examples = task.labelled(split)
         results: Results = {
@@ -77,55 +85,69 @@ class PromptEvaluation:
             "absent": {},
             "decodings": {},
         }
+        asked = Asked(task)  # of the judge, to find and to test prompts
         if system.name == OPTIMUM:
-            rows = self._optimum(ctx)
-            self._test(task, rows, split, results)
+            rows = self._optimum(ctx, asked)
+            self._test(task, rows, split, results, asked)
         elif system.name in self.options.baselines:
             rows = [{"text": "", "template": system.name} | self._scored(ctx, system.name, "dev")]
+            asked.add(1, "dev")
             if examples is not None:
                 values = self._baseline(ctx, system.name, split)
                 results["decodings"]["best"] = _of(task, values, split)
+                asked.add(1, split)
         else:
-            rows = self._candidates(ctx, system)
-            self._test(task, rows, split, results)
-            if _judged(ctx, system.control):
-                results["search"] = self._search(ctx, system, rows)
+            judged = _judged(ctx, system.control)
+            rows = self._candidates(ctx, system, judged)
+            asked.add(len(rows), "train", "dev")
+            self._test(task, rows, split, results, asked)
+            if judged:
+                results["search"] = self._search(ctx, system, rows, judged)
+        searched = results.get("search", {}).get("judged_sequences", 0)
+        results["judged_sequences_in_all"] = searched + asked.sequences
         if examples is None:  # never another split in its place
             results["absent"]["accuracy"] = NO_FILE.format(split=split)
         results["texts_cut"] = _report_cut(ctx, rows[0], split)
         samples: dict[str, Rows] = {"candidates": rows}
-        per_example = results["decodings"].get("best", {}).pop("rows", None)
-        if per_example is not None:
-            samples["best"] = per_example
+        for name in ("best", "policy"):
+            per_example = results["decodings"].get(name, {}).pop("rows", None)
+            if per_example is not None:
+                samples[name] = per_example
         results["best_prompt"] = rows[0]
+        if own := _own(rows):
+            results["policy_prompt"] = own[0]
         return results, samples
 
-    def _candidates(self, ctx: Context, system: System) -> Rows:
+    def _candidates(
+        self, ctx: Context, system: System, judged: Mapping[tuple[int, ...], float]
+    ) -> Rows:
         """Distinct prompts, best dev score first: the judge's favourites so far, and of the kept
-        policy samples and its greedy prompt."""
+        policy samples and its greedy prompt ("policy": whether it is one of these)."""
         task, options = prompt_task(ctx), self.options
-        judged = _judged(ctx, system.control)
+        written: set[tuple[int, ...]] = set()
         ranked = sorted(judged, key=lambda ids: -judged[ids])
         own = "improve" in method_of(ctx.cfg, system.control).stages
         chosen = dict.fromkeys(ranked[: options.candidates * (1 if own else 2)], "judged")
         codec = None
         if own:
             lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
-            for ids in _generate(ctx, lm, codec, options.candidates, ctx.sampling()):
-                chosen.setdefault(tuple(ids), "sampled")
-            (ids,) = _generate(ctx, lm, codec, 1, ctx.greedy())
-            chosen.setdefault(tuple(ids), "greedy")
+            for how, number in ((ctx.sampling(), options.candidates), (ctx.greedy(), 1)):
+                for ids in _generate(ctx, lm, codec, number, how):
+                    chosen.setdefault(tuple(ids), "greedy" if how.greedy else "sampled")
+                    written.add(tuple(ids))
         codec = codec or ctx.load_start()[1]
-        return self._ranked(task, codec, chosen)
+        rows = self._ranked(task, codec, chosen)
+        return [row | {"policy": tuple(row["ids"]) in written} for row in rows]
 
-    def _optimum(self, ctx: Context) -> Rows:
+    def _optimum(self, ctx: Context, asked: "Asked") -> Rows:
         """The generated world's best prompt under the judge, by coordinate ascent."""
         task, world = prompt_task(ctx), ctx.cfg.data.reviews
         assert world is not None
 
         def judge(prompts: list[reviews.Words]) -> list[float]:
-            asked = [Prompt(" ".join(words)) for words in prompts]
-            return task.gaps(asked, "train").mean(-1, dtype=np.float64).tolist()
+            asked.add(len(prompts), "train")
+            given = [Prompt(" ".join(words)) for words in prompts]
+            return task.gaps(given, "train").mean(-1, dtype=np.float64).tolist()
 
         words = reviews.candidates(world)
         length = ctx.cfg.sample.max_new_tokens
@@ -133,6 +155,7 @@ class PromptEvaluation:
         codec = ctx.load_start()[1]
         ids = codec.tokenizer.convert_tokens_to_ids(list(best))
         assert isinstance(ids, list)
+        asked.add(1, "train", "dev")
         return self._ranked(task, codec, {tuple(ids): "coordinate ascent"})
 
     def _ranked(
@@ -151,35 +174,59 @@ class PromptEvaluation:
                 row |= {f"{split}_{k}": v for k, v in _means(task, one, split).items()}
         return sorted(rows, key=lambda r: (-r["dev_score"], -r["train_score"], r["ids"]))
 
-    def _test(self, task: PromptTask, rows: Rows, split: str, results: Results) -> None:
-        """Score the candidates that lead on the dev split on the split asked for."""
+    def _test(
+        self, task: PromptTask, rows: Rows, split: str, results: Results, asked: "Asked"
+    ) -> None:
+        """Score what leads on the dev split, of all candidates and of the policy's own prompts, on
+        the split asked for."""
         if task.labelled(split) is None:
             return
-        leading = rows[: self.options.tested]
+        lists = {"": rows[: self.options.tested], "policy": _own(rows)[: self.options.tested]}
+        leading = [row for row in rows if any(row is one for own in lists.values() for one in own)]
+        asked.add(len(leading), split)
         ids = [row["ids"] for row in leading]
         values = task.log_probs(task.prompts(ids, [row["text"] for row in leading]), split)
         for row, one in zip(leading, values, strict=True):
             row |= {f"{split}_{name}": value for name, value in _means(task, one, split).items()}
-        results["decodings"]["best"] = _of(task, values[0], split)
-        top = leading[: self.options.top]
-        means = {
-            name: float(np.mean([row[f"{split}_{name}"] for row in top]))
-            for name in ("accuracy", "score")
-        }
-        results["decodings"]["top"] = {"decoding": {"prompts": len(top)}, "mean": means}
+        for name, own in lists.items():
+            if not own:
+                continue
+            place = next(i for i, row in enumerate(leading) if row is own[0])
+            results["decodings"][name or "best"] = _of(task, values[place], split)
+            top = own[: self.options.top]
+            means = {
+                key: float(np.mean([row[f"{split}_{key}"] for row in top]))
+                for key in ("accuracy", "score")
+            }
+            about = {"decoding": {"prompts": len(top)}, "mean": means}
+            results["decodings"][f"{name}_top" if name else "top"] = about
 
-    def _search(self, ctx: Context, system: System, rows: Rows) -> dict[str, Any]:
-        """What the search spent, and how it went."""
-        task, judged = prompt_task(ctx), _judged(ctx, system.control)
-        train, dev = len(task.labelled("train") or []), len(task.labelled("dev") or [])
+    def _search(
+        self,
+        ctx: Context,
+        system: System,
+        rows: Rows,
+        judged: Mapping[tuple[int, ...], float],
+    ) -> dict[str, Any]:
+        """What the search spent, each prompt counted as often as it was asked for, and how it went.
+
+        Prompts that are only ranked or tested at the end are counted apart.
+        """
+        spent = Asked(prompt_task(ctx))
+        rounds = range(len(ctx.task.segments()))
+        for number in rounds:
+            for split, prompts in judged_prompts(ctx, number, system.control).items():
+                spent.add(prompts, split)
         artifacts = _samples(ctx, system.control)
         found = {
-            "judged_prompts": len(judged),
-            "judged_sequences": len(judged) * train + len(rows) * dev,
+            "judged_prompts": sum(spent.prompts.values()),
+            "judged_sequences": spent.sequences,
+            "judged_by_split": spent.prompts,
+            "distinct_prompts": len(judged),
             "dev_prompts": len(rows),
             "best_train_score": max(judged.values()),
             "last_mean_score": artifacts[-1].manifest()["metrics"]["sample/train_mean_score"],
-            "curve": judged_curve(artifacts),
+            "curve": _curve(ctx, system.control),
         }
         reward = ctx.artifact(len(artifacts) - 1, "align", control=system.control)
         if reward.exists() and not system.control:
@@ -219,24 +266,74 @@ class PromptEvaluation:
         pass
 
 
-def prompt_task(ctx: Context) -> PromptTask:
-    assert isinstance(ctx.task, PromptTask)
-    return ctx.task
+class Asked:
+    """Prompts that a judge was asked for, by split: remembered or not, each as often as asked."""
+
+    def __init__(self, task: PromptTask):
+        self._task, self.prompts = task, dict[str, int]()
+
+    def add(self, prompts: int, *splits: str) -> None:
+        for split in splits:
+            self.prompts[split] = self.prompts.get(split, 0) + prompts
+
+    @property
+    def sequences(self) -> int:
+        """Texts that the judge read: each prompt with every example of its split."""
+        return sum(
+            number * len(self._task.labelled(split) or []) for split, number in self.prompts.items()
+        )
 
 
-def _samples(ctx: Context, control: str) -> list[Any]:
+def _own(rows: Rows) -> Rows:
+    """The candidates that the policy itself writes."""
+    return [row for row in rows if row.get("policy")]
+
+
+def _samples(ctx: Context, control: str) -> list[Artifact]:
     made = [ctx.artifact(i, "sample", control=control) for i in range(len(ctx.task.segments()))]
     return [artifact for artifact in made if artifact.exists()]
 
 
 def _judged(ctx: Context, control: str) -> dict[tuple[int, ...], float]:
-    """Distinct prompts that a line has had judged, with their training scores."""
+    """Distinct prompts that a line has had judged on the training examples, with their scores."""
     found: dict[tuple[int, ...], float] = {}
     for artifact in _samples(ctx, control):
         generations = read_generations(artifact, "train")
         for tokens, score in zip(generations.tokens, generations.scores, strict=True):
             found[tuple(tokens)] = score
+    for artifact in _tables(ctx, control):
+        found |= read_judged(artifact.file(TABLE), "train")
     return found
+
+
+def _tables(ctx: Context, control: str) -> list[Artifact]:
+    """A line's artifacts that keep what was judged in the course of a training."""
+    made = [
+        ctx.artifact(i, stage, control=control)
+        for i in range(len(ctx.task.segments()))
+        for stage in ("align", "improve", "match")
+    ]
+    return [one for one in made if one.exists() and TABLE in one.manifest()["files"]]
+
+
+def _curve(ctx: Context, control: str) -> list[dict[str, float]]:
+    """After each round: prompts judged on the training examples so far, their best score, and the
+    mean of the round's samples."""
+    rows, prompts, best = [], 0, -math.inf
+    tables = {artifact.path: artifact for artifact in _tables(ctx, control)}
+    for number, artifact in enumerate(_samples(ctx, control)):
+        made = artifact.manifest()["metrics"]
+        best = max(best, made["sample/train_best_score"])
+        for stage in ("align", "improve", "match"):
+            if found := tables.get(ctx.artifact(number, stage, control=control).path):
+                scores = read_judged(found.file(TABLE), "train").values()
+                best = max(best, *scores) if scores else best
+        stages = [stage for stage in SPENDING if stage != "sample"]
+        prompts += judged_prompts(ctx, number, control, stages)["train"]
+        prompts += int(made["sample/train_generations"])
+        mean = made["sample/train_mean_score"]
+        rows.append({"prompts": prompts, "best": best, "mean": mean})
+    return rows
 
 
 def _report_cut(ctx: Context, row: Mapping[str, Any], split: str) -> dict[str, int]:

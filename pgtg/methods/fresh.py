@@ -12,7 +12,7 @@ from one policy are drawn and judged in blocks, which end where a validation may
 Source: arXiv:2306.00398, Sec. 2.1; the released code's `RewardModelTrainer`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -186,8 +186,3 @@ def prompt_task(ctx: Context) -> PromptTask:
 def is_fresh(ctx: Context) -> bool:
     """Whether reward models learn from prompts made for each update."""
     return ctx.cfg.prompt is not None and ctx.cfg.prompt.fresh
-
-
-def spent(metrics: Mapping[str, float]) -> float:
-    """Prompts that a stage had judged, whatever for, by its metrics."""
-    return sum(value for name, value in metrics.items() if name.endswith("_judged_prompts"))

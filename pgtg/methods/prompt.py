@@ -179,7 +179,7 @@ class FreshSparseGuide(PromptGuide):
     """Prompts sampled and judged for every update, each token weighed by its prompt's score.
 
     The judge's scores are standardised within the update's prompts, as in RLPrompt
-    (arXiv:2205.12548, "z-score"), whose loop this is with REINFORCE in the place of soft Q-learning.
+    (arXiv:2205.12548, "z-score"): its loop, with REINFORCE in the place of soft Q-learning.
     """
 
     def __init__(self, method: Method, given: Improving):

@@ -26,7 +26,7 @@ class Cost:
 
     policy_updates: float | None
     reward_updates: float | None
-    judged: float | None  # generations that the judge scored to train and check the reward model
+    judged: float | None  # generations that the judge scored to train and check models
     seconds: float | None
 
 
@@ -37,6 +37,7 @@ def cost(run: Run, system: str) -> Cost:
     if not own.is_dir() or system == "start":
         return Cost(0.0, 0.0, 0.0, 0.0)
     improved, aligned, sampled = (_manifests(own, s) for s in ("improve", "align", "sample"))
+    judging = [*improved.values(), *_manifests(own, "match").values()]
     suffix, shared = "" if own == main else f".{system}", ""
     if system in GUIDED and not aligned:  # its weights come from the run's own reward model
         aligned, sampled = _manifests(main, "align"), _manifests(main, "sample")
@@ -44,12 +45,14 @@ def cost(run: Run, system: str) -> Cost:
         shared = suffix
     expected = [f"improve{suffix} round {number}" for number in improved]
     expected += [f"align{shared} round {number}" for number in aligned]
+    judging += aligned.values()
     for number, found in sampled.items():
         expected += [f"sample{shared} {part} round {number}" for part in _parts(found)]
     return Cost(
         policy_updates=float(sum(found.get("improve/updates", 0) for found in improved.values())),
         reward_updates=float(sum(found.get("align/updates", 0) for found in aligned.values())),
-        judged=float(sum(sum(_parts(found).values()) for found in sampled.values())),
+        judged=float(sum(sum(_parts(found).values()) for found in sampled.values()))
+        + sum(value for found in judging for name, value in found.items() if _judged(name)),
         seconds=_seconds(run.path / "log.txt", expected),
     )
 
@@ -62,6 +65,11 @@ def _manifests(folder: Path, stage: str) -> dict[int, Mapping[str, float]]:
         if artifact.exists():
             found[int(path.name)] = artifact.manifest()["metrics"]
     return found
+
+
+def _judged(metric: str) -> bool:
+    """Whether a metric counts prompts that a stage had judged, beside the round's samples."""
+    return metric.endswith("_judged_prompts")
 
 
 def _parts(metrics: Mapping[str, float]) -> dict[str, float]:

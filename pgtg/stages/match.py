@@ -21,7 +21,7 @@ SUFFIX = "_judged_prompts"
 def judged_prompts(
     ctx: Context, round: int, control: str, stages: Sequence[str] = SPENDING
 ) -> dict[str, int]:
-    """Prompts that a line has had judged in a round, by split: each as often as it was asked for."""
+    """Prompts that a line had judged in a round, by split: each as often as it was asked for."""
     found = {"train": 0, "dev": 0}
     for stage in stages:
         artifact = ctx.artifact(round, stage, control=control)
