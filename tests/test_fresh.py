@@ -73,7 +73,7 @@ def test_each_update_has_its_own_prompts_and_each_validation_its_own_on_dev(fini
                 draw(ctx, lm, codec, number, [(0, "align", split, 0, i)])[0] for i in range(draws)
             ]
             rows = [i for i, name in enumerate(table["split"]) if name == split]
-            assert [table["tokens"][i] for i in rows] == sum(expected, [])
+            assert [table["tokens"][i] for i in rows] == [ids for own in expected for ids in own]
             assert isinstance(ctx.task, PromptTask)
             texts = [Prompt(codec.decode(table["tokens"][i])) for i in rows]
             scores = ctx.task.gaps(texts, split).mean(-1, dtype=np.float64)
@@ -93,7 +93,9 @@ def test_every_line_spends_the_same_number_of_judged_prompts(finished: Path):
         tested = sum("test_score" in row for row in rows)
         assert found[name]["judged_sequences_in_all"] == 166 * 6 + len(rows) * 12 + tested * 10
         assert search["curve"][-1]["prompts"] == search["judged_by_split"]["train"]
-    assert metrics(finished, "controls", "random", "00", "match")["match/train_judged_prompts"] == 76
+    assert (
+        metrics(finished, "controls", "random", "00", "match")["match/train_judged_prompts"] == 76
+    )
     assert found["manual"]["judged_sequences_in_all"] == 6 + 10
 
 
@@ -253,6 +255,9 @@ def test_a_record_holds_each_draw_once(tmp_path: Path):
     assert read_judged(tmp_path / TABLE, "train") == expected
     assert read_judged(tmp_path / TABLE, "dev") == {}
     assert write_judged(tmp_path, {"train": record}, {"train": 2}, "align") == found
+    (tmp_path / "none").mkdir()
+    write_judged(tmp_path / "none", {"train": record}, {"train": 0}, "align")
+    assert read_judged(tmp_path / "none" / TABLE, "train") == {}
 
 
 @pytest.mark.parametrize(

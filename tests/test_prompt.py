@@ -53,8 +53,10 @@ def test_every_line_spends_the_same_and_is_reported(finished: Path):
     for name in LINES:
         search = found[name]["search"]
         assert search["judged_prompts"] == 8 + 6  # the first round's and the second's
-        dev = len(candidates(finished, name))
-        assert search["judged_sequences"] == 14 * 6 + dev * 6 and search["dev_prompts"] == dev
+        rows = candidates(finished, name)
+        assert search["judged_sequences"] == 14 * 6 and search["dev_prompts"] == len(rows)
+        ranked, tested = len(rows) * (6 + 6), sum("test_score" in row for row in rows) * 10
+        assert found[name]["judged_sequences_in_all"] == 14 * 6 + ranked + tested
         assert len(search["curve"]) == 2 and found[name]["examples"] == 10
 
 

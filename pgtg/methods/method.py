@@ -58,7 +58,7 @@ class Guide(Protocol):
         """What makes each micro-batch of an update."""
         ...
 
-    def judged(self, steps: int) -> Mapping[str, float]:
+    def judged_prompts(self, steps: int) -> Mapping[str, float]:
         """Prompts that a training of `steps` updates had judged, by split; called at its end."""
         ...
 

@@ -58,7 +58,7 @@ class PromptGuide:
     def fit_config(self) -> FitConfig:
         return replace(self.ctx.cfg.improve, updates=self.given.updates)
 
-    def judged(self, steps: int) -> Mapping[str, float]:
+    def judged_prompts(self, steps: int) -> Mapping[str, float]:
         """The prompts that validations asked the judge for."""
         if not self.validates:
             return {}
@@ -202,9 +202,9 @@ class FreshSparseGuide(PromptGuide):
         advantage = standardized(advantage, batch.mask, None)
         return [lambda: self._sampled(batch, advantage, drawn)]
 
-    def judged(self, steps: int) -> Mapping[str, float]:
+    def judged_prompts(self, steps: int) -> Mapping[str, float]:
         own = write_judged(self.given.working, {"train": self.record}, {"train": steps}, "improve")
-        return {**super().judged(steps), **own}
+        return {**super().judged_prompts(steps), **own}
 
 
 def sparse_guide(method: Method, given: Improving) -> PromptGuide:

@@ -54,7 +54,7 @@ class SupervisedGuide:
     def fit_config(self) -> FitConfig:
         return replace(self.ctx.cfg.improve, updates=self.updates)
 
-    def judged(self, steps: int) -> Mapping[str, float]:
+    def judged_prompts(self, steps: int) -> Mapping[str, float]:
         return {}  # only the prompt search counts its judge's work
 
     def _used(self) -> dict[str, Example]:

@@ -187,7 +187,7 @@ def _train(
         said = f"; {guide.heldout} {-result.best_value:.2f} (best, at update "
         said += f"{offset + result.best_step})"
     metrics["improve/examples_cut"] = guide.cut
-    metrics |= guide.judged(result.steps)
+    metrics |= guide.judged_prompts(result.steps)
     label = control or ctx.cfg.method.name
     if guide.cut:
         ctx.log.warn(
