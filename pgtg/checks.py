@@ -6,6 +6,7 @@ Types and unknown keys are the business of `config/schema.py`. What needs a mode
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -221,8 +222,8 @@ def _names(cfg: RunConfig) -> Iterator[str]:
     for name in cfg.reward.compare_heads:
         if name not in CHOICES["reward.head"]:
             yield f"reward.compare_heads: no '{name}'{nearest(name, CHOICES['reward.head'])}"
-    if cfg.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
-        yield f"device: found '{cfg.device}', expected auto, cpu, cuda, cuda:1 or mps"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*(:[0-9]+)?", cfg.device):
+        yield f"device: found '{cfg.device}', expected auto, or what torch calls one: cpu, cuda:1"
 
 
 def _numbers(cfg: RunConfig) -> Iterator[str]:

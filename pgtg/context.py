@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgtg import processes
 from pgtg.config import RunConfig
-from pgtg.errors import ArtifactError, ConfigError, MissingResourceError
+from pgtg.errors import ArtifactError, ConfigError
 from pgtg.log import RunLog
 from pgtg.models.adaptor import ADAPTOR_JSON, adapt, load_adaptor, save_adaptor
 from pgtg.models.batch import per_token
@@ -25,6 +25,7 @@ from pgtg.models.loading import (
     train_only_top_layers,
 )
 from pgtg.ops.sampling import derive_seed
+from pgtg.runtime.device import pick_device
 from pgtg.store import Artifact, RunFolder
 from pgtg.tasks import Task
 from pgtg.types import TokenBatch, TokenIds
@@ -229,21 +230,6 @@ def require_precision(device: torch.device, precision: str, key: str) -> None:
         raise ConfigError(f"{key}: found {found}: {str(error).splitlines()[0]}") from error
     if product.dtype != AUTOCAST[precision]:
         raise ConfigError(f"{key}: found {precision}, which this torch lacks on {device.type}")
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" takes a GPU where there is one; of several processes, each its own."""
-    if name in ("auto", "cuda") and processes.device():
-        name = str(processes.device())
-    elif name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise MissingResourceError(f"device={name} cannot be used here: {first}") from error
-    return device
 
 
 def quiet() -> bool:

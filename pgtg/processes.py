@@ -81,8 +81,8 @@ def join(device: str) -> None:
     import torch
     from accelerate import PartialState
 
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    backend = {} if cpu else {"backend": "cuda:nccl,cpu:gloo"}
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    backend = {"backend": "cuda:nccl,cpu:gloo"} if not cpu and torch.cuda.is_available() else {}
     state = PartialState(cpu=cpu, timeout=LONGEST, **backend)
     atexit.register(state.destroy_process_group)
     _world = World(state.process_index, state.num_processes, str(state.device))

@@ -28,13 +28,14 @@ from pgtg.entries import prune, size_limit
 from pgtg.errors import ArtifactError, PgtgError
 from pgtg.files import content_hash, read_jsonl, sha256
 from pgtg.methods import method_of
+from pgtg.runtime.device import device_name
 from pgtg.store import Artifact, cached, link_or_copy, write_jsonl
 
 LINES, FILES = "lines.jsonl", "files"
 # what decides the bits of a stage's result; the outer parts (command line, report, plan) do not
 CODE = ("ops", "models", "judges", "metrics", "tasks", "methods", "stages", "evaluation")
 CODE += ("loop.py", "context.py", "evaluate.py", "files.py", "generations.py", "log.py")
-CODE += ("processes.py", "schedule.py", "shared.py", "states.py", "training.py")
+CODE += ("runtime", "processes.py", "schedule.py", "shared.py", "states.py", "training.py")
 CODE += ("types.py",)
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")  # of a Transformers folder
 
@@ -200,9 +201,7 @@ def _machine(ctx: Context) -> dict[str, Any]:
     names = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
     where: dict[str, Any] = {name: version(name) for name in names}
     where |= {"machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
-    where |= {"device": ctx.device.type, "threads": torch.get_num_threads()}
-    if ctx.device.type == "cuda":
-        where["device"] = torch.cuda.get_device_name(ctx.device)
+    where |= {"device": device_name(ctx.device), "threads": torch.get_num_threads()}
     return where
 
 

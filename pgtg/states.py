@@ -33,11 +33,14 @@ def optimizer_tensors(training: Training) -> dict[str, Tensor]:
 
 
 def set_optimizer(training: Training, tensors: Mapping[str, Tensor]) -> None:
-    """Put the optimiser's state back."""
+    """Put the optimiser's state back, each tensor (Adam's step too) beside its parameter: a fused
+    optimiser takes nothing from another device."""
     for key, value in tensors.items():
         name, slot = key.rsplit("|", 1)
         parameter = training.trained[name]
-        training.optimizer.state[parameter][slot] = like(value.clone(), parameter)
+        training.optimizer.state[parameter][slot] = like(
+            value.to(parameter.device, copy=True), parameter
+        )
 
 
 def progress_numbers(progress: Progress) -> dict[str, Any]:

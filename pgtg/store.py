@@ -246,9 +246,11 @@ def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
     torch = sys.modules.get("torch")  # known only where the caller has loaded it
     device = None
     if torch is not None:
-        cuda = torch.cuda.is_available()
+        from pgtg.runtime.device import device_name, pick_device
+
+        found = pick_device("auto")
         device = {
-            "name": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+            "name": platform.processor() or "cpu" if found.type == "cpu" else device_name(found),
             "threads": torch.get_num_threads(),
         }
     return {

@@ -103,6 +103,14 @@ def test_autocast_computes_products_narrow_and_sums_wide():
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
 
 
+def test_weights_that_are_one_stay_one_on_the_device():
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    model[1].weight = model[0].weight
+    model.to(NAME)
+    assert model[1].weight is model[0].weight and model[0].weight.device.type == NAME
+    assert len(list(model.parameters())) == 3
+
+
 def test_copies_of_a_model_stay_on_the_device():
     layer = copy.deepcopy(nn.Linear(2, 2).to(NAME))
     assert isinstance(layer.weight, nn.Parameter) and layer.weight.device.type == NAME
@@ -113,6 +121,8 @@ def test_the_cpu_is_left_as_it_is():
     assert type(torch.tensor([1.0]) + torch.arange(1.0)) is Tensor
     assert isinstance(torch.arange(2, device=NAME), Sim)
     assert not torch.accelerator.is_available()
+    with torch.device("meta"):  # models are built so before their weights are read
+        assert torch.arange(2).is_meta and torch.tensor([1.0]).is_meta
 
 
 def test_a_module_runs_with_the_device_known(tmp_path: Path):

@@ -9,7 +9,7 @@ import pgtg
 
 PACKAGE = Path(pgtg.__file__).parent
 LAYERS = (
-    {"errors", "types", "interrupt", "processes", "ops", "groups"},
+    {"errors", "types", "interrupt", "processes", "runtime", "ops", "groups"},
     {"config", "checks", "compose", "schedule", "sizes"},
     {"files", "artifacts", "cache", "entries", "store", "console", "tracker", "log"},
     {"models", "judges", "metrics"},

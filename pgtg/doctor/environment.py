@@ -47,10 +47,15 @@ def _commit(git: dict | None) -> str:
 def _gpu() -> str:
     import torch
 
-    if not torch.cuda.is_available():
+    from pgtg.runtime.device import device_name
+
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None:
         return "none"
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{', '.join(names)}; CUDA {torch.version.cuda}"
+    count = torch.accelerator.device_count()
+    names = [device_name(torch.device(kind.type, i)) for i in range(count)]
+    version = f"; CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    return f"{', '.join(names)}{version}"
 
 
 def _private(value: str) -> str:

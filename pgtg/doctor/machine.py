@@ -87,7 +87,7 @@ def clock(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
 
 def device(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     """The device is there, and the dtype is no slower on it than 32-bit floats."""
-    from pgtg.context import pick_device
+    from pgtg.runtime.device import pick_device
 
     try:
         found = pick_device(cfg.device if cfg else "auto")

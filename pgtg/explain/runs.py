@@ -9,7 +9,6 @@ import torch
 
 from pgtg.compose import completed, run_config
 from pgtg.config import RunConfig
-from pgtg.context import pick_device
 from pgtg.errors import ArtifactError, ConfigError, DataError
 from pgtg.explain import pieces
 from pgtg.explain.credit import Group, Passage, View, views
@@ -20,6 +19,7 @@ from pgtg.models.codec import Codec
 from pgtg.models.loading import load_tokenizer
 from pgtg.models.reward import load_reward_model
 from pgtg.models.special_tokens import end_tokens
+from pgtg.runtime.device import pick_device
 from pgtg.store import Artifact, RunFolder
 from pgtg.tasks import Task
 from pgtg.types import TokenIds

@@ -22,6 +22,7 @@ from pgtg.errors import DivergedError, PgtgError
 from pgtg.models.language import LanguageModel
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.ops.sampling import candidates, draw, restrict, uniforms
+from pgtg.runtime.device import free_cached_memory
 from pgtg.types import TokenIds
 
 NO_ROOM = ("allocate memory", "not enough memory", "out of memory")  # in a RuntimeError's text
@@ -93,7 +94,7 @@ def generate(
     waiting = deque(batches(range(len(sources))))
     while waiting:
         rows = waiting.popleft()
-        tokens = _fitting(tokens_of, rows)
+        tokens = _fitting(tokens_of, rows, lm.device)
         if tokens is not None:
             for place, i in enumerate(rows):
                 yield i, tokens[place * k : (place + 1) * k]
@@ -109,7 +110,7 @@ def generate(
 
 
 def _fitting(
-    make: Callable[[Sequence[int]], list[TokenIds]], rows: Sequence[int]
+    make: Callable[[Sequence[int]], list[TokenIds]], rows: Sequence[int], device: torch.device
 ) -> list[TokenIds] | None:
     """What `make` returns, None where the memory does not suffice."""
     try:
@@ -119,8 +120,7 @@ def _fitting(
     except RuntimeError as error:
         if not any(text in str(error) for text in NO_ROOM):
             raise
-    if torch.cuda.is_available():  # the error is gone, and with it the frames that held tensors
-        torch.cuda.empty_cache()
+    free_cached_memory(device)  # the error is gone, and with it the frames that held tensors
     return None
 
 

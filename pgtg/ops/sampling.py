@@ -36,8 +36,10 @@ def derive_seed(*key: int | str) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch's global generators (dropout, initial weights) seeded inside, left as they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=list(devices)):
+    found = torch.accelerator.current_accelerator()
+    kind = "cpu" if found is None else found.type
+    devices = range(0 if found is None else torch.accelerator.device_count())
+    with torch.random.fork_rng(devices=list(devices), device_type=kind):
         torch.manual_seed(seed)
         yield
 

@@ -22,6 +22,7 @@ from pgtg.judges.memo import PromptScores
 from pgtg.judges.template import Prompt, Template
 from pgtg.models.codec import PromptCodec
 from pgtg.ops.gap import gap_scores
+from pgtg.runtime.device import pick_device
 from pgtg.schedule import segments
 from pgtg.tasks import reviews
 from pgtg.tasks.comparisons import Comparisons, all_at_once, from_pool
@@ -225,7 +226,9 @@ class PromptTask:
     @cached_property
     def _model(self) -> tuple[Any, Any]:
         path = self.judge.path or str(self.run_dir / "start" / "judge")
-        return load_classifier(path, revision=self.judge.revision, dtype=self.judge.dtype)
+        revision, dtype = self.judge.revision, self.judge.dtype
+        model, tokenizer = load_classifier(path, revision=revision, dtype=dtype)
+        return model.to(pick_device(self.cfg.device)), tokenizer
 
 
 def _empty(name: str, number: int) -> list[Example]:

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -184,6 +185,15 @@ class Sim(Tensor):
             own = nn.Parameter(copied, self.requires_grad) if parameter else copied
             memo[id(self)] = own if parameter else own.requires_grad_(self.requires_grad)
         return memo[id(self)]
+
+    # with these two, `module.to(device)` exchanges what is inside a parameter, and keeps ties
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: Any) -> "Sim":
+        return Sim(inner["inner"])
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -363,6 +373,7 @@ def _register() -> list[torch.library.Library]:
     aten = torch.library.Library("aten", "IMPL")
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     _autocast(aten)
+    _device_constructors()  # kept from now on: `with torch.device(...)` knows functions by identity
     for name in FACTORIES:
         setattr(torch, name, _factory(getattr(torch, name)))
     return [everything, aten]

@@ -1,0 +1,71 @@
+"""The device that a run computes on: any that torch knows, found and tried before it is used.
+
+Nothing here, or elsewhere, asks for CUDA by name where torch has a general way: a device's module
+(`torch.cuda`, `torch.xpu`, ...) gives its generators, its memory and its name.
+"""
+
+from typing import Any
+
+import torch
+
+from pgtg import processes
+from pgtg.errors import MissingResourceError
+
+ASKED_FOR = ("mps",)  # accelerators that `auto` leaves alone: small models are no faster there
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name, tried; "auto" takes a GPU where there is one.
+
+    Of several processes each takes the one that the launcher means for it.
+
+    Raises:
+        MissingResourceError: Torch does not know it, or it cannot be used here.
+    """
+    own = processes.device()
+    if own is not None and name in ("auto", torch.device(own).type):
+        name = own
+    elif name == "auto":
+        name = _offered()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:  # it lists some twenty types
+        raise MissingResourceError(f"device={name}: torch knows no such device") from error
+    try:
+        torch.ones(2, device=device).sum().item()  # the type "meta" has no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
+        first = str(error).splitlines()[0]
+        raise MissingResourceError(f"device={name} cannot be used here: {first}") from error
+    return device
+
+
+def _offered() -> str:
+    """The machine's accelerator; else the CPU."""
+    available = torch.accelerator.is_available()
+    found = torch.accelerator.current_accelerator() if available else None
+    return "cpu" if found is None or found.type in ASKED_FOR else found.type
+
+
+def device_name(device: torch.device) -> str:
+    """What tells this device from others that round differently, e.g. "NVIDIA H100"."""
+    name = getattr(_module(device), "get_device_name", None)
+    return device.type if name is None else str(name(device))
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Give back what torch keeps of the device's memory for later tensors."""
+    empty = getattr(_module(device), "empty_cache", None)
+    if empty is not None:
+        empty()
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes in float64; mps does not."""
+    try:
+        return torch.ones(1, dtype=torch.float64, device=device).dtype == torch.float64
+    except (TypeError, RuntimeError):
+        return False
+
+
+def _module(device: torch.device) -> Any:
+    return None if device.type == "cpu" else torch.get_device_module(device)
