@@ -83,7 +83,7 @@ def test_inner_code_gets_plain_dataclasses_and_a_real_cache_path():
         ),
         ("data.newswire.noise=1.5", ["data.newswire.noise: found 1.5", "[0, 1]"]),
         ("data.limit.train=0", ["data.limit.train: found 0"]),
-        ("device=gpu", ["device: found 'gpu'", "cuda"]),
+        ("device=GPU", ["device: found 'GPU'", "cuda"]),
         ("reward=pretrained", ["reward.path: no value"]),
         ("policy=t5_small policy.path=./none", ["policy.path: there is no folder './none'"]),
         ("evaluate.splits=[tset]", ["evaluate.splits: there is no 'tset'", "'test'"]),

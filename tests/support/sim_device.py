@@ -29,12 +29,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._device import _device_constructors
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "sim"
@@ -62,7 +62,7 @@ COPIES = {"_to_copy", "copy_", "_copy_from", "_local_scalar_dense", "set_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 MASKS = (torch.bool, torch.uint8)
 # computed in the narrower type, and in float32 (or the widest), under CUDA's autocast
-NARROW = """matmul mm addmm bmm baddbmm addbmm addmv mv linear chain_matmul einsum conv1d conv2d
+NARROW = """matmul mm addmm bmm baddbmm addbmm addmv mv linear conv1d conv2d
 scaled_dot_product_attention"""
 WIDE = """exp log log2 log10 log1p expm1 pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar rsqrt
 reciprocal softplus layer_norm native_layer_norm rms_norm group_norm cross_entropy_loss nll_loss
@@ -223,16 +223,29 @@ class Sim(Tensor):
     __array__ = numpy
 
 
-def _call(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """An operator of the device: checked, counted, and computed on the CPU."""
-    name = func.overloadpacket.__name__
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    here = [tensor for tensor in tensors if isinstance(tensor, Sim)]
+    name, random = _known(func)
+    here: list[Sim] = []
+    elsewhere: list[Tensor] = []
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, Sim):
+            here.append(value)
+            return value.inner
+        if isinstance(value, Tensor):
+            elsewhere.append(value)
+        return [inner(part) for part in value] if isinstance(value, list | tuple) else value
+
+    plain = [inner(value) for value in args]
+    named = {key: inner(value) for key, value in kwargs.items()}
     wanted = kwargs.get("device")
     kind = None if wanted is None else torch.device(wanted).type
-    _check_devices(func, name, args, kwargs)
+    if here and elsewhere and name not in COPIES:
+        _check_devices(func, name, args, elsewhere)
+    if random:
+        _check_generator(kwargs.get("generator"))
     _count(name, args, kwargs, kind if here else None)
-    plain, named = tree_map(lambda t: t.inner if isinstance(t, Sim) else t, (args, dict(kwargs)))
     if kind is not None:
         named["device"] = torch.device("cpu")
     if "pin_memory" in named:
@@ -241,7 +254,6 @@ def _call(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         target, source = (0, 1) if name == "copy_" else (1, 0)
         plain[target].copy_(plain[source])
         return args[target]
-    random = torch.Tag.nondeterministic_seeded in func.tags
     out = _with_own_generator(lambda: func(*plain, **named)) if random else func(*plain, **named)
     for tensor in here:
         if tensor.size() != tensor.inner.size():
@@ -249,39 +261,48 @@ def _call(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     if kind not in (None, NAME) or not (here or kind == NAME):
         return out
     known = {id(tensor.inner): tensor for tensor in here}  # what was written in place
-    return tree_map(
-        lambda t: known[id(t)] if id(t) in known else Sim(t) if _is_plain(t) else t, out
-    )
+
+    def outer(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return known[id(value)] if id(value) in known else Sim(value)
+        return type(value)(map(outer, value)) if isinstance(value, list | tuple) else value
+
+    return outer(out)
+
+
+@cache
+def _known(func: Any) -> tuple[str, bool]:
+    """An operator's name, and whether it draws random numbers."""
+    return func.overloadpacket.__name__, torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, Sim)
 
 
-def _check_devices(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """CUDA's rules: one device, but 0-dim tensors of the CPU, and indices of what is here.
-
-    Raises:
-        RuntimeError: Tensors of both devices, or a generator of the other one.
-    """
-    generator = kwargs.get("generator")
+def _check_generator(generator: torch.Generator | None) -> None:
     if generator is not None and generator.device.type != NAME:
         found = f"but found '{generator.device.type}'"
         raise RuntimeError(f"Expected a '{NAME}' device type for generator {found}")
-    if name in COPIES:
-        return
-    checked = (args[0], *args[2:], kwargs) if name in INDEXING else (args, kwargs)
+
+
+def _check_devices(func: Any, name: str, args: Sequence[Any], elsewhere: Sequence[Tensor]) -> None:
+    """CUDA's rules: one device, but 0-dim tensors of the CPU, and indices of what is here.
+
+    Raises:
+        RuntimeError: Tensors of both devices.
+    """
+    indices = {id(index) for index in args[1]} if name in INDEXING else set()
     scalars = not name.startswith("_fused_")  # which take no tensor from elsewhere
-    elsewhere = [
-        leaf
-        for leaf in tree_leaves(checked)
-        if _is_plain(leaf) and leaf.device.type != "meta" and not (scalars and leaf.dim() == 0)
+    wrong = [
+        tuple(tensor.shape)
+        for tensor in elsewhere
+        if not tensor.is_meta and id(tensor) not in indices and not (scalars and tensor.dim() == 0)
     ]
-    if elsewhere and any(isinstance(leaf, Sim) for leaf in tree_leaves((args, kwargs))):
-        shapes = [tuple(leaf.shape) for leaf in elsewhere]
+    if wrong:
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
-            f"{NAME}:0 and cpu! in {func}: {shapes}"
+            f"{NAME}:0 and cpu! in {func}: {wrong}"
         )
 
 
@@ -339,8 +360,10 @@ def _autocast(library: torch.library.Library) -> None:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(exclude):
-                args, kwargs = tree_map(cast, (args, kwargs))
-                return operator(*args, **kwargs)
+                return operator(
+                    *[cast(value) for value in args],
+                    **{key: cast(value) for key, value in kwargs.items()},
+                )
 
         return call
 
