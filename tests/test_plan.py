@@ -79,14 +79,22 @@ def test_a_missing_judge_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_counts_of_a_prompt_search():
-    """Two rounds of 64 + 16 prompts for each of four lines; at most 8 + 8 + 1 ranked, 4 tested."""
+    """Two rounds of 64 + 16 prompts for each of four lines; at most 8 + 8 + 1 ranked, 4 tested, and
+    4 more of each of three policies."""
     mine = ["schedule.total=20", "schedule.retrain_every=10", "schedule.retrain_until=10"]
     mine += ["prompt.candidates=8", "prompt.tested=4", "prompt.first=64", "sample.sources=16"]
     cfg = run_config("prompt", [*mine, "improve.micro_batch=32", "reward.fit.updates=5"])
     found = plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
     assert (found.rounds, found.lines, found.judged_prompts) == (2, 4, 80)
-    of_line = (80 + 17) * 32 + 17 * 32 + 4 * 100
-    assert found.judged_sequences == 4 * of_line + 4 * (32 + 100)
+    of_line = (80 + 17) * 32 + 17 * 32
+    others = (4 + 3) * 4 * 100 + 4 * (32 + 100)
+    assert found.judged_sequences == 4 * of_line + others
     assert (found.policy_updates, found.sampled_prompts, found.reward_updates) == (20, 640, 10)
     assert plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": None}).judged_sequences is None
-    assert "at most 80" in plan.describe(cfg)
+    fresh = ["prompt.fresh=true", "prompt.fresh_checks=3", "reward.replay=0"]
+    cfg = run_config("prompt", [*mine, *fresh, "reward.fit.updates=5"])
+    found = plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
+    assert found.judged_prompts == 80 + 2 * 5 * 16
+    of_line += 2 * 5 * 16 * 32 + 2 * 3 * 16 * 32  # for updates, and for one check at the end
+    assert found.judged_sequences == 4 * of_line + others
+    assert "at most 240" in plan.describe(cfg)

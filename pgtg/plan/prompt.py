@@ -37,18 +37,19 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
     parts = segments(cfg.schedule, 0)
     rounds, lines = len(parts), 1 + len(cfg.method.beside)
     judged = cfg.prompt.first + (rounds - 1) * cfg.sample.sources
-    judged += rounds * cfg.sample.heldout_sources
+    fresh, checked = fresh_prompts(cfg, rounds)
+    judged += rounds * cfg.sample.heldout_sources + fresh
     ranked = 2 * cfg.prompt.candidates + 1
     validated = 0
     if cfg.prompt.validation_prompts:
         every = cfg.improve.validate_every or max(parts)
         validated = cfg.prompt.validation_prompts * sum(-(-part // every) for part in parts)
-    tested = cfg.prompt.tested * len(cfg.evaluate.splits)
+    tested = tested_prompts(cfg)
     train, dev, test = (sizes[split] for split in ("train", "dev", "test"))
     sequences = None
     if train is not None and dev is not None and test is not None:
-        of_line = (judged + ranked) * train + (ranked + validated) * dev + tested * test
-        sequences = lines * of_line + len(cfg.prompt.baselines) * (dev + test)
+        of_line = (judged + ranked) * train + (ranked + validated + checked) * dev
+        sequences = lines * of_line + tested * test + len(cfg.prompt.baselines) * (dev + test)
     learns = cfg.method.name == "pgtg"
     updates = sum(parts) if learns else rounds * cfg.method.sparse_updates
     window = cfg.improve.micro_batch * cfg.improve.accumulate
@@ -61,6 +62,24 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
         sampled_prompts=updates * window if learns else 0,
         reward_updates=rounds * cfg.reward.fit.updates if learns else 0,
     )
+
+
+def fresh_prompts(cfg: RunConfig, rounds: int) -> tuple[int, int]:
+    """Prompts judged for the updates of the reward model (on train) and its checks (on dev), at
+    most: a training may stop early."""
+    assert cfg.prompt is not None
+    if not cfg.prompt.fresh:
+        return 0, 0
+    fit, pool = cfg.reward.fit, cfg.prompt.pool
+    checks = validations(fit, [fit.updates]) * cfg.prompt.fresh_checks
+    return rounds * fit.updates * pool, rounds * checks * pool
+
+
+def tested_prompts(cfg: RunConfig) -> int:
+    """Prompts of all lines that are tested, at most: of the search, and of each policy's own."""
+    assert cfg.prompt is not None
+    lists = len(lines_of(cfg, "sample")) + len(lines_of(cfg, "improve"))
+    return lists * cfg.prompt.tested * len(cfg.evaluate.splits)
 
 
 def work(cfg: RunConfig) -> Work:
@@ -78,17 +97,18 @@ def work(cfg: RunConfig) -> Work:
     found = count(cfg, sizes)
     heads = sum(len(heads_of(cfg, round)) for round in range(len(parts)))
     lines, sampling = len(lines_of(cfg, "improve")), len(lines_of(cfg, "sample"))
-    tested = cfg.prompt.tested * len(cfg.evaluate.splits)
     ranked = 2 * cfg.prompt.candidates + 1
-    of_line = ranked * (train + dev) + tested * test
+    of_line, (_, checked) = ranked * (train + dev), fresh_prompts(cfg, len(parts))
     return Work(
-        sampled=sampling * found.judged_prompts,
+        sampled=sampling * (found.judged_prompts + checked),
         reward_updates=heads * cfg.reward.fit.updates,
         reward_checks=heads * validations(cfg.reward.fit, [cfg.reward.fit.updates]) * held,
         policy_updates=lines * sum(parts),
         policy_checks=lines * validations(cfg.improve, parts) * cfg.prompt.validation_prompts,
         scored=len(parts) * (cfg.sample.sources * ("train" in cfg.reward.score) + held),
-        evaluated=found.lines * of_line + len(cfg.prompt.baselines) * (dev + test),
+        evaluated=found.lines * of_line
+        + tested_prompts(cfg) * test
+        + len(cfg.prompt.baselines) * (dev + test),
     )
 
 
