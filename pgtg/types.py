@@ -70,11 +70,16 @@ class TokenBatch:
     tokens: Int[Tensor, "N T"]
     mask: Bool[Tensor, "N T"]
     origin: Int[Tensor, " N"]  # the source, a row in 0..B-1, that each sequence continues
+    known_origin: tuple[int, ...] | None = None  # the same where the host knows it
 
     def to(self, device: Any) -> "TokenBatch":
         """The same batch on another device."""
         parts = (self.source, self.source_mask, self.tokens, self.mask, self.origin)
-        return TokenBatch(*(part.to(device) for part in parts))
+        return TokenBatch(*(part.to(device) for part in parts), self.known_origin)
+
+    def rows(self) -> tuple[int, ...]:
+        """`origin` for the host, which waits for the device only where it is not known."""
+        return tuple(self.origin.tolist()) if self.known_origin is None else self.known_origin
 
 
 @dataclass(frozen=True)

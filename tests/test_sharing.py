@@ -150,9 +150,9 @@ def test_rows_of_a_source_attend_to_one_copy_of_it_as_long_as_they_live(make: st
 
 
 def test_very_uneven_rows_get_copies_rather_than_empty_places():
-    origin = torch.tensor([0] * 12 + [1, 2])
+    origin = [0] * 12 + [1, 2]
     assert Layout.of(origin, 3) is None  # 36 places for 14 rows
-    batch = rows_of(origin.tolist())
+    batch = rows_of(origin)
     shared, copied = model_of(MAKES["t5"]), without_sharing(model_of(MAKES["t5"]))
     with torch.no_grad():
         reading = shared.prefill(batch.source, batch.source_mask, logits=False).select(origin)
@@ -176,7 +176,7 @@ def test_a_decoder_of_unknown_make_keeps_copies():
 @pytest.mark.parametrize("origin", [[0], [0, 1], [1, 0], [0, 0, 1], [2, 0, 2, 1], [1, 1, 0, 0]])
 def test_rows_go_to_their_sources_and_come_back(origin: list[int]):
     sources = max(origin) + 1
-    layout = Layout.of(torch.tensor(origin), sources)
+    layout = Layout.of(origin, sources)
     assert layout is not None
     rows = torch.randn(len(origin), 3, 4)
     together = layout.together(rows)

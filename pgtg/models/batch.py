@@ -21,7 +21,8 @@ def token_batch(
     """B tokenised sources and N token lists that continue them, as one padded batch."""
     source, source_mask = pad(sources)
     ids, mask = pad(tokens)
-    return TokenBatch(source, source_mask, ids, mask, torch.tensor(origin)).to(device)
+    known = tuple(origin)
+    return TokenBatch(source, source_mask, ids, mask, torch.tensor(known), known).to(device)
 
 
 def right_padded(batch: TokenBatch) -> TokenBatch:

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from pgtg.errors import DivergedError, PgtgError
 from pgtg.models.language import LanguageModel
+from pgtg.models.sharing import indices
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.ops.sampling import candidates, draw, restrict, uniforms
 from pgtg.runtime.device import free_cached_memory
 from pgtg.types import TokenIds
 
 NO_ROOM = ("allocate memory", "not enough memory", "out of memory")  # in a RuntimeError's text
+LOOK_EVERY = 8  # tokens that an accelerator decodes before the host looks, and waits for it
 COMPACT_AT = 0.25  # rows are dropped from the cache once this share of them has finished
 
 
@@ -153,37 +155,89 @@ def generate_batch(
     eos_ids: Sequence[int],
     decoding: Decoding,
 ) -> list[TokenIds]:
-    """Token lists of the N = B * k generations of one batch, the k of a source side by side."""
-    reading = lm.prefill(source, mask, logits=True)
-    live = torch.arange(len(source) * k, device=source.device)  # generation of each cache row
-    reading = reading.select(live // k)
+    """Token lists of the N = B * k generations of one batch, the k of a source side by side.
+
+    Tokens stay on the device; the host looks at those of several steps at once. A row that has
+    ended goes on until the host has seen it, and what it says after its end is left out.
+    """
+    last = decoding.max_new_tokens
+    live = list(range(len(source) * k))  # generation of each cache row
+    reading = lm.prefill(source, mask, logits=True).select([row // k for row in live])
+    reading.reserve(last - 1)
     done: list[TokenIds] = [[] for _ in live]
-    ends = torch.tensor(list(eos_ids), device=source.device)
-    finished = torch.zeros(len(live), dtype=torch.bool, device=source.device)
-    for t in range(decoding.max_new_tokens):
+    every = 1 if source.device.type == "cpu" else LOOK_EVERY
+    ends, unseen = frozenset(eos_ids), Unseen()
+    for t in range(last):
         logits = reading.output[:, -1]
-        require_finite(logits, t)
-        chosen = choose(logits, None if noise is None else noise[live, t], decoding)
-        for row, token in zip(live[~finished].tolist(), chosen[~finished].tolist(), strict=True):
-            done[row].append(token)
-        finished = finished | torch.isin(chosen, ends)
-        if finished.all() or t + 1 == decoding.max_new_tokens:
-            break
-        if finished.double().mean() >= COMPACT_AT:
-            kept = (~finished).nonzero().squeeze(-1)
-            reading, live, chosen = reading.select(kept), live[kept], chosen[kept]
-            finished = finished[kept]
+        chosen = choose(logits, None if noise is None else noise[:, t], decoding)
+        unseen.add(chosen, logits)
+        if (t + 1) % every == 0 or t + 1 == last:
+            for row, tokens in zip(live, unseen.look(t), strict=True):
+                if not done[row] or done[row][-1] not in ends:
+                    done[row] += _until(ends, tokens)
+            kept = [place for place, row in enumerate(live) if done[row][-1] not in ends]
+            if not kept or t + 1 == last:
+                break
+            if len(live) - len(kept) >= COMPACT_AT * len(live):
+                index = indices(kept, source.device)
+                reading, chosen = reading.select(kept), chosen[index]
+                noise = None if noise is None else noise[index]
+                live = [live[place] for place in kept]
         lm.extend(reading, chosen[:, None], torch.ones_like(chosen[:, None]).bool(), logits=True)
     return done
 
 
+def _until(ends: frozenset[int], tokens: TokenIds) -> TokenIds:
+    """The tokens up to and with the first that ends a generation."""
+    for n, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: n + 1]
+    return tokens
+
+
+class Unseen:
+    """Tokens of N rows that wait on their device for the host to look at them."""
+
+    def __init__(self) -> None:
+        self._chosen: list[Tensor] = []
+        self._finite: list[Tensor] = []
+
+    def add(self, chosen: Int[Tensor, " N"], logits: Float[Tensor, "N V"]) -> None:
+        """The next token of each row, and the logits that it was drawn from."""
+        self._chosen.append(chosen)
+        self._finite.append(finite(logits))
+
+    def look(self, t: int) -> list[TokenIds]:
+        """The tokens of each row since the last look, the last of them number t, in one transfer.
+
+        Raises:
+            DivergedError: Logits were not finite.
+        """
+        # a column for each token; below the rows' tokens whether its logits were finite
+        columns = [torch.cat([c, f[None]]) for c, f in zip(self._chosen, self._finite, strict=True)]
+        *rows, good = torch.stack(columns, 1).tolist()
+        if 0 in good:
+            raise diverged(t + 1 - len(good) + good.index(0))
+        self._chosen, self._finite = [], []
+        return rows
+
+
+def finite(logits: Float[Tensor, "N V"]) -> Int[Tensor, ""]:
+    """1 if each row has a token that can be drawn, else 0: NaN, or nothing is allowed."""
+    return logits.amax(-1).isfinite().all().long()
+
+
 def require_finite(logits: Float[Tensor, "N V"], t: int) -> None:
-    """Raises a DivergedError if token t of a generation cannot be drawn."""
-    if not logits.amax(-1).isfinite().all():  # NaN, or nothing is allowed
-        raise DivergedError(
-            f"the policy's logits at token {t} of a generation are not finite: its weights "
-            "have diverged; what is saved stays. Try a lower learning rate"
-        )
+    """Raises a DivergedError if token t of a generation cannot be drawn; the host waits for it."""
+    if not finite(logits):
+        raise diverged(t)
+
+
+def diverged(t: int) -> DivergedError:
+    return DivergedError(
+        f"the policy's logits at token {t} of a generation are not finite: its weights "
+        "have diverged; what is saved stays. Try a lower learning rate"
+    )
 
 
 def choose(

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pgtg.errors import ConfigError
+from pgtg.models import masks
 from pgtg.models.checkpointing import checkpointable_layers, checkpointed
 from pgtg.models.linear import with_fast_linears
 from pgtg.models.reading import Reading, Sources
@@ -54,6 +55,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 STATES = "last_hidden_state"
+CPU_SLICE = 1024  # source tokens that a CPU encodes at a time
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -97,6 +99,7 @@ class LanguageModel(nn.Module):
         layers = layers_of(model)
         self._model_takes, self._layers_take = arguments(model), arguments(layers)
         self._sharing = sharing(layers) if self.is_encoder_decoder else None
+        self._masks = masks.ReadyMasks.of(model, layers)
         self.autocast: torch.dtype | None = None  # these two: see `training_passes`
         self.checkpointing = False
 
@@ -164,7 +167,7 @@ class LanguageModel(nn.Module):
     ) -> Float[Tensor, "N T+1 D"]:
         """Each source once, then the tokens on its cache."""
         reading = self.prefill(batch.source, batch.source_mask, logits=logits)
-        reading = reading.select(batch.origin)
+        reading = reading.select(batch.rows())
         if tokens.shape[1] == 0:
             return reading.output
         return torch.cat([reading.output, self.extend(reading, tokens, mask, logits=logits)], dim=1)
@@ -176,7 +179,7 @@ class LanguageModel(nn.Module):
         rows = batch.origin
         if self.is_encoder_decoder:
             sources = self._encode(batch.source, batch.source_mask)
-            sources = sources.select(rows, DynamicCache())
+            sources = sources.select(batch.rows(), DynamicCache())
             tokens = torch.cat([tokens.new_full((len(tokens), 1), self.start_id), tokens], dim=1)
             return self._decode(tokens, None, sources, logits, cached=False)[0]
         source, source_mask = move_padding(batch.source, batch.source_mask, side="left")
@@ -218,10 +221,28 @@ class LanguageModel(nn.Module):
     def _encode(self, source: Tensor, mask: Tensor) -> Sources:
         """What the encoder makes of each source, one row for each."""
         source, mask = move_padding(source, mask, side="right")
-        encoded = self.model.get_encoder()(source, attention_mask=mask.long())[0]
-        own = torch.arange(len(source), device=source.device)
-        layout = Layout.of(own, len(source)) if self._sharing else None
-        return Sources(encoded, mask, own, layout)
+        encoder, given = self.model.get_encoder(), self._masks.encoder(mask)
+        parts = [
+            encoder(ids, attention_mask=None if given is None else given[rows])[0]
+            for ids, rows in self._slices(source)
+        ]
+        encoded = parts[0] if len(parts) == 1 else torch.cat(parts)
+        own = range(len(source))
+        layout = Layout.of(own, len(source), source.device) if self._sharing else None
+        return Sources(encoded, mask, self._masks.source(mask), tuple(own), layout)
+
+    def _slices(self, source: Int[Tensor, "B S"]) -> Iterator[tuple[Tensor, slice]]:
+        """Parts of the sources that are encoded one after another, and their rows.
+
+        On the CPU and without gradients they are small: what a layer makes of them then stays in
+        the processor's cache and in memory that is used again. Each row's numbers are the same.
+        """
+        size = len(source)
+        if source.device.type == "cpu" and not (self.model.training or torch.is_grad_enabled()):
+            size = max(1, CPU_SLICE // max(1, source.shape[1]))
+        for start in range(0, len(source), size):
+            rows = slice(start, start + size)
+            yield source[rows], rows
 
     def extend(
         self,
@@ -279,10 +300,12 @@ class LanguageModel(nn.Module):
         given: dict[str, Any] = {"past_key_values": cache, "use_cache": cached}
         with nullcontext() if self._sharing is None else self._sharing.laid_out(sources.layout):
             if logits:
-                given |= {"decoder_input_ids": tokens, "attention_mask": sources.mask.long()}
+                given |= {"decoder_input_ids": tokens, "attention_mask": sources.seen}
                 given["encoder_outputs"] = Outputs(last_hidden_state=sources.encoded)  # type: ignore[arg-type]
+                given["decoder_attention_mask"] = self._masks.own(tokens, cache)
                 return _call(self.model, self._model_takes, given, "logits")
-            given |= {"input_ids": tokens, "encoder_attention_mask": sources.mask.long()}
+            given |= {"input_ids": tokens, "encoder_attention_mask": sources.seen}
+            given["attention_mask"] = self._masks.own(tokens, cache)
             # EncoderDecoderModel fits states of the encoder's size to the decoder here
             fit = getattr(self.model, "enc_to_dec_proj", nn.Identity())
             given["encoder_hidden_states"] = fit(sources.encoded)
@@ -301,7 +324,8 @@ class LanguageModel(nn.Module):
     ):
         """One pass of a causal LM."""
         given: dict[str, Any] = {"past_key_values": cache, "use_cache": cached} | keep
-        given |= {"input_ids": tokens, "attention_mask": mask.long(), "position_ids": positions}
+        given |= {"input_ids": tokens, "position_ids": positions}
+        given["attention_mask"] = self._masks.causal(mask, tokens.shape[1])
         if logits:
             return _call(self.model, self._model_takes, given, "logits")
         return _call(layers_of(self.model), self._layers_take, given, STATES)

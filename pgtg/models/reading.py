@@ -1,6 +1,7 @@
 """What a language model remembers of what it has read: sources, and the rows that continue them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from pgtg.models.sharing import Layout
+from pgtg.models.cache import make_room
+from pgtg.models.sharing import Layout, indices
 
 
 @dataclass(frozen=True)
@@ -17,21 +19,27 @@ class Sources:
 
     encoded: Float[Tensor, "B S D"]
     mask: Bool[Tensor, "B S"]
-    origin: Int[Tensor, " N"]
+    seen: Tensor | None  # the mask as the decoder takes it
+    origin: tuple[int, ...]  # N rows into the sources
     layout: Layout | None  # of rows that share a source; None: row n has source n to itself
 
-    def select(self, rows: Int[Tensor, " M"], cache: Any) -> "Sources":
+    def select(self, rows: Sequence[int], cache: Any) -> "Sources":
         """The sources of the rows named; the cache of their keys and values changes too."""
-        origin = self.origin[rows]
-        used, shared = origin.unique(return_inverse=True)
-        layout = self.layout and Layout.of(shared, len(used))
+        origin = [self.origin[row] for row in rows]
+        used = sorted(set(origin))
+        place = {source: n for n, source in enumerate(used)}
+        shared = [place[source] for source in origin]
+        device = self.encoded.device
+        layout = self.layout and Layout.of(shared, len(used), device)
         if layout is None:  # too uneven, or not possible with this model
-            used, shared = origin, torch.arange(len(origin), device=origin.device)
-        encoded, mask = self.encoded, self.mask
-        if not torch.equal(used, torch.arange(len(encoded), device=used.device)):
-            cache.batch_select_indices(used)
-            encoded, mask = encoded[used], mask[used]
-        return Sources(encoded, mask, shared, layout)
+            used, shared = origin, list(range(len(origin)))
+        encoded, mask, seen = self.encoded, self.mask, self.seen
+        if used != list(range(len(encoded))):
+            index = indices(used, device)
+            cache.batch_select_indices(index)
+            encoded, mask = encoded[index], mask[index]
+            seen = None if seen is None else seen[index]
+        return Sources(encoded, mask, seen, tuple(shared), layout)
 
 
 @dataclass
@@ -45,16 +53,28 @@ class Reading:
     # without a cache: all tokens (of the decoder) read so far, in rows with padding anywhere
     history: tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]] | None = None
 
-    def select(self, rows: Int[Tensor, " M"]) -> "Reading":
-        """The rows named, in that order; a row may come several times. The cache is changed."""
+    def select(self, rows: Sequence[int] | Int[Tensor, " M"]) -> "Reading":
+        """The rows named, in that order; a row may come several times. The cache is changed.
+
+        Numbers that the host knows spare it a look at the device.
+        """
+        rows = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+        if rows == list(range(len(self.output))):
+            return replace(self)
+        index = indices(rows, self.output.device)
         if self.history is not None:
             sources = self.sources and self.sources.select(rows, DynamicCache())
-            history = self.history[0][rows], self.history[1][rows]
-            return Reading(self.output[rows], None, None, sources, history)
+            history = self.history[0][index], self.history[1][index]
+            return Reading(self.output[index], None, None, sources, history)
         if self.sources is None:
-            self.cache.batch_select_indices(rows)
-            mask = None if self.mask is None else self.mask[rows]
-            return Reading(self.output[rows], self.cache, mask, None)
-        self.cache.self_attention_cache.batch_select_indices(rows)
+            self.cache.batch_select_indices(index)
+            mask = None if self.mask is None else self.mask[index]
+            return Reading(self.output[index], self.cache, mask, None)
+        self.cache.self_attention_cache.batch_select_indices(index)
         sources = self.sources.select(rows, self.cache.cross_attention_cache)
-        return Reading(self.output[rows], self.cache, None, sources)
+        return Reading(self.output[index], self.cache, None, sources)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for that many further tokens, read one after another without gradients."""
+        if self.cache is not None:
+            make_room(getattr(self.cache, "self_attention_cache", self.cache), tokens)

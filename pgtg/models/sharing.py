@@ -8,7 +8,8 @@ kept for the backward pass.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,31 +24,36 @@ MASKS = ("attention_mask", "mask")
 WASTE = 2  # most places for queries, as a multiple of the queries
 
 
+def indices(rows: Sequence[int], device: torch.device | str) -> Int[Tensor, " N"]:
+    """Row numbers that the host knows, on a device, which the host does not wait for."""
+    return torch.tensor(rows, dtype=torch.long).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the queries of N rows stand, in B sources with places for `width` rows each."""
 
-    place: Int[Tensor, " N"] | None  # None: row n stands at place n
+    place: Int[Tensor, " N"] | None  # on the rows' device; None: row n stands at place n
     sources: int
     width: int
 
     @classmethod
-    def of(cls, origin: Int[Tensor, " N"], sources: int) -> "Layout | None":
+    def of(
+        cls, origin: Sequence[int], sources: int, device: torch.device | str = "cpu"
+    ) -> "Layout | None":
         """The layout of rows whose sources are `origin`, each in [0, sources).
 
         None if the sources' numbers of rows differ so much that most places would be empty.
         """
-        counts = origin.bincount(minlength=sources)
-        width = int(counts.max())
+        width = max(Counter(origin).values())
         if sources * width > WASTE * len(origin):
             return None
-        order = origin.argsort(stable=True)
-        first = counts.cumsum(0) - counts  # rows of the sources before
-        rank = torch.empty_like(origin)
-        rank[order] = torch.arange(len(origin), device=origin.device) - first[origin[order]]
-        place = origin * width + rank
-        in_order = torch.equal(place, torch.arange(sources * width, device=origin.device))
-        return cls(None if in_order else place, sources, width)
+        place, rows = [], [0] * sources  # rows of each source so far
+        for source in origin:
+            place.append(source * width + rows[source])
+            rows[source] += 1
+        in_order = place == list(range(sources * width))
+        return cls(None if in_order else indices(place, device), sources, width)
 
     def together(self, rows: Float[Tensor, "N T D"]) -> Float[Tensor, "B K*T D"]:
         if self.place is not None:
