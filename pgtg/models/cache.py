@@ -67,4 +67,3 @@ def make_room(cache: Any, room: int) -> None:
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[i] = RoomyLayer(layer, room)
-
