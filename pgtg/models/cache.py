@@ -7,7 +7,6 @@ models read what they would read otherwise, to the bit.
 
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
