@@ -16,9 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgtg.config import PolicyConfig, RunConfig
+from pgtg.config import RunConfig
 from pgtg.log import RunLog
 from pgtg.plan import prompt, summarize
+from pgtg.plan.work import Work
 
 if TYPE_CHECKING:
     from pgtg.context import Context
@@ -82,13 +83,20 @@ class _Ticks:
         self.tick()
 
 
-def probe(cfg: RunConfig, *, updates: int = UPDATES, folder: Path | None = None) -> list[Part]:
+def probe(
+    cfg: RunConfig,
+    *,
+    updates: int = UPDATES,
+    folder: Path | None = None,
+    sizes: Mapping[str, int | None] | None = None,
+) -> list[Part]:
     """The parts of a run's time.
 
     Args:
         cfg: A checked config, whose models and data are on this machine.
         updates: Of each training in the short run; more are more exact.
         folder: Where its files lie meanwhile; None for the system's place for such.
+        sizes: Examples of each split of the whole run; None for those of the data.
 
     Raises:
         PgtgError: As the run itself would.
@@ -105,7 +113,7 @@ def probe(cfg: RunConfig, *, updates: int = UPDATES, folder: Path | None = None)
             watch = Stopwatch()
             ctx = opened(short, run, watch, task)
             task.read()
-            return _parts(cfg, ctx, watch, _timed(ctx))
+            return _parts(_units(cfg, sizes), ctx, watch, _timed(ctx))
 
 
 def text_of(parts: Sequence[Part]) -> str:
@@ -191,14 +199,16 @@ def _timed(ctx: "Context") -> dict[str, float]:
     return seconds
 
 
+def _units(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
+    return (prompt if cfg.task == "prompt" else summarize).work(cfg, sizes)
+
+
 def _parts(
-    cfg: RunConfig, ctx: "Context", watch: Stopwatch, seconds: Mapping[str, float]
+    work: Work, ctx: "Context", watch: Stopwatch, seconds: Mapping[str, float]
 ) -> list[Part]:
     """The short run's seconds a unit, times the units of the whole run."""
-    short = ctx.cfg
-    work = (prompt if cfg.task == "prompt" else summarize).work(cfg)
-    small = (prompt if cfg.task == "prompt" else summarize).work(short)
-    found = [Part("set-up", _set_up(cfg.policy) / _set_up(short.policy), seconds["set-up"])]
+    short, small = ctx.cfg, _units(ctx.cfg)
+    found = [Part("set-up", work.set_up / small.set_up, seconds["set-up"])]
     if "sample" in seconds:
         each = watch.step("sample train round 0") / short.sample.chunk
         found.append(Part("sample", work.sampled, each))
@@ -217,9 +227,3 @@ def _parts(
         texts = work.evaluated / max(small.evaluated, 1)
         found.append(Part("evaluation", texts, seconds["evaluation"]))
     return found
-
-
-def _set_up(policy: PolicyConfig) -> float:
-    """Updates of the set-up's trainings, where the short run makes fewer; else 1."""
-    tiny = policy.tiny_t5
-    return 1.0 if tiny is None else float(tiny.copy_updates + tiny.warm_start.updates)

@@ -1,5 +1,6 @@
 """`--dry-run` of a prompt search: what it would judge, train and need, counted beforehand."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pgtg.config import RunConfig
@@ -82,14 +83,17 @@ def tested_prompts(cfg: RunConfig) -> int:
     return lists * cfg.prompt.tested * len(cfg.evaluate.splits)
 
 
-def work(cfg: RunConfig) -> Work:
+def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     """All that the search does, counted; evaluation in sequences that are judged.
+
+    Args:
+        sizes: Examples of each split; None: those of the data.
 
     Raises:
         DataError: The data are not on this machine, or cannot be read.
     """
     assert cfg.prompt is not None
-    sizes = split_sizes(cfg)
+    sizes = dict(split_sizes(cfg) if sizes is None else sizes)
     train, dev, test = (sizes[split] for split in ("train", "dev", "test"))
     if train is None or dev is None or test is None:
         raise DataError(f"data.name={cfg.data.name}: the data are not on this machine yet")

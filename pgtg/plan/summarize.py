@@ -62,13 +62,16 @@ def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     )
 
 
-def work(cfg: RunConfig) -> Work:
+def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     """All that the run does, counted.
+
+    Args:
+        sizes: Examples of each split; None: those of the data.
 
     Raises:
         DataError: The data are not on this machine, or cannot be read.
     """
-    examples = split_sizes(cfg)
+    examples, tiny = split_sizes(cfg) if sizes is None else sizes, cfg.policy.tiny_t5
     if None in examples.values():
         raise DataError(f"data.name={cfg.data.name}: the data are not on this machine yet")
     found, held = count(cfg, examples), cfg.sample.heldout_sources
@@ -85,6 +88,7 @@ def work(cfg: RunConfig) -> Work:
         policy_checks=lines * validations(cfg.improve, parts) * held,
         scored=found.rounds * scored,
         evaluated=found.evaluated or 0,
+        set_up=1 if tiny is None else tiny.copy_updates + tiny.warm_start.updates,
     )
 
 

@@ -18,6 +18,7 @@ class Work:
         policy_checks: Texts (or prompts) that are judged by all validations of policies.
         scored: Sources whose generations get token rewards written.
         evaluated: Texts (or judged sequences) of the final evaluation.
+        set_up: Updates of the trainings that make the models of the embedded default; else 1.
     """
 
     sampled: int
@@ -27,6 +28,7 @@ class Work:
     policy_checks: int
     scored: int
     evaluated: int
+    set_up: int = 1
 
 
 def lines_of(cfg: RunConfig, stage: str) -> list[str]:
