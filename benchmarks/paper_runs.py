@@ -1,14 +1,15 @@
 """How long the paper's runs would take on this machine: short runs of the true size, scaled up.
 
-    python benchmarks/paper_runs.py [--device cuda] [--updates 300] [--only cnn_dm_t5_base sst2_paper]
-                                    [--size paper|tiny] [--save FILE] [KEY=VALUE ...]
+    python benchmarks/paper_runs.py [--device cuda] [--updates 300] [--save FILE]
+        [--only cnn_dm_t5_base sst2_paper] [--size paper|tiny] [KEY=VALUE ...]
 
-Models have the true sizes and random weights, texts are random words with CNN/DailyMail's and SST-2's
-numbers and lengths, so nothing is downloaded and the work is that of the real run: the stages of
-`experiment=cnn_dm_t5_base` and `experiment=sst2_paper` themselves, with `--updates` updates of each
-training, timed in their steady state, times the units of the whole run (`pgtg.plan.probe`). A random
-policy never ends its texts, so all generations have full length: an upper bound. Further KEY=VALUE
-reach the config, e.g. sample.precision=bf16. --size tiny is only to try the script.
+Models have the true sizes and random weights, texts are random words with CNN/DailyMail's and
+SST-2's numbers and lengths, so nothing is downloaded and the work is that of the real run: the
+stages of `experiment=cnn_dm_t5_base` and `experiment=sst2_paper` themselves, with `--updates`
+updates of each training, timed in their steady state, times the units of the whole run
+(`pgtg.plan.probe`). A random policy seldom ends its texts, so generations have full length: an
+upper bound. Further KEY=VALUE reach the config, e.g. sample.precision=bf16. --size tiny is only
+to try the script.
 """
 
 import argparse
