@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import math
 import tempfile
@@ -246,9 +247,11 @@ def test_the_ranking_loss(rows: list[tuple[list[float], list[float]]]):
         if not all(map(math.isfinite, a)):
             assert not math.isfinite(value) or -math.inf in a
             continue
-        order = sorted(range(len(a)), key=lambda i: -b[i])  # stable, as ours
-        ranked = torch.tensor([a[i] for i in order], dtype=torch.float64)
-        nll = sum(
-            (ranked[k:].logsumexp(0) - ranked[k] for k in range(len(a))), start=torch.tensor(0.0)
-        )
+        allowed = [  # orders that agree with the scores, which may tie
+            torch.tensor([a[i] for i in order], dtype=torch.float64)
+            for order in itertools.permutations(range(len(a)))
+            if all(b[i] >= b[j] for i, j in itertools.pairwise(order))
+        ]
+        each = [sum(r[k] - r[k:].logsumexp(0) for k in range(len(a))) for r in allowed]
+        nll = math.log(len(each)) - torch.tensor(each).logsumexp(0)
         assert value == pytest.approx(float(nll), rel=1e-6, abs=1e-6)

@@ -9,15 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
 from torch.testing import assert_close
 
 from pgtg.ops.ranking import (
+    EXACT,
     auc,
     informative,
     kendall_tau,
     pair_accuracy,
     plackett_luce_nll,
     stratified_auc,
+    tied_nll,
     top1_accuracy,
 )
 
@@ -85,6 +89,85 @@ def test_shift_order_and_scale_do_not_matter(values: list[float], shift: float, 
 def test_too_few_candidates_or_a_score_that_is_no_number(evaluations, preference):
     with pytest.raises(ValueError, match="2 candidates"):
         plackett_luce_nll(torch.tensor(evaluations), torch.tensor(preference))
+
+
+def brute_tied_nll(evaluations: Tensor, preference: Tensor) -> Tensor:
+    """-log of the mean probability of the orders that agree with the scores, one by one."""
+    places, total, number = range(len(evaluations)), torch.zeros((), dtype=evaluations.dtype), 0
+    for order in itertools.permutations(places):
+        if all(preference[a] >= preference[b] for a, b in itertools.pairwise(order)):
+            draws = [
+                evaluations[order[i]] - evaluations[list(order[i:])].logsumexp(0) for i in places
+            ]
+            total, number = total + torch.stack(draws).sum().exp(), number + 1
+    return -(total / number).log()
+
+
+@pytest.mark.parametrize("j", [2, 3, 4, 5, 6])
+def test_ties_average_the_likelihood_over_all_orders_that_they_allow(j: int):
+    """Every pattern of ties of up to six candidates that few scores make, in one batch."""
+    torch.manual_seed(j)
+    preference = torch.randint(0, 3, (40, j)).double()
+    evaluations = 3 * torch.randn(40, j, dtype=torch.double)
+    brute = torch.stack([brute_tied_nll(*row) for row in zip(evaluations, preference, strict=True)])
+    assert_close(plackett_luce_nll(evaluations, preference), brute, rtol=1e-9, atol=1e-9)
+
+
+def test_the_gradient_under_ties_equals_finite_differences():
+    torch.manual_seed(0)
+    evaluations = torch.randn(8, 5, dtype=torch.double).requires_grad_()
+    preference = torch.randint(0, 3, (8, 5)).double()
+    assert torch.autograd.gradcheck(lambda e: plackett_luce_nll(e, preference), (evaluations,))
+    wide = torch.tensor([[-1e4, 0.0, 1e4, 3.0]], requires_grad=True)
+    plackett_luce_nll(wide, torch.tensor([[3.0, 3.0, 1.0, 1.0]])).sum().backward()
+    assert wide.grad is not None and wide.grad.isfinite().all()
+
+
+def test_groups_without_ties_are_not_moved_by_those_with_ties():
+    """To the bit: the same groups beside others whose scores tie."""
+    torch.manual_seed(0)
+    evaluations, preference = torch.randn(32, 5), torch.rand(32, 5)
+    alone = plackett_luce_nll(evaluations, preference)
+    preference[::4, 1] = preference[::4, 0]
+    beside = plackett_luce_nll(evaluations, preference)
+    untied = torch.arange(32) % 4 != 0
+    assert torch.equal(beside[untied], alone[untied]) and not torch.equal(beside, alone)
+
+
+def test_two_candidates_are_bradley_terry_and_a_tie_of_all_says_nothing():
+    evaluations = torch.tensor([[0.7, -1.1], [2.0, 5.0]], requires_grad=True)
+    found = plackett_luce_nll(evaluations, torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    expected = -functional.logsigmoid(torch.tensor([1.8, 3.0]))
+    assert_close(found, expected)
+    tied = plackett_luce_nll(evaluations, torch.ones(2, 2))
+    assert_close(tied, torch.full((2,), math.log(2)))
+    (gradient,) = torch.autograd.grad(tied.sum(), evaluations)
+    assert gradient.tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_order_of_tied_candidates_does_not_matter():
+    evaluations = torch.tensor([[0.3, -1.2, 2.0, 0.1]])
+    loss = plackett_luce_nll(evaluations, torch.tensor([[1.0, 5.0, 5.0, 0.0]]))
+    moved = plackett_luce_nll(evaluations[:, [2, 1, 3, 0]], torch.tensor([[5.0, 5.0, 0.0, 1.0]]))
+    assert_close(loss, moved)
+
+
+@pytest.mark.parametrize("size", [EXACT, EXACT + 1])
+def test_many_ties_are_exact_or_efrons(size: int):
+    """Both are exact for equal evaluations (any one order has the mean's likelihood); Efron's sum
+    by hand for others. The candidates stand before one more, and after another."""
+    equal = torch.cat(
+        [torch.tensor([1.5]), torch.full((size,), 0.2), torch.tensor([-0.4])]
+    ).double()
+    preference = torch.tensor([9.0, *[5.0] * size, 1.0])
+    in_one_order = plackett_luce_nll(equal[None], -torch.arange(size + 2.0)[None])
+    assert_close(plackett_luce_nll(equal[None], preference[None]), in_one_order)
+    tied, rest = torch.linspace(-1, 1, size).double(), torch.tensor(0.3).double()
+    efron = -tied.sum()
+    for drawn in range(size):
+        efron = efron + (rest.exp() + (1 - drawn / size) * tied.exp().sum()).log()
+    found = tied_nll(tied[None], rest[None]).squeeze()
+    assert (abs(found - efron) < 1e-9) == (size > EXACT) and abs(found - efron) < 0.1 * efron
 
 
 def test_pair_and_top1_accuracy_and_tau_against_brute_force():

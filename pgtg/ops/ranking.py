@@ -1,8 +1,15 @@
 """Ranking: the Plackett–Luce loss (stage D) and measures of how well an order was recovered."""
 
+import itertools
+import math
+from functools import lru_cache
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
+
+EXACT = 8  # most tied candidates whose orders are all counted; for more, Efron's approximation
 
 
 def plackett_luce_nll(
@@ -11,11 +18,15 @@ def plackett_luce_nll(
     """Negative log-likelihood of the preferred order under the Plackett–Luce model.
 
     Candidates are drawn best first, each with probability softmax(evaluations) over those left:
-    sum_k [ logsumexp_{i>=k} e_i - e_k ]. Equal scores keep the candidates' own order.
+    sum_k [ logsumexp_{i>=k} e_i - e_k ]. Equal scores say nothing about the order of their
+    candidates: the likelihood is the mean over all orders that the scores allow, exact where at
+    most `EXACT` candidates tie, by Efron's approximation where more do. So a group whose scores
+    are all equal has a constant loss. With two candidates this is Bradley–Terry.
 
     Args:
         evaluations: Sequence evaluations e [nats], J candidates in each of G groups.
-        preference: Judge's scores, higher is better, any unit: only their order matters.
+        preference: Judge's scores, higher is better, any unit: only their order matters. Order and
+            ties are decided on the host: no device is waited for if the scores are there already.
 
     Returns:
         Loss per group [nats], at least 0. Gradients reach `evaluations` only.
@@ -23,13 +34,101 @@ def plackett_luce_nll(
     Raises:
         ValueError: Fewer than 2 candidates, or a score that is not finite.
 
-    Source: arXiv:2306.00398, Sec. 2.1 (D); listMLE, Xia et al. 2008.
+    Source: arXiv:2306.00398, Sec. 2.1 (D); listMLE, Xia et al. 2008. Ties as in the partial
+    likelihood of proportional hazards, the same model: Kalbfleisch & Prentice 1973; Efron 1977.
     """
+    preference = preference.cpu()
     if evaluations.shape[-1] < 2 or not preference.isfinite().all():
         raise ValueError(f"need >= 2 candidates and finite scores, got {tuple(preference.shape)}")
-    ranked = evaluations.gather(-1, preference.argsort(dim=-1, descending=True, stable=True))
+    order = preference.argsort(dim=-1, descending=True, stable=True)
+    ranked = evaluations.gather(-1, order.to(evaluations.device))
     remaining = ranked.flip(-1).logcumsumexp(-1).flip(-1)
-    return (remaining - ranked).sum(-1)
+    terms = remaining - ranked
+    sorted_scores = preference.gather(-1, order)
+    same = sorted_scores[:, 1:] == sorted_scores[:, :-1]
+    return (_with_ties(terms, ranked, remaining, same) if same.any() else terms).sum(-1)
+
+
+def _with_ties(
+    terms: Float[Tensor, "G J"],
+    ranked: Float[Tensor, "G J"],
+    remaining: Float[Tensor, "G J"],
+    same: Bool[Tensor, "G I"],
+) -> Float[Tensor, "G J"]:
+    """The terms of each draw, those of tied candidates replaced by one for all of them.
+
+    Args:
+        same: On the host: whether the candidate in a place ties with the next one.
+    """
+    runs: dict[int, list[tuple[int, int]]] = {}  # by number of tied candidates: group, first place
+    for group, row in enumerate(same.tolist()):
+        place = 0
+        for tie, links in itertools.groupby(row):
+            links = len(list(links))
+            if tie:
+                runs.setdefault(links + 1, []).append((group, place))
+            place += links
+    for size, found in runs.items():
+        group, first = torch.tensor(found, device=terms.device).T
+        places = first[:, None] + torch.arange(size, device=terms.device)
+        chosen = ranked[group[:, None], places]
+        # what is left after them; -inf where they are the last
+        rest = functional.pad(remaining, (0, 1), value=-math.inf)[group, first + size]
+        values = torch.zeros_like(chosen)
+        values[:, 0] = tied_nll(chosen, rest)
+        terms = terms.index_put((group[:, None], places), values)
+    return terms
+
+
+def tied_nll(tied: Float[Tensor, "R M"], rest: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """Negative log of the mean over all orders of M candidates of drawing them before the rest.
+
+    Exact for M up to `EXACT`: with f(none) = 1, f(S) = sum_{i in S} e^{e_i} f(S - i) /
+    (e^rest + sum_{j in S} e^{e_j}) adds up the orders in which the candidates S are drawn next.
+    Above, Efron: sum_{l<M} log(e^rest + (1 - l/M) sum_j e^{e_j}) - sum_j e_j.
+
+    Args:
+        tied: Evaluations of the candidates that tie [nats].
+        rest: Log-sum-exp of the evaluations of what is drawn after them [nats]; -inf: nothing is.
+
+    Returns:
+        [nats], at least log M!.
+    """
+    size = tied.shape[-1]
+    orders = math.lgamma(size + 1)  # log of their number
+    last = rest.isneginf()
+    rest = torch.where(last, 0.0, rest)
+    if size <= EXACT:
+        log_sum = torch.zeros_like(tied[:, :1])  # f of the empty set
+        for members, without in _subsets(size, tied.device):
+            drawn = tied[:, members]  # [R, subsets of one size, their members]
+            left = torch.logaddexp(rest[:, None], drawn.logsumexp(-1))
+            log_sum = (drawn + log_sum[:, without]).logsumexp(-1) - left
+        found = orders - log_sum[:, 0]
+    else:
+        share = torch.arange(size, 0, -1, device=tied.device, dtype=tied.dtype).log() - math.log(
+            size
+        )
+        left = torch.logaddexp(rest[:, None], tied.logsumexp(-1, keepdim=True) + share)
+        found = left.sum(-1) - tied.sum(-1)
+    surely = orders + (0 * tied).sum(-1)  # nothing is left but them; NaN stays NaN
+    return torch.where(last, surely, found)
+
+
+@lru_cache(maxsize=64)
+def _subsets(
+    size: int, device: torch.device
+) -> list[tuple[Int[Tensor, "S C"], Int[Tensor, "S C"]]]:
+    """For C = 1..size: all subsets of C of `size` members, and for each member where, among the
+    subsets of C - 1, the one without it stands."""
+    found: list[tuple[Tensor, Tensor]] = []
+    before: dict[tuple[int, ...], int] = {(): 0}
+    for count in range(1, size + 1):
+        subsets = list(itertools.combinations(range(size), count))
+        without = [[before[tuple(m for m in s if m != i)] for i in s] for s in subsets]
+        found.append((torch.tensor(subsets, device=device), torch.tensor(without, device=device)))
+        before = {subset: place for place, subset in enumerate(subsets)}
+    return found
 
 
 def informative(preference: Float[Tensor, "G J"]) -> Bool[Tensor, " G"]:
