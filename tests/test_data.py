@@ -188,6 +188,51 @@ def test_traps_are_counted_with_reason_and_first_id(tmp_path):
     assert counts.examples == {reason: f"{reason} 0" for reason in traps}
 
 
+ODD = {
+    "empty source": {"text": " \n\t"},
+    "empty reference": {"sums": [" ", None]},
+    "duplicate row": {"text": "an article", "sums": "its summary"},
+    "duplicate source, other references": {"text": "an article", "sums": "another"},
+}
+EMPTY, REPEATS = list(ODD)[:2], list(ODD)[2:]
+
+
+@pytest.mark.parametrize(
+    ("split", "options", "kept"),
+    [
+        ("train", {}, []),
+        ("validation", {}, list(ODD)),
+        ("test", {}, list(ODD)),
+        ("test", {"repeats": {"test": "drop"}}, EMPTY),
+        ("test", {"empty": {"test": "drop"}, "repeats": {"train": "drop"}}, REPEATS),
+        ("train", {"repeats": {"train": "keep"}, "empty": {"train": "keep"}}, list(ODD)),
+    ],
+)
+def test_odd_rows_are_kept_or_dropped_as_said_and_counted(tmp_path, split, options, kept):
+    """By default only training drops them. Rows of empty sources do not repeat each other."""
+    rows = [{"key": "good", "text": "an article", "sums": "its summary"}]
+    for number, (reason, odd) in enumerate(ODD.items()):
+        fresh = {"text": f"article {number}", "sums": "a summary"}
+        rows += [{"key": f"{reason} {copy}", **fresh, **odd} for copy in range(2)]
+    if "empty reference" in kept and "duplicate row" not in kept:  # the second copy repeats too
+        rows = [row for row in rows if row["key"] != "empty reference 1"]
+    write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    examples, counts = load_split(config(tmp_path, **options), split)
+    numbers = {reason: sum(row["key"].startswith(reason) for row in rows) for reason in ODD}
+    assert counts.dropped == {reason: numbers[reason] for reason in ODD if reason not in kept}
+    said = {f"{reason} kept": numbers[reason] for reason in kept}
+    repeated = (
+        {"duplicate row kept": 1 + numbers["duplicate row"]} if "empty reference" in kept else {}
+    )
+    assert counts.truncated == said | (repeated if "duplicate row" in kept else {})
+    assert counts.rows == len(rows) == counts.kept + sum(counts.dropped.values())
+    by_id = {example.id: (example.source, example.references) for example in examples}
+    assert len(by_id) == counts.kept
+    if "empty source" in kept:
+        assert by_id["empty source 1"] == (" \n\t", ("a summary",))
+        assert by_id["empty reference 0"] == ("article 1", (" ",))
+
+
 def test_a_key_that_only_some_rows_lack_is_a_missing_value(tmp_path):
     short = {"key": "short", "text": "no summary here"}
     examples, counts = load_rows(tmp_path, [short, *ROWS])

@@ -93,6 +93,8 @@ class DataConfig:
     splits: dict[str, str | None] = field(default_factory=dict)
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     limit: dict[str, int | None] = field(default_factory=dict)
+    repeats: dict[str, str] = field(default_factory=dict)
+    empty: dict[str, str] = field(default_factory=dict)
     newswire: NewswireConfig | None = None
     fewshot: FewshotConfig | None = None
     reviews: ReviewsConfig | None = None
@@ -238,6 +240,7 @@ class ClassifierConfig:
 class JudgeConfig:
     name: str = MISSING
     workers: int = MISSING
+    reference: str = "as_given"
     classifier: ClassifierConfig | None = None
 
 
@@ -304,6 +307,7 @@ class EvaluateConfig:
     splits: list[str] = MISSING
     examples: int | None = None
     decodings: list[str] = MISSING
+    reference: str = "as_given"
     start_policy: bool = MISSING
     diagnose: int = MISSING
 

@@ -2,9 +2,12 @@
 
 What becomes of a row is decided here, in one place, and counted with its reason:
 
-- *Dropped and counted*: source or reference missing (null, or no such key in this row), empty
-  (white space only), not a string, or not valid Unicode; an exact repetition of an earlier row; an
-  earlier row's source with other references; whatever lies beyond `limit`.
+- *Dropped and counted*: source or reference missing (null, or no such key in this row), not a
+  string, or not valid Unicode; whatever lies beyond `limit`.
+- *Dropped, or kept as they stand, and counted*: source or reference empty (white space only), by
+  `data.empty`; an earlier row again, or its source with other references, by `data.repeats`. Both
+  are said by split. Where nothing is said, training drops them, since they teach nothing or twice,
+  and evaluation keeps them, so that n is that of everybody who uses the split.
 - *An error*: a column that no row has, a broken line or file (with its place), ids that repeat, a
   split with no usable row. These are mistakes of the call or the file, not of single rows.
 - *Left alone*: the text itself, which is never stripped, cut or re-encoded. Over-long texts are
@@ -33,6 +36,20 @@ T = TypeVar("T")
 SPARE = "empty references left out"  # key in DataCounts.truncated
 
 
+@dataclass(frozen=True)
+class OddRows:
+    """Which rows of a split are kept although they are repeated, or empty."""
+
+    repeats: bool = False
+    empty: bool = False
+
+    @classmethod
+    def of(cls, cfg: DataConfig, split: str) -> "OddRows":
+        """As the config says; where it is silent, the training split drops and others keep."""
+        usual = "drop" if split == "train" else "keep"
+        return cls(cfg.repeats.get(split, usual) == "keep", cfg.empty.get(split, usual) == "keep")
+
+
 def load_split(cfg: DataConfig, split: str) -> tuple[list[Example], DataCounts]:
     """One split of the config's data (`name: files` or `name: hub`).
 
@@ -56,7 +73,7 @@ def load_split(cfg: DataConfig, split: str) -> tuple[list[Example], DataCounts]:
     if split in cfg.splits and cfg.splits[split] is None:
         raise DataError(f"data.splits.{split} is null: this data has no {split} split")
     table = SOURCES[cfg.name](cfg, split)
-    return _examples(table, cfg.columns, split, cfg.limit.get(split))
+    return _examples(table, cfg.columns, split, cfg.limit.get(split), OddRows.of(cfg, split))
 
 
 @dataclass
@@ -122,13 +139,13 @@ def read_rows(
 
 
 def _examples(
-    table: Table, columns: ColumnsConfig, split: str, limit: int | None
+    table: Table, columns: ColumnsConfig, split: str, limit: int | None, odd: OddRows
 ) -> tuple[list[Example], DataCounts]:
     named = [*([columns.id] if columns.id else []), columns.source, *columns.references]
     return read_rows(
         table,
         split,
-        lambda row, name, tally: _example(row, columns, name, tally),
+        lambda row, name, tally: _example(row, columns, name, tally, odd),
         lambda there, where: require_columns(named, there, where),
         id_column=columns.id,
         limit=limit,
@@ -144,33 +161,55 @@ def _why_empty(counts: DataCounts) -> str:
     return f"{counts.rows} rows, {', '.join(reasons)}"
 
 
-def _example(row: Row, columns: ColumnsConfig, name: str, tally: Tally) -> Example | None:
+def _example(
+    row: Row, columns: ColumnsConfig, name: str, tally: Tally, odd: OddRows
+) -> Example | None:
     """The row's example, or None with the reason noted."""
     source: Any = row.get(columns.source)
-    problem = text_problem(source, "source")
-    references: list[str] = []
-    spare = 0
-    for column in columns.references:
+    references, spare, problem = _references(row, columns.references)
+    problem, notes = text_problem(source, "source") or problem, list[str]()
+    if odd.empty and problem == "empty source":
+        notes.append(problem)
+        problem = None if references else "empty reference"
+    if odd.empty and problem == "empty reference":
+        empty = [text for text in spare if text is not None]
+        if empty:
+            notes.append(problem)
+            references, spare, problem = empty[:1], [], None
+    if problem is None and source.strip():
+        problem = _repeated(source, tuple(references), tally)
+        if odd.repeats and problem is not None:
+            notes.append(problem)
+            problem = None
+    if problem is not None:
+        tally.note(tally.dropped, problem, name)
+        return None
+    for note in notes:
+        tally.note(tally.cut, f"{note} kept", name)
+    if spare:
+        tally.note(tally.cut, SPARE, name)
+    return Example(name, source, tuple(references), references[0])
+
+
+def _references(row: Row, columns: Sequence[str]) -> tuple[list[str], list[str | None], str | None]:
+    """Usable references of a row, its missing and empty ones, and why it has none to use."""
+    found: list[str] = []
+    spare: list[str | None] = []
+    problem = None
+    for column in columns:
         value: Any = row.get(column)
         for text in value if isinstance(value, list | tuple) else [value]:
             trouble = text_problem(text, "reference")
             if trouble is None:
-                references.append(text)
+                found.append(text)
             elif trouble.startswith(("missing", "empty")):
-                spare += 1
+                spare.append(text)
             else:
                 problem = problem or trouble
-    if problem is None and not references:
-        values = [row.get(column) for column in columns.references]
+    if problem is None and not found:
+        values = [row.get(column) for column in columns]
         problem = "missing reference" if all(v is None for v in values) else "empty reference"
-    if problem is None:
-        problem = _repeated(source, tuple(references), tally)
-    if problem is not None:
-        tally.note(tally.dropped, problem, name)
-        return None
-    if spare:
-        tally.note(tally.cut, SPARE, name)
-    return Example(name, source, tuple(references), references[0])
+    return found, spare, problem
 
 
 def text_problem(text: Any, what: str) -> str | None:
