@@ -14,6 +14,10 @@ from typing import Any
 
 from pgtg.config import PromptConfig, RunConfig, expected_type
 
+REFERENCES = {
+    "as_given": "the references as the data has them",
+    "as_trained": "as the policy's targets hold them: cut to fit and decoded",
+}
 # Names of the config's choices, with what they mean; tests hold them equal to the tables of code.
 CHOICES: dict[str, dict[str, str]] = {
     "data.name": {
@@ -80,6 +84,8 @@ CHOICES: dict[str, dict[str, str]] = {
         "regex": "our rules; needs no download",
         "punkt": "NLTK's English model punkt_tab",
     },
+    "evaluate.reference": REFERENCES,
+    "judge.reference": REFERENCES,
     "evaluate.decodings": {"greedy": "the likeliest token", "sample": "drawn as in `sample`"},
     "schedule.unit": {"epochs": "passes over the training split", "updates": "optimiser steps"},
     "logger.name": {"none": "metrics.jsonl only", "wandb": "Weights & Biases too"},
@@ -97,6 +103,8 @@ FIT_CHOICES = {
     "keep": ("best", "last"),
     "precision": ("no", "bf16", "fp16"),
 }
+SPLITS = ("validation", "test", "train")
+ROWS = ("drop", "keep")  # values of data.repeats and data.empty, by split
 FITS = (
     "policy.tiny_t5.warm_start",
     "policy.tiny_lm.fit",
@@ -207,7 +215,8 @@ def value_at(cfg: Any, key: str) -> Any:
 
 def _mistyped(cfg: RunConfig) -> Iterator[str]:
     """What OmegaConf lets pass in a saved config: lists and mappings as values of a mapping."""
-    for key, kind in (("data.limit", int), ("data.splits", str)):
+    texts = ("data.splits", "data.repeats", "data.empty")
+    for key, kind in (("data.limit", int), *((text, str) for text in texts)):
         for name, value in value_at(cfg, key).items():
             if not isinstance(value, kind | None):
                 yield f"{key}.{name}: found {value}, expected {expected_type(f'{key}.{name}')}"
@@ -284,7 +293,21 @@ def _fits(cfg: RunConfig) -> Iterator[str]:
         yield f"improve.updates: found {found}; leave it 0 and set schedule.total instead"
 
 
+def _odd_rows(cfg: RunConfig) -> Iterator[str]:
+    read = cfg.task != "prompt" and cfg.data.name in ("files", "hub")
+    for key in ("repeats", "empty"):
+        named = getattr(cfg.data, key)
+        if named and not read:
+            yield f"data.{key}: only summaries from files or the hub have it; leave it out"
+        for split, value in named.items():
+            if split not in SPLITS:
+                yield f"data.{key}.{split}: there is no such split{nearest(split, SPLITS)}"
+            if value not in ROWS:
+                yield f"data.{key}.{split}: there is no '{value}'{nearest(str(value), ROWS)}"
+
+
 def _data(cfg: RunConfig) -> Iterator[str]:
+    yield from _odd_rows(cfg)
     data = cfg.data
     if data.name == "newswire":
         if data.newswire is None:
@@ -383,9 +406,8 @@ def _schedule(cfg: RunConfig) -> Iterator[str]:
 
 def _evaluation(cfg: RunConfig) -> Iterator[str]:
     for split in cfg.evaluate.splits:
-        known = ("validation", "test", "train")
-        if split not in known:
-            yield f"evaluate.splits: there is no '{split}'{nearest(split, known)}"
+        if split not in SPLITS:
+            yield f"evaluate.splits: there is no '{split}'{nearest(split, SPLITS)}"
         elif cfg.data.name != "newswire" and cfg.data.splits.get(split, "") is None:
             yield f"evaluate.splits: '{split}' has no file; set data.splits.{split} or leave it out"
     if not cfg.evaluate.decodings:

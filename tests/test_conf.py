@@ -10,7 +10,7 @@ import yaml
 
 from pgtg import checks
 from pgtg.checks import CHOICES
-from pgtg.compose import SECTIONS, composed, run_config, tasks
+from pgtg.compose import SECTIONS, composed, run_config
 from pgtg.config import RunConfig, known_keys
 from pgtg.groups import CONF, groups, option_files
 
@@ -98,31 +98,6 @@ def test_names_of_the_config_are_the_tables_of_the_code():
         assert {task: set(named) for task, named in names.items()} == {
             task: set(table) for task, table in code.items()
         }
-
-
-@pytest.mark.parametrize("data", ["cnn_dm", "xsum"])
-@pytest.mark.parametrize("policy", ["t5_small", "t5_base"])
-def test_paper_experiments_carry_the_papers_numbers(data: str, policy: str):
-    """The table of the reference's hyper-parameters, summarize column."""
-    cfg = run_config("summarize", [f"experiment={data}_{policy}"])
-    window = {"cnn_dm": 898, "xsum": 638}[data]
-    assert cfg.policy.path == f"google-t5/{policy.replace('_', '-')}"
-    assert (cfg.policy.prefix, cfg.policy.max_source_tokens) == ("summarize: ", 1024)
-    assert (cfg.sample.k, cfg.sample.temperature, cfg.sample.top_k) == (3, 1.0, 50)
-    assert cfg.sample.max_new_tokens == cfg.policy.max_target_tokens == 128
-    assert (cfg.reward.head, cfg.reward.bound, cfg.reward.mlp_width) == ("paper", "softplus", 2048)
-    fit = cfg.reward.fit
-    assert (fit.updates, fit.micro_batch, fit.accumulate, fit.lr) == (window, 8, 4, 5e-5)
-    assert (fit.optimizer, fit.schedule, fit.plateau_factor) == ("adam", "plateau", 0.8)
-    assert (fit.plateau_patience, fit.patience) == (2, 7)
-    assert cfg.sample.sources == window * 8 * 4
-    fit = cfg.improve
-    assert (fit.optimizer, fit.lr, fit.schedule, fit.weight_decay) == ("adamw", 5e-5, "constant", 0)
-    assert (fit.micro_batch, fit.accumulate, fit.clip) == (8, 4, 5.0)
-    plan = cfg.schedule
-    assert (plan.total, plan.retrain_every, plan.retrain_until) == (5.0, 0.5, 2.0)
-    assert (cfg.aggregator.name, cfg.aggregator.temperature) == ("avg", 2.0)
-    assert cfg.judge.name == "meteor" and tasks() == ["prompt", "summarize"]
 
 
 @pytest.mark.slow

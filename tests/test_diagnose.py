@@ -60,7 +60,7 @@ def test_faithfulness_finds_a_planted_truth(
         generations = read_generations(samples, "heldout")
         special = set(ctx.load_start()[1].tokenizer.all_special_ids)
 
-        def judged(tokens, texts, examples):
+        def judged(tokens, texts, examples, codec):
             class Done:
                 def result(self):
                     worth = [sum(t for t in ids if t not in special) for ids in tokens]

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,6 +104,45 @@ def test_splitter_keeps_every_character_but_white_space():
 def test_unknown_splitter_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'punkt'"):
         build_splitter("punk")
+
+
+@pytest.fixture
+def own_punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """NLTK's data folder with a punkt_tab that knows one abbreviation."""
+    from nltk.tokenize import _get_punkt_tokenizer
+    from nltk.tokenize.punkt import PunktParameters, save_punkt_params
+
+    params = PunktParameters()
+    params.abbrev_types = {"approx"}
+    folder = tmp_path / "tokenizers" / "punkt_tab" / "english"
+    folder.mkdir(parents=True, mode=0o700)
+    monkeypatch.setattr("nltk.data.path", [str(tmp_path)])
+    save_punkt_params(params, str(folder))
+    _get_punkt_tokenizer.cache_clear()
+    yield params
+    _get_punkt_tokenizer.cache_clear()
+
+
+def test_punkt_splits_as_the_installed_model_says(own_punkt):
+    """Its sentences go into ROUGE-Lsum and METEOR; ours know another abbreviation."""
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+    text = "It makes approx. Forty tons. Nobody knows why. Mr. Smith does."
+    split = SPLITTERS["punkt"]()
+    assert split(text) == PunktSentenceTokenizer(own_punkt).tokenize(text)
+    assert split(text)[0] == "It makes approx. Forty tons." and "Mr." in split(text)
+    assert SPLITTERS["regex"]()(text)[-1] == "Mr. Smith does."
+    references = [["Nobody knows why. It makes approx. Forty tons."]]
+    found = {}
+    for splitter in ("punkt", "regex"):
+        metrics, absent = build_metrics(config("rouge", "meteor_stem", sentence_splitter=splitter))
+        assert absent == {}
+        assert {m.describe()["sentence_splitter"] for m in metrics} == {splitter}
+        found[splitter] = compute(metrics, [text], references)
+    assert found["punkt"]["rougeL"] == found["regex"]["rougeL"]
+    other = "Mr. Smith knows why. Nobody does."
+    lines = {name: build_rouge(name).lines(other) for name in found}
+    assert lines["punkt"].count("\n") == 2 and lines["regex"].count("\n") == 1
 
 
 def test_missing_punkt_is_never_replaced(monkeypatch):

@@ -4,7 +4,7 @@ Every text and every score is kept (`samples_*.jsonl`), so that any mean can be 
 whose resource is missing is reported as absent, with the reason.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +13,13 @@ from pgtg.context import Context
 from pgtg.evaluation.system import Results, Rows, System
 from pgtg.findings import show, verdicts
 from pgtg.metrics import build_metrics, compute
+from pgtg.models.codec import Codec
 from pgtg.models.generate import generate
 from pgtg.stages.improve import kept_policy
 from pgtg.stages.lines import lines
 from pgtg.store import content_hash
-from pgtg.tasks.summarize import SummarizeTask
+from pgtg.tasks.summarize import SummarizeTask, scored_against
+from pgtg.types import Example
 
 
 class TextEvaluation:
@@ -51,12 +53,15 @@ class TextEvaluation:
         assert isinstance(task, SummarizeTask)
         examples = task.to_evaluate(split)
         encoded = [codec.encode_source(example.source) for example in examples]
-        references = [example.references for example in examples]
+        how = ctx.cfg.evaluate.reference
+        references = [scored_against(example, codec, how) for example in examples]
         results: dict[str, Any] = {
             "system": system.name,
             "split": split,
             "examples": len(examples),
             "sources_cut": sum(was_cut for _, was_cut in encoded),
+            "reference": how,
+            "references_cut": _cut(codec, examples) if how == "as_trained" else 0,
             "data": content_hash([[e.id, e.source, list(e.references)] for e in examples]),
             "metrics": [dict(metric.describe()) for metric in self.present],
             "absent": dict(self.absent),
@@ -90,7 +95,7 @@ class TextEvaluation:
                 "mean": {column: sum(row) / len(row) for column, row in columns.items()},
             }
             samples[name] = [
-                {"id": e.id, "text": text, "references": list(e.references), "tokens": found[i]}
+                {"id": e.id, "text": text, "references": list(references[i]), "tokens": found[i]}
                 | {"scores": {column: row[i] for column, row in columns.items()}}
                 for i, (e, text) in enumerate(zip(examples, texts, strict=True))
             ]
@@ -101,3 +106,8 @@ class TextEvaluation:
 
     def verdicts(self, ctx: Context, split: str) -> None:
         verdicts(ctx, split)
+
+
+def _cut(codec: Codec, examples: Sequence[Example]) -> int:
+    """Examples with a reference that is cut to policy.max_target_tokens."""
+    return sum(any(codec.encode_target(r)[1] for r in e.references) for e in examples)

@@ -181,7 +181,8 @@ def _generations(ctx: Context, policy: Path, examples: Sequence[Example], split:
     rows = [(i, tokens) for i in range(len(examples)) for tokens in drawn[i]]
     tokens = [tokens for _, tokens in rows]
     texts = [codec.decode(ids) for ids in tokens]
-    scores = ctx.task.judged(tokens, texts, [examples[i] for i, _ in rows]).result()["score"]
+    own = [examples[i] for i, _ in rows]
+    scores = ctx.task.judged(tokens, texts, own, codec).result()["score"]
     groups = torch.arange(len(rows)).reshape(len(examples), -1)
     ids = [example.id for example in examples]
     return Generations(ids, sources, [i for i, _ in rows], tokens, texts, scores, groups)

@@ -180,4 +180,4 @@ class SupervisedGuide:
         )
         tokens = [found[i][0] for i in range(len(examples))]
         texts = [self.codec.decode(ids) for ids in tokens]
-        return self.ctx.task.judged(tokens, texts, examples).result()["score"]
+        return self.ctx.task.judged(tokens, texts, examples, self.codec).result()["score"]

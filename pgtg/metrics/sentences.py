@@ -67,7 +67,8 @@ def _build_punkt() -> Splitter:
     if not punkt_model_available("english"):
         raise MissingResourceError(
             "the sentence splitter 'punkt' needs NLTK's punkt_tab: run `python -m nltk.downloader "
-            "punkt_tab`, set NLTK_DATA to a folder that has it, or use sentence_splitter=regex"
+            "punkt_tab`, set NLTK_DATA to a folder with tokenizers/punkt_tab, or split otherwise, "
+            "with other figures, by metrics.sentence_splitter=regex"
         )
     return sent_tokenize
 

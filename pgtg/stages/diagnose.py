@@ -92,7 +92,7 @@ def faithfulness(ctx: Context, aligned: Artifact, samples: Artifact) -> dict[str
 
     def scores(kept: Sequence[TokenIds], of: Sequence[int]) -> list[float]:
         texts = [codec.decode(ids) for ids in kept]
-        return ctx.task.judged(kept, texts, [own[i] for i in of]).result()["score"]
+        return ctx.task.judged(kept, texts, [own[i] for i in of], codec).result()["score"]
 
     places = list(range(len(rows)))
     before = [generations.scores[row] for row in rows]

@@ -139,7 +139,7 @@ def _sample_part(
                 columns = _generate(ctx, lm, codec, mine, sources, part, round)
                 by_id = {example.id: example for example in mine}
                 judged = [by_id[i] for i in columns["source_id"]]
-                scores = ctx.task.judged(columns["tokens"], columns["text"], judged)
+                scores = ctx.task.judged(columns["tokens"], columns["text"], judged, codec)
                 pending.append((path, columns, scores))
                 finish(1)
             bar.advance(len(chunk))

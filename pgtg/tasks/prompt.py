@@ -20,7 +20,7 @@ from pgtg.errors import ConfigError, DataError
 from pgtg.judges.classifier import Classifier, load_classifier
 from pgtg.judges.memo import PromptScores
 from pgtg.judges.template import Prompt, Template
-from pgtg.models.codec import PromptCodec
+from pgtg.models.codec import Codec, PromptCodec
 from pgtg.ops.gap import gap_scores
 from pgtg.runtime.device import pick_device
 from pgtg.schedule import segments
@@ -117,7 +117,11 @@ class PromptTask:
         return parts | ({"heldout": _empty("heldout", held)} if held else {})
 
     def judged(
-        self, tokens: Sequence[TokenIds], texts: Sequence[str], examples: Sequence[Example]
+        self,
+        tokens: Sequence[TokenIds],
+        texts: Sequence[str],
+        examples: Sequence[Example],
+        codec: Codec,
     ) -> Future[Columns]:
         """Gap scores on the training examples: their mean, and each."""
         per_example = self.gaps(self.prompts(tokens, texts), "train")

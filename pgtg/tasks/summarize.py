@@ -68,10 +68,16 @@ class SummarizeTask:
         return None
 
     def judged(
-        self, tokens: Sequence[TokenIds], texts: Sequence[str], examples: Sequence[Example]
+        self,
+        tokens: Sequence[TokenIds],
+        texts: Sequence[str],
+        examples: Sequence[Example],
+        codec: Codec,
     ) -> Future[Columns]:
         """Scores of texts against their sources' references, computed in the judge's processes."""
-        scores = self.judge.submit(texts, [example.references for example in examples])
+        how = self.cfg.judge.reference
+        references = [scored_against(example, codec, how) for example in examples]
+        scores = self.judge.submit(texts, references)
         return then(scores, lambda found: {"score": found})
 
     def judge_description(self) -> Mapping[str, Any]:
@@ -193,6 +199,18 @@ class SummarizeTask:
             return None
         labels = [*example.truth.target_labels, "end"]
         return labels if len(labels) == len(tokens) else None
+
+
+def scored_against(example: Example, codec: Codec, how: str) -> tuple[str, ...]:
+    """The references that a text is scored against.
+
+    Args:
+        how: "as_given", or "as_trained": each as it reads where it is the policy's target, that is
+            cut to fit, encoded and decoded again.
+    """
+    if how == "as_given":
+        return example.references
+    return tuple(codec.decode(codec.encode_target(text)[0]) for text in example.references)
 
 
 def then(future: Future, function: Callable[[Any], Columns]) -> Future[Columns]:

@@ -55,7 +55,11 @@ class Task(Protocol):
         ...
 
     def judged(
-        self, tokens: Sequence[TokenIds], texts: Sequence[str], examples: Sequence[Example]
+        self,
+        tokens: Sequence[TokenIds],
+        texts: Sequence[str],
+        examples: Sequence[Example],
+        codec: Codec,
     ) -> Future[Columns]:
         """What the judge says of generations: a column "score", and perhaps more."""
         ...
