@@ -271,7 +271,7 @@ def tiny_t5(folder: Path, texts: list[str]) -> Path:
     )
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2, "num_layers": 1}
-    special = {"eos_token_id": 1, "pad_token_id": 0}
+    special: dict[str, Any] = {"eos_token_id": 1, "pad_token_id": 0}
     config = T5Config(vocab_size=len(vocabulary), **sizes, **special)
     config.decoder_start_token_id = 0
     T5ForConditionalGeneration(config).save_pretrained(folder)
