@@ -178,57 +178,6 @@ OF_DATA: dict[str, dict[str, Any]] = {  # 287,113 and 204,045 articles: 8,973 an
         "reward.fit.validate_every": 1595,
     },
 }
-PROMPTS: dict[str, Any] = {
-    "policy.path": "distilbert/distilgpt2",
-    "policy.adaptor.width": 2048,
-    "policy.adaptor.residual": False,
-    "policy.start_text": "<|endoftext|>",
-    "sample.k": 5,
-    "sample.temperature": 1.0,
-    "sample.top_k": 256,
-    "sample.max_new_tokens": 5,
-    "judge.classifier.path": "FacebookAI/roberta-large",
-    "judge.classifier.readout": "raw",
-    "judge.classifier.correct": 200.0,
-    "judge.classifier.wrong": 180.0,
-    "judge.classifier.share": 0.8,
-    "reward.head": "paper",
-    "reward.bound": "softplus",
-    "reward.mlp_width": 2048,
-    "reward.fit.updates": 10000,
-    "reward.fit.micro_batch": 64,
-    "reward.fit.optimizer": "adam",
-    "reward.fit.lr": 5e-5,
-    "reward.fit.clip": 5.0,
-    "reward.fit.schedule": "plateau",
-    "reward.fit.plateau_factor": 0.8,
-    "reward.fit.plateau_patience": 2,
-    "reward.fit.validate_every": 100,
-    "reward.fit.patience": 7,
-    "aggregator.name": "avg",
-    "method.name": "pgtg",
-    "method.reward_to_go": False,
-    "method.entropy": 0.125,
-    "method.baseline": "none",
-    "method.standardize": False,
-    "improve.micro_batch": 64,
-    "improve.optimizer": "adam",
-    "improve.lr": 5e-5,
-    "improve.clip": 5.0,
-    "improve.schedule": "plateau",
-    "improve.plateau_factor": 0.8,
-    "improve.plateau_patience": 2,
-    "improve.validate_every": 500,
-    "improve.patience": 7,
-    "improve.keep": "best",
-    "schedule.total": 12000,
-    "schedule.retrain_every": 1000,
-    "schedule.retrain_until": 6000,
-    "prompt.pool": 16,
-    "prompt.validation_prompts": 240,
-    "prompt.top": 3,
-    "keep_rounds": "last",
-}
 
 
 def values(cfg: RunConfig, table: dict[str, Any]) -> dict[str, Any]:
@@ -242,16 +191,6 @@ def test_summarization_experiments_carry_the_papers_values(experiment: str):
     expected = SHARED | OF_DATA[data] | {"policy.path": f"google-t5/t5-{size}"}
     assert values(cfg, expected) == expected
     assert (cfg.experiment, cfg.name, cfg.task) == (experiment, experiment, "summarize")
-
-
-@pytest.mark.parametrize("name", ["sst2", "yelp2", "agnews"])
-def test_prompt_experiments_carry_the_papers_values(name: str, tmp_path: Path):
-    cfg = run_config("prompt", [f"experiment={name}_paper", f"data.path={tmp_path}"])
-    assert values(cfg, PROMPTS) == PROMPTS
-    assert cfg.data.fewshot is not None
-    words = cfg.data.fewshot.masked["prompt"].words
-    topics = ["World", "Sports", "Business", "Tech"]
-    assert words == (topics if name == "agnews" else [" terrible", " great"])
 
 
 def tiny_t5(folder: Path, texts: list[str]) -> Path:

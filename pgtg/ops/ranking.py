@@ -103,7 +103,7 @@ def tied_nll(tied: Float[Tensor, "R M"], rest: Float[Tensor, " R"]) -> Float[Ten
         for members, without in _subsets(size, tied.device):
             drawn = tied[:, members]  # [R, subsets of one size, their members]
             left = torch.logaddexp(rest[:, None], drawn.logsumexp(-1))
-            log_sum = (drawn + log_sum[:, without]).logsumexp(-1) - left
+            log_sum = (drawn - left[..., None] + log_sum[:, without]).logsumexp(-1)
         found = orders - log_sum[:, 0]
     else:
         share = torch.arange(size, 0, -1, device=tied.device, dtype=tied.dtype).log() - math.log(
