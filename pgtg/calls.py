@@ -108,8 +108,8 @@ class Call:
         from pgtg.plan import check_resources, check_room
 
         runs = self.jobs()
-        for run in runs:
-            check_resources(run)
+        said = [line for run in runs for line in check_resources(run, fetch=True)]
+        _warn(said)
         check_room(runs, self.run_dir or OUTPUTS)
         processes.join(runs[0].device)
         how = self._sweep(runs) if self.multirun else self._run_folder(runs[0])
@@ -147,7 +147,7 @@ class Call:
         for run in runs:
             print(describe(run))
         for run in runs:
-            check_resources(run)
+            _warn(check_resources(run))
             if probe:
                 from pgtg.plan.probe import probe as timed
                 from pgtg.plan.probe import text_of
@@ -203,6 +203,12 @@ class Call:
             found = [sweeps.status(where / name, name) for name in named]
             print(f"sweep {where}: {sweeps.summary(found)}", file=sys.stderr)
         return [*how, *_thread_share(part["launcher"], runs)]
+
+
+@processes.first
+def _warn(lines: Sequence[str]) -> None:
+    for line in dict.fromkeys(lines):
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def evaluate_folder(

@@ -60,12 +60,20 @@ def atomic(path: Path) -> Iterator[Path]:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            follow_umask(temporary)
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
     finally:
         with contextlib.suppress(OSError):  # a disk that cannot be written: the cause is raised
             temporary.unlink()
+
+
+def follow_umask(path: Path) -> None:
+    """Give a new file the mode that `open` would have given it; safetensors writes 0600."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def sync(path: Path) -> None:

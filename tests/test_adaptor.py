@@ -10,7 +10,14 @@ import torch
 from tiny_models import build
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from pgtg.errors import ArtifactError
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
@@ -264,3 +271,41 @@ def test_a_token_at_the_border_of_the_nucleus_keeps_a_finite_loss():
     found = sampled_log_probs(lm, batch, decoding, outside)
     among = lm.speak(drawn.states, drawn.candidates).log_softmax(-1)
     assert_close(found, among.gather(-1, least).squeeze(-1))
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 23,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.5,
+}
+SCALED: dict[str, Any] = {
+    "granite": lambda: GraniteForCausalLM(GraniteConfig(logits_scaling=4.0, **SIZES)),
+    "gemma2": lambda: Gemma2ForCausalLM(
+        Gemma2Config(head_dim=4, final_logit_softcapping=2.0, query_pre_attn_scalar=4, **SIZES)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", SCALED)
+def test_models_that_scale_or_bound_their_logits_speak_as_themselves(family: str):
+    """A zero adaptor that is added to the state changes nothing; rows of tokens are picked."""
+    torch.manual_seed(0)
+    plain = LanguageModel(SCALED[family]().eval())
+    lm = adapt(plain, 8, 0, residual=True)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        for parameter in lm.adaptor.parameters():
+            parameter.zero_()
+        expected = plain.model(input_ids=ids).logits[0]
+        mask = torch.ones_like(ids).bool()
+        assert_close(lm.prefill(ids, mask, logits=True).output[0, 0], expected[-1])
+        states = plain.model.get_decoder()(input_ids=ids).last_hidden_state[0]
+        assert_close(lm.speak(states), expected)
+        some = torch.tensor([[3, 4], [5, 6], [22, 0]])
+        assert_close(lm.speak(states, some), expected.gather(-1, some))
+        assert_close(lm.speak(states[None], some[None])[0], expected.gather(-1, some))
+    assert adapt(build("gpt2"), 8, 0)._bare and not lm._bare

@@ -11,7 +11,13 @@ from classifiers import MAX_TOKENS, labelled, model, tokenizer, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_language import rows_read
-from transformers import AutoModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    AutoModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.judges.classifier import Classifier, fingerprint, load_classifier
@@ -382,3 +388,25 @@ def test_examples_are_read_by_their_text_alone():
     judge = classifier("gpt2", AFTER)
     one, other = Labelled("a", "film", 0), Labelled("b", "film", 1)
     assert (judge.log_probs(PROMPT, [one]) == judge.log_probs(PROMPT, [other])).all()
+
+
+def test_a_head_that_projects_states_first_is_left_to_the_model():
+    """ALBERT's last layer reads narrower vectors than its states: the full head answers."""
+    torch.manual_seed(0)
+    tok = TOKENIZERS["bert"]
+    sizes: dict[str, Any] = {"hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2}
+    more: dict[str, Any] = {"num_hidden_layers": 2, "intermediate_size": 24}
+    albert = AlbertForMaskedLM(AlbertConfig(vocab_size=len(tok), **sizes, **more)).eval()
+    made = Classifier(
+        albert, tok, Template.parse(LAST), words("bert"), rendering="string", max_tokens=MAX_TOKENS
+    )
+    found = made.log_probs(PROMPT, EXAMPLES)
+    ids = [tok(word, add_special_tokens=False)["input_ids"][0] for word in words("bert")]
+    for row, values in zip(made.renderer.render(PROMPT, _texts()), found, strict=True):
+        with torch.no_grad():
+            logits = albert(input_ids=torch.tensor([row.ids])).logits[0, row.position, ids]
+        np.testing.assert_allclose(values, logits.log_softmax(-1), **CLOSE)
+
+
+def _texts() -> list[str]:
+    return [example.text for example in EXAMPLES]

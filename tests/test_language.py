@@ -182,5 +182,5 @@ def test_sampling_reads_sources_once_and_drops_finished_rows(
 
 def test_no_start_token_is_an_error():
     lm = build("gpt2")
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no decoder_start_token_id"):
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel without decoder_start_token_id"):
         _ = lm.start_id

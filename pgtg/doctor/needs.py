@@ -25,12 +25,29 @@ def models(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     if cfg.judge.classifier is not None:
         asked["judge.classifier.path"] = (cfg.judge.classifier.path, cfg.judge.classifier.revision)
     found = False
+    whole = True
     for key, (path, revision) in asked.items():
         if path:
             found = True
-            yield _model(key, path, revision, around)
+            one = _model(key, path, revision, around)
+            whole = whole and one.state == "ok"
+            yield one
     if not found:
         yield good("models", "made in the run's set-up; nothing is fetched")
+    elif whole:
+        yield from _fitting(cfg)
+
+
+def _fitting(cfg: RunConfig) -> Iterator[Finding]:
+    """Each model against its tokenizer, and against what the run asks of it."""
+    from pgtg.models.compatibility import misfits, uses
+
+    for use in uses(cfg):
+        found = misfits(use)
+        for one in found:
+            yield (problem if one.fatal else warning)("models", one.text, one.fix)
+        if not found:
+            yield good("models", f"{use.key}: model, tokenizer and config fit")
 
 
 def _model(key: str, path: str, revision: str | None, around: Surroundings) -> Finding:

@@ -33,7 +33,7 @@ from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot, Template
 from pgtg.metrics.lookup import nearest
 from pgtg.models.linear import onednn_is_faster
-from pgtg.models.loading import load_language_model
+from pgtg.models.loading import load_language_model, require_pair
 from pgtg.models.untrusted import check_folder, load, unloadable
 from pgtg.ops.masking import length_sorted
 from pgtg.types import Labelled
@@ -304,6 +304,7 @@ def load_classifier(
     config = _loaded(path, lambda: AutoConfig.from_pretrained(path, **options))
     model = _loaded(path, lambda: load(path, kind, config, dtype=weights, revision=revision))
     tokenizer = _loaded(path, lambda: AutoTokenizer.from_pretrained(path, **options))
+    require_pair(path, model, tokenizer)
     return model.eval().requires_grad_(False), tokenizer
 
 

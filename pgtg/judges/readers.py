@@ -220,7 +220,10 @@ def _proven(
         return None
     ids = label_ids[None]
     full = logits(ids, torch.ones_like(ids, dtype=torch.bool))[..., label_ids]
-    found = head(states(ids, torch.ones_like(ids, dtype=torch.bool)))
+    try:
+        found = head(states(ids, torch.ones_like(ids, dtype=torch.bool)))
+    except RuntimeError:  # the states are not what the last layer reads: ALBERT projects them first
+        return None
     # the model rounds its own logits to its dtype: 8 bits of mantissa in bfloat16
     precise = full.dtype in (torch.float32, torch.float64)
     bound = (2e-5 if precise else 2e-2) * max(1.0, full.abs().max().item())

@@ -18,6 +18,7 @@ from pgtg.errors import ArtifactError
 from pgtg.models.generate import Decoding, drawable, require_finite
 from pgtg.models.language import LanguageModel
 from pgtg.models.linear import with_fast_linears
+from pgtg.models.structure import bare_head, own_logits
 from pgtg.models.untrusted import load_module
 from pgtg.ops.sampling import draw, seeded
 from pgtg.processes import first
@@ -48,6 +49,7 @@ class AdaptedLanguageModel(LanguageModel):
     ):
         super().__init__(model)
         self.residual = residual
+        self._bare = bare_head(model, self.width) is not None
         self.model.requires_grad_(False)
         self.adaptor = nn.Sequential(
             nn.Linear(self.width, width), nn.ReLU(), nn.Linear(width, self.width)
@@ -88,17 +90,32 @@ class AdaptedLanguageModel(LanguageModel):
             tokens: The only tokens whose logits are wanted; then [*N, C], for C rows of the head
                 in place of all.
         """
-        head, first = self.model.get_output_embeddings(), self.adaptor[0]
-        assert isinstance(head, nn.Linear) and isinstance(first, nn.Linear)
+        first = self.adaptor[0]
+        assert isinstance(first, nn.Linear)
         adapted = self.adaptor(states.to(first.weight.dtype))
-        spoken = states + adapted if self.residual else adapted
+        out = self._spoken(states + adapted if self.residual else adapted, tokens)
+        forbidden = self.forbidden
+        if forbidden is None:
+            return out
+        return out.masked_fill(forbidden if tokens is None else forbidden[tokens], -torch.inf)
+
+    def _spoken(
+        self, states: Float[Tensor, "*N D"], tokens: Int[Tensor, "*N C"] | None
+    ) -> Float[Tensor, "*N V"]:
+        """The language model's own logits of states, or of some tokens.
+
+        Only where its head is a bare product are those tokens' rows enough; a model that scales or
+        bounds its logits (Granite, Gemma-2) does so by its own code.
+        """
+        head: Any = self.model.get_output_embeddings() if self._bare else None
+        if head is None:
+            rows = states.reshape(1, -1, states.shape[-1])
+            out = own_logits(self.model, rows).view(*states.shape[:-1], -1)
+            return out if tokens is None else out.gather(-1, tokens)
         if tokens is None:
-            out, forbidden = head(spoken), self.forbidden
-        else:
-            out = (head.weight[tokens] @ spoken[..., None]).squeeze(-1)
-            out = out if head.bias is None else out + head.bias[tokens]
-            forbidden = None if self.forbidden is None else self.forbidden[tokens]
-        return out if forbidden is None else out.masked_fill(forbidden, -torch.inf)
+            return head(states)
+        out = (head.weight[tokens] @ states[..., None]).squeeze(-1)
+        return out if head.bias is None else out + head.bias[tokens]
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,8 @@ class LanguageModel(nn.Module):
             if value is not None:
                 return int(value)
         raise ConfigError(
-            f"policy.path: this {type(self.model).__name__} has no decoder_start_token_id: set it "
-            "in its config.json (T5: the id of <pad>; mBART: of the target language)"
+            f"a {type(self.model).__name__} without decoder_start_token_id: set it in its "
+            "config.json (T5: the id of <pad>; mBART: of the target language)"
         )
 
     @property

@@ -11,14 +11,17 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from pgtg.config import DEPTHS
-from pgtg.files import writing
+from pgtg.errors import ConfigError
+from pgtg.files import follow_umask, writing
 from pgtg.models.language import LanguageModel
 from pgtg.models.sharding import weights_of
+from pgtg.models.special_tokens import ordinary
 from pgtg.models.untrusted import check_folder, load, unloadable
 from pgtg.processes import first
 
@@ -46,6 +49,7 @@ def load_language_model(
         ArtifactError: A local folder that is damaged, or not to be trusted (see `untrusted`).
         MissingResourceError: It is not there, or offline, has no safetensors, lacks weights, or is
             custom code.
+        ConfigError: Model and tokenizer are no pair.
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
@@ -58,7 +62,31 @@ def load_language_model(
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # libraries answer odd folders with errors of any kind
         raise unloadable(path, "model", error) from error
+    require_pair(path, model, tokenizer)
     return LanguageModel(model.eval()), tokenizer
+
+
+def require_pair(path: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises a ConfigError if model and tokenizer of a path are no pair."""
+    if (line := pair_misfit(model, tokenizer)) is not None:
+        raise ConfigError(f"model {path!r}: {line}")
+
+
+def pair_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Why a tokenizer cannot be the model's; None if it can."""
+    if len(ordinary(tokenizer)) < 2:
+        return (
+            "its tokenizer has no tokens but special ones, as Transformers makes one up where a "
+            "folder has none: save the model's own there (tokenizer.save_pretrained)"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows:
+        return (
+            f"its tokenizer has {tokens} tokens, its embeddings have {rows} rows: call "
+            f"model.resize_token_embeddings({tokens}) and save it again"
+        )
+    return None
 
 
 def load_tokenizer(
@@ -113,9 +141,25 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
 ) -> None:
+    save_folder(lm.model, tokenizer, folder, weights)
+
+
+def save_folder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write model and tokenizer as Transformers does, with files that follow the umask.
+
+    Args:
+        weights: In the place of the model's own, where those are divided among processes.
+    """
     with writing(folder):
-        lm.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
         tokenizer.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):
+            follow_umask(file)
 
 
 def train_only_top_layers(lm: LanguageModel, layers: int | None) -> int:

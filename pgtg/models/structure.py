@@ -116,6 +116,24 @@ def own_logits(model: Any, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T
         return model(**taken(model, {"input_ids": token, "use_cache": False})).logits
 
 
+@torch.no_grad()
+def bare_head(model: Any, width: int) -> nn.Linear | None:
+    """The LM head, if a causal LM's logits are its product with the state and nothing else.
+
+    Proved on a probe: states far enough from 0 that a bound or a factor shows.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.in_features != width:
+        return None
+    spread = torch.linspace(-8, 8, 4 * width, device=head.weight.device, dtype=head.weight.dtype)
+    states = spread[torch.arange(4 * width, device=spread.device) * 5 % (4 * width)]
+    states = states.view(1, 4, width)
+    own, found = own_logits(model, states).float(), head(states).float()
+    precise = head.weight.dtype in (torch.float32, torch.float64)
+    bound = (1e-5 if precise else 1e-2) * max(1.0, own.abs().max().item())
+    return head if (own - found).abs().max().item() <= bound else None
+
+
 @contextmanager
 def _giving(module: nn.Module, output: Outputs) -> Iterator[None]:
     """The module computes nothing and gives the output, inside."""

@@ -48,13 +48,23 @@ def load(path: str, auto: Any, config: Any, **options: Any) -> Any:
     options |= {"use_safetensors": True, "trust_remote_code": False}
     model, found = auto.from_pretrained(path, config=config, output_loading_info=True, **options)
     parameters = dict(model.named_parameters())
-    missing = sorted(name for name in found["missing_keys"] if name in parameters)
+    left_out = sorted(name for name in found["missing_keys"] if name in parameters)
+    missing = [name for name in left_out if not _computed(model, name)]
     if missing:
         raise MissingResourceError(
             f"model {path!r} lacks {len(missing)} of the weights of a {type(model).__name__} "
             f"({missing[0]}, ...), which would be random: it is another kind of model, or damaged"
         )
     return model
+
+
+def _computed(model: Any, name: str) -> bool:
+    """Whether a weight that no file holds is a table that its module computes (Pegasus' places)."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if not hasattr(owner, "create_weight"):
+        return False
+    expected, found = owner.create_weight(), model.get_parameter(name)
+    return torch.equal(expected.to(found.dtype), found.detach().cpu())
 
 
 def unloadable(path: str, what: str, error: Exception) -> PgtgError:

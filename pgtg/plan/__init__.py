@@ -44,12 +44,19 @@ def needs(cfg: RunConfig) -> Room | None:
     return None if sizes is None else room_for(cfg, sizes, _rounds(cfg), on_cpu=_on_cpu(cfg))
 
 
-def check_resources(cfg: RunConfig) -> None:
-    """Refuse what could not be run here.
+def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
+    """Refuse what could not be run here; returns what else is to be said before it is.
+
+    Args:
+        fetch: Whether a model's config and tokenizer may be fetched.
 
     Raises:
         MissingResourceError: The judge lacks something; the message says what mends it.
+        ConfigError: A model, its tokenizer and the config do not fit.
     """
+    from pgtg.models.compatibility import check_models
+
+    said = check_models(cfg, fetch=fetch)
     if cfg.judge.classifier is None:
         from pgtg.judges import build_judge
 
@@ -58,6 +65,7 @@ def check_resources(cfg: RunConfig) -> None:
         from pgtg.judges.classifier import check_classifier
 
         check_classifier(cfg.judge.classifier.path, cfg.judge.classifier.revision)
+    return said
 
 
 def check_room(runs: Sequence[RunConfig], folder: Path) -> None:

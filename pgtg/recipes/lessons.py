@@ -167,7 +167,7 @@ def teach_law(
 
     where = Where(seed, "judge", 0)
     _fit(model, window, cfg, where, folder, inputs, log, validate, "lesson_log_odds_error")
-    _save(model, tokenizer, folder / "judge")
+    save_folder(model, tokenizer, folder / "judge")
     return validate()
 
 
@@ -210,7 +210,7 @@ def teach_words(
 
     where = Where(seed, "words", 0)
     _fit(model, window, cfg, where, folder, inputs, log, validate, "token_nll")
-    _save(model, tokenizer, folder / "policy")
+    save_folder(model, tokenizer, folder / "policy")
     return validate()
 
 
@@ -244,8 +244,3 @@ def _fit(
         load_weights(model, result.best)
     Artifact(states / "state").remove()
     model.eval()
-
-
-def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
