@@ -142,7 +142,8 @@ def test_models_by_folder_cache_and_hub(around: Surroundings, monkeypatch: pytes
     cfg = config(*OWN, "data.splits.train=config.json", "data.path=model", "policy.path=model")
     assert "safe_serialization=True" in only([*needs.models(cfg, around)]).mend
     (folder / "model.safetensors").write_bytes(b"")
-    assert all(one.state == "ok" for one in needs.models(cfg, around))
+    there, unread = needs.models(cfg, around)
+    assert there.state == "ok" and "cannot be loaded" in unread.text
     cfg.policy.path = "some/model"
     assert "forbids" in only([*needs.models(cfg, around)]).text
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")

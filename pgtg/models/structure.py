@@ -56,8 +56,8 @@ def layers_of(model: Any) -> nn.Module:
 
 
 def arguments(module: nn.Module) -> frozenset[str]:
-    """Names of the arguments that a module's forward takes."""
-    found = inspect.signature(module.forward).parameters
+    """Names of the arguments that a module's forward takes, as its class declares it."""
+    found = inspect.signature(type(module).forward).parameters
     passed_on = any(one.kind is one.VAR_KEYWORD for one in found.values())
     return frozenset([*found, "use_cache"] if passed_on else found)
 
