@@ -17,6 +17,7 @@ from pgtg.log import RunLog
 from pgtg.models.adaptor import ADAPTOR_JSON, adapt, load_adaptor, save_adaptor
 from pgtg.models.batch import per_token
 from pgtg.models.codec import Codec
+from pgtg.models.dropout import silence_dropout
 from pgtg.models.generate import Decoding
 from pgtg.models.language import AUTOCAST, LanguageModel
 from pgtg.models.loading import (
@@ -147,10 +148,8 @@ class Context:
     def _load_model(self, path: str | Path, revision: str | None) -> tuple[LanguageModel, Codec]:
         policy = self.cfg.policy
         lm, tokenizer = load_language_model(str(path), revision=revision, dtype=policy.dtype)
-        if not policy.dropout:  # set in the config, so that train mode leaves it off as well
-            for module in lm.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = 0.0
+        if not policy.dropout:
+            silence_dropout(lm.model)
         return lm.to(self.device), self.task.codec(tokenizer, lm.is_encoder_decoder, lm.end_ids)
 
     def save_policy(self, lm: LanguageModel, codec: Codec, folder: Path) -> None:

@@ -1,0 +1,38 @@
+"""Dropout switched off for good, so that train mode leaves it off as well.
+
+Not all of it is in `nn.Dropout` modules: T5, BART and OPT call the function with a rate that they
+keep as an attribute, and some layers read theirs from the config at each pass. All three are set.
+"""
+
+import copy
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+
+DROPOUTS = (nn.modules.dropout._DropoutNd,)
+
+
+def silence_dropout(model: Any) -> None:
+    """Set all dropout rates of a Transformers model to 0.
+
+    The config that is saved with the model keeps its rates: they are the next training's business.
+    """
+    quiet: dict[int, PretrainedConfig] = {}
+    for module in model.modules():
+        if isinstance(module, DROPOUTS):
+            module.p = 0.0
+        _zero(module)
+        config = vars(module).get("config")
+        if module is not model and isinstance(config, PretrainedConfig):
+            if id(config) not in quiet:
+                quiet[id(config)] = copy.deepcopy(config)
+                _zero(quiet[id(config)])
+            module.config = quiet[id(config)]
+
+
+def _zero(owner: Any) -> None:
+    """Set an object's own rates to 0: numbers whose name says drop (dropout, attn_pdrop, ...)."""
+    for name, value in vars(owner).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(owner, name, 0.0)
