@@ -67,7 +67,13 @@ class AdaptedLanguageModel(LanguageModel):
             self.forbidden = forbidden
 
     def _continue(
-        self, tokens: Tensor, cache: Any, mask: Tensor, positions: Tensor, logits: bool, **keep: Any
+        self,
+        tokens: Tensor,
+        cache: Any,
+        mask: Tensor,
+        positions: Tensor | None,
+        logits: bool,
+        **keep: Any,
     ):
         last = keep.pop("logits_to_keep", None)
         with torch.no_grad():  # nothing below the adaptor is trained

@@ -283,8 +283,7 @@ class LanguageModel(nn.Module):
         if sources is not None:
             output, _ = self._decode(compact, None, sources, logits, cached=False)
             return output.gather(1, place.expand(-1, -1, output.shape[-1]))
-        positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
-        states, _ = self._continue(compact, None, real, positions, False, cached=False)
+        states, _ = self._continue(compact, None, real, None, False, cached=False)
         states = states.gather(1, place.expand(-1, -1, states.shape[-1]))
         return self._logits_of(states) if logits else states
 
@@ -316,13 +315,13 @@ class LanguageModel(nn.Module):
         tokens: Tensor,
         cache: Any,
         mask: Tensor,
-        positions: Tensor,
+        positions: Tensor | None,
         logits: bool,
         *,
         cached: bool = True,
         **keep: Any,
     ):
-        """One pass of a causal LM."""
+        """One pass of a causal LM; positions None: those that the model counts itself."""
         given: dict[str, Any] = {"past_key_values": cache, "use_cache": cached} | keep
         given |= {"input_ids": tokens, "position_ids": positions}
         given["attention_mask"] = self._masks.causal(mask, tokens.shape[1])

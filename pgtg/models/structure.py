@@ -3,8 +3,8 @@
 Some models keep no key-value cache that rows can be picked from (recurrent and hybrid ones, XLNet,
 OpenAI-GPT), some have states of another size than their config's `hidden_size` (OPT's projected
 embeddings), and some do more to a state than to multiply it by the LM head's rows (Granite divides
-the logits, Gemma-2 bounds them). One token through the model answers the first two; for the third
-the model's own code makes the logits (`own_logits`).
+the logits, Gemma-2 bounds them). A token or two through the model answer the first two; for the
+third the model's own code makes the logits (`own_logits`).
 """
 
 import inspect
@@ -27,12 +27,13 @@ PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # rows can be picked, repeate
 
 @dataclass(frozen=True)
 class Structure:
-    """What one token through a model shows.
+    """What a token or two through a model show.
 
     Args:
         width: Size of a state.
         caches: Whether the decoder's cache is one of keys and values, which can be continued row
-            by row; else whole sequences are read again for every new token.
+            by row, with padding before the rows; else whole sequences are read again for every new
+            token.
     """
 
     width: int
@@ -70,7 +71,7 @@ def taken(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def structure(model: PreTrainedModel) -> Structure:
-    """Reads one token.
+    """Reads a token or two.
 
     Raises:
         ConfigError: The model does not read it as language models do.
@@ -99,7 +100,23 @@ def _structure(model: Any) -> Structure:
         encoded = model.get_encoder()(token, attention_mask=seen)[0]
         given |= {"encoder_hidden_states": encoded, "encoder_attention_mask": seen}
     out = stack(**taken(stack, given))
-    return Structure(out[0].shape[-1], _plain(getattr(out, "past_key_values", None)))
+    caches = _plain(getattr(out, "past_key_values", None))
+    if caches and not model.config.is_encoder_decoder:
+        caches = _reads_past_padding(stack, token)
+    return Structure(out[0].shape[-1], caches)
+
+
+def _reads_past_padding(stack: nn.Module, token: Tensor) -> bool:
+    """Whether rows with padding before them are read as without.
+
+    BART's decoder counts the padding, and RoBERTa's positions begin behind those that it is given.
+    """
+    ids = torch.arange(3, device=token.device)[None]
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    given["position_ids"] = (ids - 1).clamp(min=0)
+    padded = stack(**taken(stack, given))[0][:, 1:].float()
+    alone = stack(**taken(stack, {"input_ids": ids[:, 1:]}))[0].float()
+    return (padded - alone).abs().max().item() <= 0.02 * alone.abs().max().item()
 
 
 def _plain(cache: Any) -> bool:
