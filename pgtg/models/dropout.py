@@ -28,7 +28,7 @@ def silence_dropout(model: Any) -> None:
             if id(config) not in quiet:
                 quiet[id(config)] = copy.deepcopy(config)
                 _zero(quiet[id(config)])
-            module.config = quiet[id(config)]
+            vars(module)["config"] = quiet[id(config)]
 
 
 def _zero(owner: Any) -> None:

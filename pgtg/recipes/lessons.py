@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from pgtg.config import ReviewsConfig, TinyLMConfig
 from pgtg.log import RunLog
 from pgtg.loop import Validate, fit
+from pgtg.models.loading import save_folder
 from pgtg.models.tiny_lm import END, MASK, build_causal, build_masked
 from pgtg.ops.sampling import derive_seed
 from pgtg.states import load_weights
