@@ -52,8 +52,13 @@ class Outputs(BaseModelOutputWithPast):
 def layers_of(model: Any) -> nn.Module:
     """The (decoder's) layers with embeddings and final norm, without the LM head."""
     stack = model.get_decoder()
-    headed = stack is not model and stack.get_output_embeddings() is not None
-    return stack.base_model if headed else stack  # EncoderDecoderModel holds a whole causal LM
+    if not isinstance(stack, PreTrainedModel):  # ModernBERT calls its LM head its decoder
+        stack = model
+    if stack.get_output_embeddings() is None:
+        return stack
+    # a whole causal LM, as EncoderDecoderModel holds one: Llama 4's does not name its base right
+    inner = stack.base_model
+    return inner if inner is not stack else stack.model
 
 
 def arguments(module: nn.Module) -> frozenset[str]:
@@ -100,23 +105,34 @@ def _structure(model: Any) -> Structure:
         encoded = model.get_encoder()(token, attention_mask=seen)[0]
         given |= {"encoder_hidden_states": encoded, "encoder_attention_mask": seen}
     out = stack(**taken(stack, given))
-    caches = _plain(getattr(out, "past_key_values", None))
-    if caches and not model.config.is_encoder_decoder:
-        caches = _reads_past_padding(stack, token)
+    caches = _plain(getattr(out, "past_key_values", None)) and _continues(model, stack, given)
     return Structure(out[0].shape[-1], caches)
 
 
-def _reads_past_padding(stack: nn.Module, token: Tensor) -> bool:
-    """Whether rows with padding before them are read as without.
+def _continues(model: Any, stack: nn.Module, given: dict[str, Any]) -> bool:
+    """Whether two tokens on a cache give what they give without one, padding before them or not.
 
-    BART's decoder counts the padding, and RoBERTa's positions begin behind those that it is given.
+    BART's decoder alone counts the padding, RoBERTa's positions begin behind those that it is
+    given, and ProphetNet continues by single tokens only.
     """
-    ids = torch.arange(3, device=token.device)[None]
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": (ids > 0).long()}
-    given["position_ids"] = (ids - 1).clamp(min=0)
-    padded = stack(**taken(stack, given))[0][:, 1:].float()
-    alone = stack(**taken(stack, {"input_ids": ids[:, 1:]}))[0].float()
-    return (padded - alone).abs().max().item() <= 0.02 * alone.abs().max().item()
+    ids = torch.arange(4, device=model.device)[None]
+    real = (ids > 0).long()
+    alone = stack(**taken(stack, given | {"input_ids": ids[:, 1:]}))[0].float()
+    if model.config.is_encoder_decoder:
+        ids, parts = ids[:, 1:], [{}, {}]
+    else:
+        places = (ids - 1).clamp(min=0)
+        parts = [
+            {"attention_mask": real[:, :2], "position_ids": places[:, :2]},
+            {"attention_mask": real, "position_ids": places[:, 2:]},
+        ]
+    try:
+        out = stack(**taken(stack, given | parts[0] | {"input_ids": ids[:, :-2]}))
+        more = {"input_ids": ids[:, -2:], "past_key_values": out.past_key_values}
+        found = stack(**taken(stack, given | parts[1] | more))[0].float()
+    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError):
+        return False
+    return (found - alone[:, 1:]).abs().max().item() <= 0.02 * alone.abs().max().item()
 
 
 def _plain(cache: Any) -> bool:
