@@ -62,7 +62,7 @@ SIZES: dict[int | float, str] = {
     64: "max_position_embeddings n_positions n_ctx max_seq_len index_topk block_size_",
     0.2: "initializer_range init_std initializer_factor init_method_std",
 }
-SMALL = {name: value for value, names in SIZES.items() for name in names.split()}
+SMALL: dict[str, Any] = {name: value for value, names in SIZES.items() for name in names.split()}
 # what a family needs beside the sizes, to be built at all
 NEEDS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -183,7 +183,9 @@ def fare(kind: str, name: str) -> Outcome:
 
 
 def _bert2bert() -> Any:
-    sizes = {name: SMALL[name] for name in ("hidden_size", "intermediate_size", DEPTH)}
+    sizes: dict[str, Any] = {
+        name: SMALL[name] for name in ("hidden_size", "intermediate_size", DEPTH)
+    }
     part = transformers.BertConfig(vocab_size=ROWS, num_attention_heads=4, **sizes)
     both: Any = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(part, part)
     both.pad_token_id, both.eos_token_id, both.decoder_start_token_id = 0, 2, 0

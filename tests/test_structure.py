@@ -145,6 +145,6 @@ def test_own_logits_are_the_models(family: str):
 
 def test_what_reads_no_text_is_refused_in_one_line():
     model: Any = build("gpt2").model
-    model.get_decoder = lambda: torch.nn.Linear(2, 2)
+    model.transformer = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match=r"GPT2LMHeadModel does not read text .*another model$"):
         LanguageModel(model)
