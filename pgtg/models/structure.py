@@ -22,6 +22,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from pgtg.errors import ConfigError
 
+# what models answer a pass with that they cannot make
+ODD = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # rows can be picked, repeated, right-padded
 
 
@@ -86,7 +88,7 @@ def structure(model: PreTrainedModel) -> Structure:
     try:
         with torch.random.fork_rng(devices=[]):
             return _structure(model)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+    except ODD as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{type(model).__name__} does not read text as language models do ({reason}): "
@@ -130,7 +132,7 @@ def _continues(model: Any, stack: nn.Module, given: dict[str, Any]) -> bool:
         out = stack(**taken(stack, given | parts[0] | {"input_ids": ids[:, :-2]}))
         more = {"input_ids": ids[:, -2:], "past_key_values": out.past_key_values}
         found = stack(**taken(stack, given | parts[1] | more))[0].float()
-    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError):
+    except ODD:
         return False
     return (found - alone[:, 1:]).abs().max().item() <= 0.02 * alone.abs().max().item()
 
