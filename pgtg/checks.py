@@ -91,6 +91,16 @@ CHOICES: dict[str, dict[str, str]] = {
     "logger.name": {"none": "metrics.jsonl only", "wandb": "Weights & Biases too"},
     "logger.mode": {"online": "send while running", "offline": "keep in the run folder"},
     "keep_rounds": {"all": "artifacts of every round", "last": "of the last round only"},
+    "sample.precision": {
+        "auto": "bf16 on GPUs that have it, else the type of the weights",
+        "no": "the type of the weights",
+        "bf16": "weights in bf16; slow on many CPUs",
+    },
+    "judge.classifier.dtype": {
+        "auto": "bfloat16 on GPUs that have it, else float32",
+        "float32": "32-bit floats",
+        "bfloat16": "16-bit floats; slow on most CPUs",
+    },
     "policy.dtype": {"float32": "32-bit floats", "bfloat16": "16-bit floats; slow on most CPUs"},
 }
 # what each task knows: its methods, all controls, and those beside `pgtg` where none are named
@@ -127,7 +137,11 @@ RULES: tuple[Rule, ...] = (
     ("sample.top_k", lambda v: v >= 0, "0 (all tokens) or more"),
     ("sample.top_p", lambda v: 0 < v <= 1, "in (0, 1]"),
     ("sample.max_new_tokens", *COUNT),
-    ("sample.batch_tokens", *COUNT),
+    (
+        "sample.batch_tokens",
+        lambda v: v == "auto" or (type(v) is int and v >= 1),
+        "auto, or a whole number of at least 1",
+    ),
     ("sample.chunk", *COUNT),
     ("policy.max_source_tokens", *COUNT),
     ("policy.max_target_tokens", *COUNT),

@@ -16,6 +16,7 @@ from pgtg.errors import ArtifactError, ConfigError
 from pgtg.log import RunLog
 from pgtg.models.adaptor import ADAPTOR_JSON, adapt, load_adaptor, save_adaptor
 from pgtg.models.batch import per_token
+from pgtg.models.budget import token_budget
 from pgtg.models.codec import Codec
 from pgtg.models.dropout import silence_dropout
 from pgtg.models.generate import Decoding
@@ -27,6 +28,7 @@ from pgtg.models.loading import (
 )
 from pgtg.ops.sampling import derive_seed
 from pgtg.runtime.device import pick_device
+from pgtg.runtime.precision import as_read, bf16_speed, judge_dtype, read_dtype
 from pgtg.store import Artifact, RunFolder
 from pgtg.tasks import Task
 from pgtg.types import TokenBatch, TokenIds
@@ -152,6 +154,11 @@ class Context:
             silence_dropout(lm.model)
         return lm.to(self.device), self.task.codec(tokenizer, lm.is_encoder_decoder, lm.end_ids)
 
+    def to_read(self, lm: LanguageModel) -> LanguageModel:
+        """A model that will only make passes without gradients, in `sample.precision`."""
+        as_read(lm, read_dtype(self.cfg.sample.precision, self.device))
+        return lm
+
     def save_policy(self, lm: LanguageModel, codec: Codec, folder: Path) -> None:
         """A Transformers folder, or the adaptor alone where the language model is frozen."""
         if self.cfg.policy.adaptor is not None:
@@ -172,7 +179,7 @@ class Context:
         origin: Sequence[int],
     ) -> list[np.ndarray]:
         """`value` of every token, in length-sorted batches under the sampling budget."""
-        budget, device = self.cfg.sample.batch_tokens, self.device
+        budget, device = token_budget(self.cfg.sample.batch_tokens), self.device
 
         def values(rows: Sequence[int]) -> list[np.ndarray]:
             own, starts = [tokens[row] for row in rows], [origin[row] for row in rows]
@@ -205,10 +212,26 @@ def opened(cfg: RunConfig, folder: RunFolder, log: RunLog, task: Task) -> Contex
     device = pick_device(cfg.device)
     for name, fit in {"reward.fit": cfg.reward.fit, "improve": cfg.improve}.items():
         require_precision(device, fit.precision, f"{name}.precision")
+    _say_precision(cfg, device, log)
     threads = cfg.threads or int(os.environ.get("PGTG_THREADS") or 0)  # a sweep's share for a job
     if threads:
         torch.set_num_threads(threads)
     return Context(cfg, folder, log, task, device, [0])
+
+
+def _say_precision(cfg: RunConfig, device: torch.device, log: RunLog) -> None:
+    """What passes without gradients are computed in, and whether that is slow here."""
+    dtype = read_dtype(cfg.sample.precision, device)
+    name = cfg.policy.dtype if dtype is None else str(dtype).removeprefix("torch.")
+    judge = cfg.judge.classifier
+    beside = f", the judge's {judge_dtype(judge.dtype, device)}" if judge else ""
+    asked = cfg.sample.precision
+    log.note(f"sample.precision={asked}: weights without gradients are {name} on {device}{beside}")
+    if asked == "bf16" and device.type == "cpu" and (speed := bf16_speed(device)) < 1:
+        log.warn(
+            f"sample.precision=bf16: products in bf16 take {1 / speed:.1f} times as long as in "
+            'float32 on this CPU; expected auto or "no"'
+        )
 
 
 def require_precision(device: torch.device, precision: str, key: str) -> None:

@@ -29,6 +29,7 @@ from pgtg.errors import ArtifactError, PgtgError
 from pgtg.files import content_hash, read_jsonl, sha256
 from pgtg.methods import method_of
 from pgtg.runtime.device import device_name
+from pgtg.runtime.precision import read_dtype
 from pgtg.store import Artifact, cached, link_or_copy, write_jsonl
 
 LINES, FILES = "lines.jsonl", "files"
@@ -121,6 +122,8 @@ def config_part(ctx: Context, *names: str) -> dict[str, Any]:
     part: dict[str, Any] = ctx.config_part(*names) | {"data_seed": ctx.cfg.data_seed}
     if "data" in part:
         part["data"].pop("path")
+    if "sample" in part:  # what `auto` stands for here
+        part["sample"]["precision"] = str(read_dtype(ctx.cfg.sample.precision, ctx.device))
     if "method" in part:
         part["method"].pop("controls")
     return part

@@ -11,6 +11,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
+# what sample.batch_tokens=auto stands for where no GPU's memory is asked [tokens]
+BATCH_TOKENS = 32768
+
 # names under which Transformers configs of one or two stacks keep their number of layers
 DEPTHS = (
     "num_hidden_layers",
@@ -193,7 +196,8 @@ class SampleConfig:
     top_k: int = MISSING
     top_p: float = MISSING
     max_new_tokens: int = MISSING
-    batch_tokens: int = MISSING
+    batch_tokens: int | str = MISSING
+    precision: str = MISSING
     chunk: int = MISSING
 
 

@@ -131,6 +131,7 @@ class PromptEvaluation:
         codec = None
         if own:
             lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
+            ctx.to_read(lm)
             for how, number in ((ctx.sampling(), options.candidates), (ctx.greedy(), 1)):
                 for ids in _generate(ctx, lm, codec, number, how):
                     chosen.setdefault(tuple(ids), "greedy" if how.greedy else "sampled")

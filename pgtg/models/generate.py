@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pgtg.errors import DivergedError, PgtgError
+from pgtg.models.budget import token_budget
 from pgtg.models.language import LanguageModel
 from pgtg.models.sharing import indices
 from pgtg.ops.masking import length_sorted, pad
@@ -57,7 +58,7 @@ def generate(
     k: int,
     eos_ids: Sequence[int],
     decoding: Decoding,
-    batch_tokens: int,
+    batch_tokens: int | str,
     seed_key: Sequence[int | str],
     warn: Callable[[str], None] = _to_stderr,
 ) -> Iterator[tuple[int, list[TokenIds]]]:
@@ -71,7 +72,8 @@ def generate(
         k: Generations of each source; 1 for greedy decoding.
         eos_ids: Tokens that end a generation; the end token is kept as the last token.
         decoding: How tokens are chosen.
-        batch_tokens: Token budget of a batch: rows times (source + new tokens).
+        batch_tokens: Token budget of a batch: rows times (source + new tokens); "auto": what the
+            device has room for.
         seed_key: (seed, round, purpose, ...).
         warn: Takes the warning that batches do not fit.
 
@@ -79,10 +81,10 @@ def generate(
         DivergedError: The policy's logits are not finite.
         PgtgError: Not even the generations of one source fit into the memory.
     """
-    new = decoding.max_new_tokens
+    new, most = decoding.max_new_tokens, token_budget(batch_tokens, lm)
 
     def batches(rows: Sequence[int]) -> list[list[int]]:
-        lengths, budget = [len(sources[i]) for i in rows], int(batch_tokens * _share)
+        lengths, budget = [len(sources[i]) for i in rows], int(most * _share)
         found = length_sorted(lengths, budget=budget, extra=new, copies=k)
         return [[rows[place] for place in batch] for batch in found]
 
@@ -106,7 +108,7 @@ def generate(
                 "the memory: lower sample.k, sample.max_new_tokens or policy.max_source_tokens"
             )
         else:
-            _halve(batch_tokens, len(rows), warn)
+            _halve(most, len(rows), warn)
             rest = [i for batch in [rows, *waiting] for i in batch]
             waiting = deque(batches(rest))
 

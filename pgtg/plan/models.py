@@ -7,7 +7,7 @@ from typing import Any
 from pgtg.config import DEPTHS, PolicyConfig, RunConfig
 
 FLOAT32 = 4  # bytes
-ITEMS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # bytes of one weight
+ITEMS = {"auto": 4, "float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # bytes of one weight
 FILES = 2.5e6  # bytes of tokenizer and config beside the weights, where they cannot be looked at
 
 

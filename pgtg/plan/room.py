@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import DEPTHS, FitConfig, RunConfig
+from pgtg.config import BATCH_TOKENS, DEPTHS, FitConfig, RunConfig
 from pgtg.errors import MissingResourceError
 from pgtg.plan.models import FLOAT32, ModelSize, ModelSizes
 from pgtg.plan.work import heads_of, lines_of
@@ -222,7 +222,8 @@ def _passes(cfg: RunConfig, model: ModelSize) -> float:
     width, inner, _, _ = _shape(model.config)
     row = cfg.policy.max_source_tokens + cfg.sample.max_new_tokens
     most = row * max(cfg.sample.sources, cfg.sample.heldout_sources)
-    tokens = min(cfg.sample.batch_tokens, most)
+    asked = cfg.sample.batch_tokens
+    tokens = min(BATCH_TOKENS if asked == "auto" else int(asked), most)
     return float(model.item * tokens * (6 * width + 2 * inner))
 
 

@@ -23,6 +23,7 @@ from pgtg.judges.template import Prompt, Template
 from pgtg.models.codec import Codec, PromptCodec
 from pgtg.ops.gap import gap_scores
 from pgtg.runtime.device import pick_device
+from pgtg.runtime.precision import judge_dtype
 from pgtg.schedule import segments
 from pgtg.tasks import reviews
 from pgtg.tasks.comparisons import Comparisons, all_at_once, from_pool
@@ -230,9 +231,10 @@ class PromptTask:
     @cached_property
     def _model(self) -> tuple[Any, Any]:
         path = self.judge.path or str(self.run_dir / "start" / "judge")
-        revision, dtype = self.judge.revision, self.judge.dtype
-        model, tokenizer = load_classifier(path, revision=revision, dtype=dtype)
-        return model.to(pick_device(self.cfg.device)), tokenizer
+        device = pick_device(self.cfg.device)
+        dtype = judge_dtype(self.judge.dtype, device)
+        model, tokenizer = load_classifier(path, revision=self.judge.revision, dtype=dtype)
+        return model.to(device), tokenizer
 
 
 def _empty(name: str, number: int) -> list[Example]:
