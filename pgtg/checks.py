@@ -192,6 +192,7 @@ RULES: tuple[Rule, ...] = (
 FIT_RULES: tuple[Rule, ...] = (
     ("micro_batch", *COUNT),
     ("accumulate", *COUNT),
+    ("bucket", lambda v: v >= 0, "0 (a purely random order) or more"),
     ("lr", *POSITIVE),
     ("weight_decay", *NOT_NEGATIVE),
     ("clip", lambda v: v >= 0, "0 (no clipping) or more"),

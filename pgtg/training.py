@@ -4,8 +4,9 @@ A window's micro-batches are dealt out among the processes; their gradients are 
 loss is a mean over the whole window. Everything random is drawn from (seed key, step) alone.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -22,7 +23,9 @@ from pgtg.ops.sampling import derive_seed, seeded
 from pgtg.types import Loss, Window
 
 T = TypeVar("T")
+CLIP_MARGIN = 1e-5  # torch divides by the norm and a little more than this
 FIRST_SCALE, SCALE_GROWS_AFTER = 2.0**16, 2000  # of losses in fp16; updates until it is doubled
+Line = Mapping[str, Tensor | float]  # what to log of a micro-batch
 Windows = Callable[[int], Sequence[Callable[[], Any]]]  # an update's number -> micro-batch makers
 
 
@@ -102,6 +105,9 @@ class Training:
         self.progress = replace(progress)
         self.set_rate()
 
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.trained.values() if p.grad is not None]
+
     def set_rate(self) -> None:
         """The optimiser's learning rate, from the progress."""
         for group in self.optimizer.param_groups:
@@ -128,6 +134,9 @@ class Training:
 def update(training: Training, windows: Windows, objective: Objective) -> dict[str, float]:
     """One optimiser step over one accumulation window; returns what to log.
 
+    Losses, metrics and gradient norm are fetched from the device together, once an update: after
+    its last backward pass and before the weights change.
+
     Raises:
         DivergedError: A loss or the gradient is not finite.
     """
@@ -136,23 +145,27 @@ def update(training: Training, windows: Windows, objective: Objective) -> dict[s
         training.model, precision=cfg.precision, checkpointing=cfg.gradient_checkpointing
     )
     with passes, seeded(where.seed_at(progress.step, *processes.key())):
-        found = _accumulate(training, windows(progress.step), objective)
-    # FSDP adds up what it has divided
-    processes.add_up([p for p in training.trained.values() if not is_divided(p)])
+        window, lines = _accumulate(training, windows(progress.step), objective)
+    norm = _gradient_norm(training)
+    whole_norm = whole_tensor(norm)
+    found = processes.everyone(lambda: _fetched(training, whole_norm, lines))
     values: dict[str, float] = {}
-    for line in found:
+    for line in (line for _, lines in found for line in lines):
         for name, value in line.items():
             values[f"{where.stage}/{name}"] = values.get(f"{where.stage}/{name}", 0.0) + value
-    values |= _step(training)
+    if window.places:
+        values[f"{where.stage}/padding"] = window.padding
+    values |= _step(training, norm, found[0][0])
     progress.step += 1
     return values
 
 
 def _accumulate(
     training: Training, parts: Sequence[Callable[[], Any]], objective: Objective
-) -> list[dict[str, float]]:
-    """Gradients of this process's micro-batches; what to log of each, in all processes."""
-    makes, batches = processes.own(parts), []
+) -> tuple[Window, list[Line]]:
+    """Gradients of this process's micro-batches. Returns the whole window's counts, and what to
+    log of each micro-batch, still on the device."""
+    makes, batches, lines = processes.own(parts), [], []
     own = len(makes)
     if processes.sharding() is not None:  # all make the same passes; a filler's weigh nothing
         makes += [*parts[:1]] * (processes.most(parts) - own)
@@ -161,19 +174,16 @@ def _accumulate(
         batches.append(makes[i]())
         return objective.count(batches[i]) if i < own else Window(0, 0)
 
-    def backward(i: int) -> dict[str, float]:
+    def backward(i: int) -> None:
         loss = objective(batches[i], window)
         if loss.value.requires_grad:
             (loss.value * (training.progress.loss_scale if i < own else 0.0)).backward()
-        if not loss.value.isfinite():
-            raise DivergedError(
-                f"{training}: the loss is {loss.value.item()} ({dict(loss.metrics)}); the last "
-                "saved state stays. Try a lower learning rate or a smaller clip"
-            )
-        return {"loss": loss.value.item(), **loss.metrics} if i < own else {}
+        if i < own:
+            lines.append({"loss": loss.value.detach(), **loss.metrics})
 
     window = sum(_each(counted, len(makes)), Window(0, 0))
-    return _each(backward, len(makes))
+    _each(backward, len(makes))
+    return window, lines
 
 
 def _each(work: Callable[[int], T], size: int) -> list[T]:
@@ -185,24 +195,68 @@ def _each(work: Callable[[int], T], size: int) -> list[T]:
     return [found for here in everywhere for found in here]
 
 
-def _step(training: Training) -> dict[str, float]:
+def _gradient_norm(training: Training) -> Tensor:
+    """Norm of the gradient over all processes and parameters, the scale of fp16's losses removed;
+    on the device, and divided where weights are."""
+    # FSDP adds up what it has divided
+    processes.add_up([p for p in training.trained.values() if not is_divided(p)])
+    gradients = training.gradients()
+    scale = training.progress.loss_scale
+    for gradient in gradients if scale != 1 else ():
+        gradient.div_(scale)
+    if not gradients:
+        return torch.zeros((), device=next(iter(training.trained.values())).device)
+    return nn.utils.get_total_norm(gradients)
+
+
+def _fetched(
+    training: Training, norm: Tensor, lines: Sequence[Line]
+) -> tuple[float, list[dict[str, float]]]:
+    """The norm, and what to log of each micro-batch, as numbers: the one wait of an update.
+
+    Raises:
+        DivergedError: A loss is not finite.
+    """
+    everything: list[Line] = [{"norm": norm}, *lines]
+    tensors = [v.detach() for line in everything for v in line.values() if isinstance(v, Tensor)]
+    widest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    numbers: Iterator[float] = iter(torch.stack([t.to(widest) for t in tensors]).tolist())
+    found = [
+        {
+            name: next(numbers) if isinstance(value, Tensor) else value
+            for name, value in line.items()
+        }
+        for line in everything
+    ]
+    for line in found[1:]:
+        if not math.isfinite(line["loss"]):
+            metrics = {name: value for name, value in line.items() if name != "loss"}
+            raise DivergedError(
+                f"{training}: the loss is {line['loss']} ({metrics}); the last "
+                "saved state stays. Try a lower learning rate or a smaller clip"
+            )
+    return found[0]["norm"], found[1:]
+
+
+def _step(training: Training, norm: Tensor, found: float) -> dict[str, float]:
     """Clip and step; returns what to log.
 
     In fp16 losses are scaled up so that small gradients stay above 0. An update whose gradient
     overflows is left out, and the scale halved (dynamic loss scaling, Micikevicius et al. 2018).
+
+    Args:
+        norm: The gradient's norm, on the device.
+        found: The same as a number.
     """
     trained, progress, cfg = training.trained, training.progress, training.cfg
-    stage, optimizer = training.where.stage, training.optimizer
-    scale, limit = progress.loss_scale, cfg.clip if cfg.clip > 0 else math.inf
-    for parameter in trained.values() if scale != 1 else ():
-        if parameter.grad is not None:
-            parameter.grad.div_(scale)
-    norm = whole_tensor(nn.utils.clip_grad_norm_(trained.values(), limit))
-    logged = {f"{stage}/grad_norm": norm.item()} if norm.isfinite() else {}
+    stage, optimizer, scale = training.where.stage, training.optimizer, progress.loss_scale
+    logged = {f"{stage}/grad_norm": found} if math.isfinite(found) else {}
     logged[f"{stage}/lr"] = progress.lr
     if cfg.precision == "fp16":
         logged[f"{stage}/loss_scale"] = scale
-    if norm.isfinite():
+    if math.isfinite(found):
+        if 0 < cfg.clip < found + CLIP_MARGIN:  # else clipping would multiply by 1
+            nn.utils.clip_grads_with_norm_(trained.values(), cfg.clip, norm)
         optimizer.step()
         progress.finite_updates += cfg.precision == "fp16"
         if progress.finite_updates == SCALE_GROWS_AFTER:
@@ -211,7 +265,7 @@ def _step(training: Training) -> dict[str, float]:
         progress.loss_scale, progress.finite_updates = scale / 2, 0
     else:
         raise DivergedError(
-            f"{training}: the gradient's norm is {norm.item()}; the last saved state stays. "
+            f"{training}: the gradient's norm is {found}; the last saved state stays. "
             "Try a lower learning rate"
         )
     optimizer.zero_grad(set_to_none=True)

@@ -5,7 +5,7 @@ Shape letters, everywhere: `B` sources · `S` source tokens · `N` generations �
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,15 +71,22 @@ class TokenBatch:
     mask: Bool[Tensor, "N T"]
     origin: Int[Tensor, " N"]  # the source, a row in 0..B-1, that each sequence continues
     known_origin: tuple[int, ...] | None = None  # the same where the host knows it
+    read: int | None = None  # real tokens of the sources, counted where the batch was made
+    real: int | None = None  # real tokens of the sequences, counted there too
 
     def to(self, device: Any) -> "TokenBatch":
         """The same batch on another device."""
-        parts = (self.source, self.source_mask, self.tokens, self.mask, self.origin)
-        return TokenBatch(*(part.to(device) for part in parts), self.known_origin)
+        names = ("source", "source_mask", "tokens", "mask", "origin")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def rows(self) -> tuple[int, ...]:
         """`origin` for the host, which waits for the device only where it is not known."""
         return tuple(self.origin.tolist()) if self.known_origin is None else self.known_origin
+
+    def counted(self) -> tuple[int, int]:
+        """Real tokens of sources and of sequences; the device is asked only if nobody counted."""
+        read = int(self.source_mask.sum()) if self.read is None else self.read
+        return read, int(self.mask.sum()) if self.real is None else self.real
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,22 @@ class Window:
     sequences: int  # targets, or comparison groups
     tokens: int  # of the targets
     sampled: int = 0  # tokens of the policy's own samples
+    read: int = 0  # tokens of the sources
+    places: int = 0  # tokens that a model reads for them, padding and all
 
     def __add__(self, other: "Window") -> "Window":
         return Window(
             self.sequences + other.sequences,
             self.tokens + other.tokens,
             self.sampled + other.sampled,
+            self.read + other.read,
+            self.places + other.places,
         )
+
+    @property
+    def padding(self) -> float:
+        """Share [0, 1] of padding in what is read of the sources."""
+        return 1 - self.read / self.places if self.places else 0.0
 
 
 @dataclass(frozen=True)
@@ -117,11 +133,12 @@ class Loss:
     """What an objective returns: the value to minimise and what to log beside it.
 
     Everything is already divided by the whole accumulation window's counts, so that over the
-    window's micro-batches values, gradients and metrics simply add up.
+    window's micro-batches values, gradients and metrics simply add up. Metrics are left where they
+    were computed: an update fetches all of its numbers at once.
     """
 
     value: Float[Tensor, ""]
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Float[Tensor, ""] | float] = field(default_factory=dict)
 
 
 class Metric(Protocol):

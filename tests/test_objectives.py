@@ -314,7 +314,7 @@ def gradients(model: nn.Module, objective, batches: list) -> tuple[Tensor, dict[
         loss = objective(batch, window)
         loss.value.backward()
         for name, value in loss.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value
+            metrics[name] = metrics.get(name, 0.0) + float(value)
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(grads), metrics
 

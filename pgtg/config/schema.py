@@ -110,6 +110,7 @@ class FitConfig:
     updates: int = MISSING
     micro_batch: int = MISSING
     accumulate: int = MISSING
+    bucket: int = 0
     optimizer: str = MISSING
     lr: float = MISSING
     weight_decay: float = MISSING

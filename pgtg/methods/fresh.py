@@ -23,6 +23,7 @@ from pgtg.config import FitConfig
 from pgtg.context import Context
 from pgtg.judges.record import Record, write_judged
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, draw_prompts
+from pgtg.models.batch import continuing, moved, token_batch
 from pgtg.models.codec import Codec
 from pgtg.models.generate import generate, streams
 from pgtg.models.language import LanguageModel, evaluating
@@ -30,7 +31,7 @@ from pgtg.ops.ranking import informative
 from pgtg.ops.sampling import derive_seed
 from pgtg.tasks.comparisons import Comparisons, from_fresh
 from pgtg.tasks.prompt import PromptTask
-from pgtg.types import Generations, TokenIds
+from pgtg.types import Generations, TokenBatch, TokenIds
 
 PROMPT = "prompt"  # the one source's name, part of the random streams' key
 BLOCK = 25  # updates whose prompts are drawn and judged together
@@ -40,20 +41,36 @@ Key = tuple[int | str, ...]
 def draw(
     ctx: Context, lm: LanguageModel, codec: Codec, number: int, keys: Sequence[Key]
 ) -> tuple[list[TokenIds], Drawn | None]:
+    """`draw_batch`, the prompts fetched from the device.
+
+    Raises:
+        DivergedError: The policy's logits are not finite.
+    """
+    batch, drawn = draw_batch(ctx, lm, codec, number, keys)
+    if drawn is not None:
+        drawn.require_finite()
+    lengths = batch.mask.sum(-1).tolist()
+    return [row[:n] for row, n in zip(batch.tokens.tolist(), lengths, strict=True)], drawn
+
+
+def draw_batch(
+    ctx: Context, lm: LanguageModel, codec: Codec, number: int, keys: Sequence[Key]
+) -> tuple[TokenBatch, Drawn | None]:
     """Prompts of a policy as it is, `number` for each key, those of a key side by side.
 
     Args:
         keys: What the random streams are a function of, beside the number of the prompt.
 
     Returns:
-        The prompts, and how they were drawn if the policy is an adaptor on a frozen model.
+        The prompts, left on the device, and how they were drawn if the policy is an adaptor on a
+        frozen model.
     """
     sampling, (source, _) = ctx.sampling(), codec.encode_source("")
     with evaluating(lm):
         if isinstance(lm, AdaptedLanguageModel):
             noise = [streams(sampling.max_new_tokens, number, key, [PROMPT]) for key in keys]
-            drawn = draw_prompts(lm, source, torch.cat(noise).to(lm.device), sampling)
-            return drawn.tokens.tolist(), drawn
+            drawn = draw_prompts(lm, source, moved(torch.cat(noise), lm.device), sampling)
+            return continuing(source, drawn.tokens), drawn
         found: list[TokenIds] = []
         for key in keys:
             ((_, own),) = generate(
@@ -67,7 +84,7 @@ def draw(
                 seed_key=key,
             )
             found += own
-    return found, None
+    return token_batch([source], found, [0] * len(found), ctx.device), None
 
 
 def judge(ctx: Context, codec: Codec, prompts: Sequence[TokenIds], split: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from pgtg.config import MethodConfig
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
+from pgtg.ops.masking import masked_sum
 from pgtg.ops.objectives import kl_to_start, reinforce, weighted_nll
 from pgtg.ops.sampling import entropy, log_probability, restrict
 from pgtg.types import Loss, TokenBatch, Window
@@ -51,21 +52,24 @@ class Improvement:
     decoding: Decoding  # the distribution that samples were drawn from
 
     def count(self, batch: SupervisedBatch) -> Window:
-        sampled = 0 if batch.sampled is None else int(batch.sampled.batch.mask.sum())
-        return Window(len(batch.batch.tokens), int(batch.batch.mask.sum()), sampled)
+        sampled = 0 if batch.sampled is None else batch.sampled.batch.counted()[1]
+        read, tokens = batch.batch.counted()
+        places = batch.batch.source.numel()
+        return Window(len(batch.batch.tokens), tokens, sampled, read, places)
 
     def __call__(self, batch: SupervisedBatch, window: Window) -> Loss:
         logits = self.policy.logits(batch.batch).float()
         log_probs = log_probability(logits, batch.batch.tokens)
         nll = weighted_nll(log_probs, batch.weights, batch.batch.mask).sum() / window.sequences
-        mean_nll = -log_probs.detach()[batch.batch.mask].sum() / window.tokens
-        metrics = {"weighted_nll": nll.item(), "token_nll": mean_nll.item()}
+        mask = batch.batch.mask
+        mean_nll = -masked_sum(log_probs.detach(), mask) / window.tokens
+        metrics = {"weighted_nll": nll.detach(), "token_nll": mean_nll}
         value = nll
         if self.cfg.entropy > 0:
-            found = entropy(logits)[batch.batch.mask]
-            bonus = entropy_bonus(found, self.cfg.entropy_target).sum() / window.tokens
-            value = value - self.cfg.entropy * bonus
-            metrics["entropy"] = found.detach().sum().item() / window.tokens
+            found = entropy(logits)
+            bonus = masked_sum(entropy_bonus(found, self.cfg.entropy_target), mask)
+            value = value - self.cfg.entropy * bonus / window.tokens
+            metrics["entropy"] = masked_sum(found.detach(), mask) / window.tokens
         if batch.sampled is not None:
             term, more = policy_gradient(
                 self.policy, batch.sampled, self.decoding, window, kl=self.cfg.kl
@@ -89,7 +93,7 @@ class PolicyGradient:
     entropy_target: float | None = None
 
     def count(self, batch: Sampled) -> Window:
-        tokens = int(batch.batch.mask.sum())
+        _, tokens = batch.batch.counted()
         return Window(len(batch.batch.tokens), tokens, tokens)
 
     def __call__(self, batch: Sampled, window: Window) -> Loss:
@@ -114,7 +118,7 @@ def policy_gradient(
     kl: float,
     alpha: float = 0.0,
     target: float | None = None,
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Mean over sampled tokens of -A_t log pi(a_t|s_t) + kl * KL(pi || pi_start) - alpha * H.
 
     Returns:
@@ -124,23 +128,24 @@ def policy_gradient(
     """
     restricted, log_probs = _of_sampled(policy, sampled.batch, decoding, sampled.drawn)
     mask = sampled.batch.mask
-    term = reinforce(log_probs, sampled.advantage)[mask].sum() / window.sampled
+    term = masked_sum(reinforce(log_probs, sampled.advantage), mask) / window.sampled
     metrics = {
-        "reinforce": term.item(),
-        "advantage": (sampled.advantage[mask].sum() / window.sampled).item(),
+        "reinforce": term.detach(),
+        "advantage": masked_sum(sampled.advantage, mask) / window.sampled,
     }
     if sampled.start_log_probs is not None:
-        divergence = kl_to_start(log_probs, sampled.start_log_probs)[mask].sum() / window.sampled
+        divergence = masked_sum(kl_to_start(log_probs, sampled.start_log_probs), mask)
+        divergence = divergence / window.sampled
         term = term + kl * divergence
-        metrics["kl"] = divergence.item()
+        metrics["kl"] = divergence.detach()
     if alpha > 0:
-        found = entropy(restricted)[mask]
-        term = term - alpha * entropy_bonus(found, target).sum() / window.sampled
-        metrics["entropy"] = found.detach().sum().item() / window.sampled
+        found = entropy(restricted)
+        term = term - alpha * masked_sum(entropy_bonus(found, target), mask) / window.sampled
+        metrics["entropy"] = masked_sum(found.detach(), mask) / window.sampled
     return term, metrics
 
 
-def entropy_bonus(entropies: Float[Tensor, " N"], target: float | None) -> Float[Tensor, " N"]:
+def entropy_bonus(entropies: Float[Tensor, "*N"], target: float | None) -> Float[Tensor, "*N"]:
     """What the entropies of states earn: themselves (the paper), or no more than `target` [nats].
 
     With a target the bonus keeps a policy from collapsing, and does not keep it from learning: it
@@ -180,7 +185,8 @@ def _of_sampled(
     else:
         restricted, places = cut(logits, top_k=decoding.top_k), batch.tokens
     inside = log_probability(restricted, places)
-    if bool(inside.isfinite().all()):
+    # on the CPU it costs nothing to look first; a GPU would have to be waited for
+    if inside.device.type == "cpu" and bool(inside.isfinite().all()):
         return restricted, inside
     whole = log_probability(logits / decoding.temperature, places)
     return restricted, torch.where(inside.isfinite(), inside, whole)

@@ -20,7 +20,7 @@ from torch import Tensor
 from pgtg.config import FitConfig
 from pgtg.generations import joined, read_generations
 from pgtg.judges.record import Record, write_judged
-from pgtg.methods.fresh import draw, is_fresh, judge, validations
+from pgtg.methods.fresh import draw, draw_batch, is_fresh, judge, validations
 from pgtg.methods.method import STAGES, Improving, Method
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn
@@ -30,7 +30,7 @@ from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages, standardized
 from pgtg.tasks.comparisons import distinct
 from pgtg.tasks.prompt import PromptTask
-from pgtg.types import TokenBatch, TokenIds
+from pgtg.types import TokenBatch
 
 
 class PromptGuide:
@@ -68,15 +68,16 @@ class PromptGuide:
     def validate(self) -> Mapping[str, float]:
         """The judge's mean score of prompts sampled now, on the dev examples, negated."""
         number = self.task.options.validation_prompts
-        prompts, _ = self._drawn(number, "validate", 0)
+        key = (self.ctx.cfg.seed, "improve", "validate", 0)
+        prompts, _ = draw(self.ctx, self.given.lm, self.given.codec, number, [key])
         texts = [self.given.codec.decode(ids) for ids in prompts]
         scores = self.task.gaps(self.task.prompts(prompts, texts), "dev")
         return {"improve/negative_heldout_score": -float(scores.mean())}
 
-    def _drawn(self, number: int, *purpose: int | str) -> tuple[list[TokenIds], Drawn | None]:
+    def _drawn(self, number: int, *purpose: int | str) -> tuple[TokenBatch, Drawn | None]:
         """Prompts from the policy as it is, and how they were drawn if it has a frozen model."""
         key = (self.ctx.cfg.seed, "improve", *purpose)
-        return draw(self.ctx, self.given.lm, self.given.codec, number, [key])
+        return draw_batch(self.ctx, self.given.lm, self.given.codec, number, [key])
 
     def _sampled(self, batch: TokenBatch, advantage: Tensor, drawn: Drawn | None = None) -> Sampled:
         start = None
@@ -134,9 +135,7 @@ class DenseGuide(PromptGuide):
     def _batch(self, update: int, part: int, size: int) -> Sampled:
         model = self.given.model
         assert model is not None
-        source = self.given.codec.encode_source("")[0]
-        found, drawn = self._drawn(size, update, part)
-        batch = token_batch([source], found, [0] * size, self.ctx.device)
+        batch, drawn = self._drawn(size, update, part)
         rewards, cfg = model(batch), self.ctx.cfg.aggregator
         evaluations = AGGREGATORS[cfg.name](
             rewards, batch.mask, cfg.temperature, cfg.length_normalized
@@ -192,7 +191,8 @@ class FreshSparseGuide(PromptGuide):
 
     def window(self, step: int) -> list[Callable[[], Sampled]]:
         number = self.task.options.pool
-        found, drawn = self._drawn(number, "sparse", self.given.first, step)
+        key = (self.ctx.cfg.seed, "improve", "sparse", self.given.first, step)
+        found, drawn = draw(self.ctx, self.given.lm, self.given.codec, number, [key])
         scores = judge(self.ctx, self.given.codec, found, "train").mean(-1, dtype=np.float64)
         self.record.put(step, found, scores)
         source = self.given.codec.encode_source("")[0]

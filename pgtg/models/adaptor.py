@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pgtg.errors import ArtifactError
-from pgtg.models.generate import Decoding, drawable, require_finite
+from pgtg.errors import ArtifactError, DivergedError
+from pgtg.models.generate import Decoding, drawable
 from pgtg.models.language import LanguageModel
 from pgtg.models.linear import with_fast_linears
 from pgtg.models.structure import bare_head, own_logits
@@ -131,6 +131,15 @@ class Drawn:
     tokens: Int[Tensor, "N T"]
     states: Float[Tensor, "N T D"]  # the frozen model's, before each token
     candidates: Int[Tensor, "N T C"] | None = None  # what top-k left to draw from; None: everything
+    finite: Bool[Tensor, ""] | None = None  # whether the policy's logits were finite
+
+    def require_finite(self) -> None:
+        """Raises a DivergedError if the policy had no distribution to draw from."""
+        if self.finite is not None and not self.finite:
+            raise DivergedError(
+                "the policy's logits at a token of a generation are not finite: its weights have "
+                "diverged; what is saved stays. Try a lower learning rate"
+            )
 
 
 @torch.no_grad()
@@ -139,31 +148,32 @@ def draw_prompts(
 ) -> Drawn:
     """N generations of one source, none ending early.
 
-    The tokens are those that `generate` draws with the same noise.
-
-    Raises:
-        DivergedError: The policy's logits are not finite.
+    The tokens are those that `generate` draws with the same noise. Where the policy's logits are
+    not finite there is no token to draw, and any is given: nothing here looks, since a GPU would
+    have to be waited for at each token; a loss on them is not finite either, and `Drawn.finite`
+    tells.
     """
     ids = torch.tensor([source], device=lm.device)
     reading = lm.prefill(ids, torch.ones_like(ids).bool(), logits=False)
-    everyone = torch.zeros(len(noise), dtype=torch.long, device=lm.device)
     logits = lm.speak(reading.output[:, -1])  # one row: all begin with one state
-    reading = reading.select(everyone)
-    tokens, states, left = [], [reading.output[:, -1]], []
+    reading = reading.select([0] * len(noise))
+    tokens, states, left, peaks = [], [reading.output[:, -1]], [], []
     for t in range(noise.shape[1]):
         if t > 0:
             read = torch.ones_like(tokens[-1][:, None]).bool()
             states.append(lm.extend(reading, tokens[-1][:, None], read, logits=False)[:, -1])
             logits = lm.speak(states[-1])
-        require_finite(logits, t)
+        peaks.append(logits.amax(-1).sum())  # NaN, or nothing is allowed
         found, restricted = drawable(logits, decoding)
         place = draw(restricted.expand(len(noise), -1), noise[:, t])
+        place = place.clamp(max=restricted.shape[-1] - 1)
         if found is not None:
             left.append(found.expand(len(noise), -1))
             place = left[-1].gather(-1, place[:, None]).squeeze(-1)
         tokens.append(place)
     chosen = torch.stack(left, 1) if left else None
-    return Drawn(torch.stack(tokens, 1), torch.stack(states, 1), chosen)
+    finite = torch.stack(peaks).isfinite().all()
+    return Drawn(torch.stack(tokens, 1), torch.stack(states, 1), chosen, finite)
 
 
 def adapt(

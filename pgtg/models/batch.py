@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgtg.ops.masking import length_sorted, move_padding, pad
@@ -19,10 +19,36 @@ def token_batch(
     device: torch.device | str = "cpu",
 ) -> TokenBatch:
     """B tokenised sources and N token lists that continue them, as one padded batch."""
-    source, source_mask = pad(sources)
-    ids, mask = pad(tokens)
+    source, source_mask = (moved(part, device) for part in pad(sources))
+    ids, mask = (moved(part, device) for part in pad(tokens))
     known = tuple(origin)
-    return TokenBatch(source, source_mask, ids, mask, torch.tensor(known), known).to(device)
+    rows = moved(torch.tensor(known, dtype=torch.long), device)
+    read, real = sum(map(len, sources)), sum(map(len, tokens))
+    return TokenBatch(source, source_mask, ids, mask, rows, known, read, real)
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU on a device; the CPU does not wait until it is there."""
+    device = torch.device(device)
+    if device.type == "cuda":  # from memory that the GPU reads by itself
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def continuing(source: TokenIds, tokens: Int[Tensor, "N T"]) -> TokenBatch:
+    """Sequences of one length that continue one source, left on the device where they were made."""
+    number, length = tokens.shape
+    one = moved(torch.tensor([source], dtype=torch.long), tokens.device)
+    return TokenBatch(
+        one,
+        torch.ones_like(one, dtype=torch.bool),
+        tokens,
+        torch.ones_like(tokens, dtype=torch.bool),
+        torch.zeros(number, dtype=torch.long, device=tokens.device),
+        (0,) * number,
+        len(source),
+        number * length,
+    )
 
 
 def right_padded(batch: TokenBatch) -> TokenBatch:

@@ -39,6 +39,15 @@ def move_padding(
     return ids.gather(-1, order), mask.gather(-1, order)
 
 
+def masked_sum(values: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, ""]:
+    """Sum over all real tokens. Values at padding, whatever they are, get no gradient.
+
+    Not `values[mask].sum()`: how many tokens a mask keeps is known only when a GPU has been waited
+    for.
+    """
+    return values.where(mask, 0.0).sum()
+
+
 def masked_mean(values: Float[Tensor, "*N T"], mask: Bool[Tensor, "*N T"]) -> Float[Tensor, "*N"]:
     """Mean over the real tokens of each row; 0 for a row without any."""
     total = values.where(mask, 0.0).sum(-1)

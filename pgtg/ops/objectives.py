@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pgtg.ops.masking import masked_sum
+
 PerToken = Float[Tensor, "N T"]
 Mask = Bool[Tensor, "N T"]
 
@@ -105,7 +107,7 @@ def advantages(
         others = (group[:, None] == group[None, :]) & ~torch.eye(
             len(group), dtype=torch.bool, device=group.device
         )
-        weight = others.to(value.dtype)
+        weight = others.to(value)
         of_sequence = weight @ evaluations / weight.sum(-1).clamp(min=1)
         of_token = weight @ value.sum(-1) / (weight @ real.sum(-1)).clamp(min=1)
     else:
@@ -125,11 +127,12 @@ def standardized(advantage: PerToken, mask: Mask, spread: float | None = None) -
             standard deviation, which calls any difference large once the policy's samples are
             nearly equal, and so drives a policy to collapse.
     """
-    real = advantage[mask]
-    unit = real.std(unbiased=False).item() if spread is None else spread
-    if unit == 0:
-        return torch.zeros_like(advantage)
-    return ((advantage - real.mean()) / unit).where(mask, 0.0)
+    number = mask.sum().clamp(min=1)
+    centred = (advantage - masked_sum(advantage, mask) / number).where(mask, 0.0)
+    if spread is not None:
+        return centred / spread if spread else torch.zeros_like(centred)
+    unit = (centred.square().sum() / number).sqrt()
+    return torch.where(unit > 0, centred / unit, torch.zeros_like(centred))
 
 
 def reinforce(log_probs: PerToken, advantage: PerToken) -> PerToken:

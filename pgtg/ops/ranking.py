@@ -142,12 +142,28 @@ def pair_accuracy(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "
     Pairs with equal judge's scores are left out; an evaluation that ties on a pair gets one half.
     Without any ordered pair, and wherever something is NaN, the result is NaN.
     """
+    won, pairs, known = _pairs(evaluations, preference)
+    return won.item() / 2 / pairs.item() if bool(known) else float("nan")
+
+
+def share_of_pairs(
+    evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]
+) -> Float[Tensor, ""]:
+    """`pair_accuracy`, left on the device."""
+    won, pairs, known = _pairs(evaluations, preference)
+    return (won / (2 * pairs)).masked_fill(~known, math.nan)
+
+
+def _pairs(
+    evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]
+) -> tuple[Int[Tensor, ""], Int[Tensor, ""], Bool[Tensor, ""]]:
+    """Halves of pairs won, ordered pairs, and whether that says anything."""
+    preference = preference.to(evaluations.device)
     ordered = preference[:, :, None] > preference[:, None, :]
     right = evaluations[:, :, None] > evaluations[:, None, :]
     ties = evaluations[:, :, None] == evaluations[:, None, :]  # infinite ones as well
-    if not ordered.any() or preference.isnan().any() or evaluations.isnan().any():
-        return float("nan")
-    return (right[ordered].double() + ties[ordered].double() / 2).mean().item()
+    won, pairs = (2 * right.int() + ties.int()).where(ordered, 0).sum(), ordered.sum()
+    return won, pairs, (pairs > 0) & ~preference.isnan().any() & ~evaluations.isnan().any()
 
 
 def kendall_tau(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> float:

@@ -5,7 +5,6 @@ of comparison groups, the aggregator over each, Plackett–Luce over the group. 
 scores are all equal teach nothing; they are left out and counted.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from pgtg.generations import joined, read_generations, shuffled_scores
 from pgtg.loop import fit
 from pgtg.methods import method_of
 from pgtg.methods.fresh import FreshComparisons, is_fresh
-from pgtg.models.batch import token_batch
+from pgtg.models.batch import moved, token_batch
 from pgtg.models.language import evaluating
 from pgtg.models.loading import load_language_model
 from pgtg.models.reward import (
@@ -35,7 +34,7 @@ from pgtg.models.reward import (
     save_reward_model,
 )
 from pgtg.ops.aggregate import evaluate_groups
-from pgtg.ops.ranking import informative, pair_accuracy, plackett_luce_nll
+from pgtg.ops.ranking import informative, pair_accuracy, plackett_luce_nll, share_of_pairs
 from pgtg.ops.sampling import derive_seed
 from pgtg.stages.lines import made_for
 from pgtg.states import load_weights
@@ -51,7 +50,7 @@ class GroupBatch:
 
     batch: TokenBatch
     groups: Int[Tensor, "G J"]  # rows into the batch's sequences
-    preference: Float[Tensor, "G J"]  # judge's scores
+    preference: Float[Tensor, "G J"]  # judge's scores; on the CPU
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ class PlackettLuce:
     aggregator: AggregatorConfig
 
     def count(self, batch: GroupBatch) -> Window:
-        return Window(len(batch.groups), int(batch.batch.mask.sum()))
+        read, tokens = batch.batch.counted()
+        return Window(len(batch.groups), tokens, 0, read, batch.batch.source.numel())
 
     def evaluations(self, batch: GroupBatch) -> Float[Tensor, "G J"]:
         return evaluate_groups(
@@ -77,10 +77,11 @@ class PlackettLuce:
     def __call__(self, batch: GroupBatch, window: Window) -> Loss:
         evaluations = self.evaluations(batch)
         losses = plackett_luce_nll(evaluations, batch.preference)
-        loss = losses.where(informative(batch.preference), 0.0).sum() / window.sequences
+        telling = informative(batch.preference).to(losses.device)
+        loss = losses.where(telling, 0.0).sum() / window.sequences
         share = len(batch.groups) / window.sequences
-        accuracy = pair_accuracy(evaluations.detach(), batch.preference)
-        accuracy = 0.5 if math.isnan(accuracy) else accuracy  # all are tied: nothing to order
+        accuracy = share_of_pairs(evaluations.detach(), batch.preference)
+        accuracy = accuracy.nan_to_num(nan=0.5)  # all are tied: nothing to order
         return Loss(loss, {"pair_accuracy": accuracy * share})
 
 
@@ -153,8 +154,7 @@ def _train(
     seed = derive_seed(ctx.cfg.seed, "align", where.round)
 
     def windows(step: int) -> list[Callable[[], GroupBatch]]:
-        chosen = ctx.task.comparisons(pool, cfg.micro_batch * cfg.accumulate, seed, step)
-        parts = chosen.split(cfg.micro_batch)
+        parts = ctx.task.comparisons(pool, cfg, seed, step)
         return [partial(group_batch, pool, part, ctx.device) for part in parts]
 
     model.train()
@@ -288,7 +288,7 @@ def heldout_metrics(objective: PlackettLuce, checks: Sequence[GroupBatch]) -> di
 
     with evaluating(objective.model):
         evaluations = torch.cat(processes.spread(evaluated, checks))
-    preference = torch.cat([batch.preference.cpu() for batch in checks])
+    preference = torch.cat([batch.preference for batch in checks])
     return {
         "align/heldout_nll": plackett_luce_nll(evaluations, preference).double().mean().item(),
         "align/heldout_pair_accuracy": pair_accuracy(evaluations, preference),
@@ -345,4 +345,4 @@ def group_batch(
         device,
     )
     local = torch.tensor([[place[m] for m in group] for group in groups.tolist()])
-    return GroupBatch(batch, local.to(device), comparisons.preference.float().to(device))
+    return GroupBatch(batch, moved(local, device), comparisons.preference.float())

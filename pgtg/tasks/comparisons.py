@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pgtg.config import FitConfig
+from pgtg.ops.order import dealt
 from pgtg.ops.ranking import informative
 from pgtg.ops.sampling import derive_seed
 from pgtg.types import Generations
@@ -63,6 +65,29 @@ def in_passes(comparisons: Comparisons, size: int, seed: int, step: int) -> Comp
         order = np.random.default_rng(derive_seed(seed, epoch)).permutation(total)
         chosen += order[offset : offset + size - len(chosen)].tolist()
     return Comparisons(comparisons.groups[chosen], comparisons.preference[chosen])
+
+
+def parts_in_passes(
+    generations: Generations, comparisons: Comparisons, cfg: FitConfig, seed: int, step: int
+) -> list[Comparisons]:
+    """Micro-batches of update `step`: those of `in_passes`, where cfg.bucket > 1 with sources of
+    similar length together (`ops.order`)."""
+    size = cfg.micro_batch * cfg.accumulate
+    if cfg.bucket <= 1:
+        return in_passes(comparisons, size, seed, step).split(cfg.micro_batch)
+    number, own = divmod(step, cfg.bucket)
+    steps = range(number * cfg.bucket, (number + 1) * cfg.bucket)
+    found = [in_passes(comparisons, size, seed, other) for other in steps]
+    groups = torch.cat([one.groups for one in found])
+    preference = torch.cat([one.preference for one in found])
+    lengths = [len(generations.sources[generations.origin[row]]) for row in groups[:, 0].tolist()]
+    parts = dealt(
+        lengths,
+        micro_batch=min(cfg.micro_batch, len(comparisons)),
+        updates=cfg.bucket,
+        seed=derive_seed(seed, "bucket", number),
+    )
+    return [Comparisons(groups[part], preference[part]) for part in parts[own]]
 
 
 def distinct(generations: Generations) -> list[int]:

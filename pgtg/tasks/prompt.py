@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pgtg.config import FewshotConfig, PromptConfig, RunConfig, TemplateConfig
+from pgtg.config import FewshotConfig, FitConfig, PromptConfig, RunConfig, TemplateConfig
 from pgtg.errors import ConfigError, DataError
 from pgtg.judges.classifier import Classifier, load_classifier
 from pgtg.judges.memo import PromptScores
@@ -149,10 +149,13 @@ class PromptTask:
             found |= {"fresh": True, "fresh_checks": self.options.fresh_checks}
         return found
 
-    def comparisons(self, generations: Generations, size: int, seed: int, step: int) -> Comparisons:
+    def comparisons(
+        self, generations: Generations, cfg: FitConfig, seed: int, step: int
+    ) -> list[Comparisons]:
         pool, share = self.options.pool, self.judge.share
-        k = self.cfg.sample.k
-        return from_pool(generations, size, seed, step, k=k, pool=pool, share=share)
+        size, k = cfg.micro_batch * cfg.accumulate, self.cfg.sample.k
+        found = from_pool(generations, size, seed, step, k=k, pool=pool, share=share)
+        return found.split(cfg.micro_batch)
 
     def all_comparisons(self, generations: Generations) -> Comparisons:
         return all_at_once(generations)

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from pgtg.config import RunConfig
+from pgtg.config import FitConfig, RunConfig
 from pgtg.errors import DataError
 from pgtg.judges.pool import JudgePool
 from pgtg.models.codec import Codec
+from pgtg.ops.order import of_epoch
 from pgtg.ops.sampling import derive_seed
 from pgtg.schedule import segments, updates_per_epoch
 from pgtg.tasks import newswire
-from pgtg.tasks.comparisons import Comparisons, in_passes, of_sources
+from pgtg.tasks.comparisons import Comparisons, of_sources, parts_in_passes
 from pgtg.tasks.data import load_split
 from pgtg.tasks.task import Columns, examples_hash
 from pgtg.types import DataCounts, Example, Generations, TokenIds
@@ -36,6 +37,8 @@ class SummarizeTask:
         self.cfg = cfg
         self._judge = judge
         self.counts: dict[str, DataCounts] = {}
+        self._codec: Codec | None = None
+        self._lengths: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._splits: dict[str, list[Example]] = {}
 
     @property
@@ -53,7 +56,7 @@ class SummarizeTask:
 
     def codec(self, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int] = ()) -> Codec:
         policy = self.cfg.policy
-        return Codec(
+        self._codec = Codec(
             tokenizer,
             is_encoder_decoder,
             policy.prefix,
@@ -63,6 +66,7 @@ class SummarizeTask:
             policy.max_target_tokens,
             tuple(ends),
         )
+        return self._codec
 
     def allowed(self, tokenizer: Any) -> Sequence[int] | None:
         return None
@@ -83,9 +87,11 @@ class SummarizeTask:
     def judge_description(self) -> Mapping[str, Any]:
         return self.judge.describe()
 
-    def comparisons(self, generations: Generations, size: int, seed: int, step: int) -> Comparisons:
+    def comparisons(
+        self, generations: Generations, cfg: FitConfig, seed: int, step: int
+    ) -> list[Comparisons]:
         """The K generations of each source are compared; passes over the sources."""
-        return in_passes(of_sources(generations), size, seed, step)
+        return parts_in_passes(generations, of_sources(generations), cfg, seed, step)
 
     def grouping(self) -> Mapping[str, Any]:
         return {}
@@ -152,14 +158,32 @@ class SummarizeTask:
         order = np.random.default_rng(derive_seed(self.cfg.seed, *key)).permutation(len(examples))
         return [examples[i] for i in order[:size]]
 
+    def lengths(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths of sources and of targets [tokens], by row of the split, as the run's codec
+        makes them."""
+        if split not in self._lengths:
+            assert self._codec is not None
+            sources = [self._codec.encode_source(e.source)[0] for e in self.examples(split)]
+            targets = [self._codec.encode_target(e.target)[0] for e in self.examples(split)]
+            found = np.array([*map(len, sources)]), np.array([*map(len, targets)])
+            self._lengths[split] = found
+        return self._lengths[split]
+
     def window(self, update: int) -> list[list[Example]]:
         """Micro-batches of the policy's update number `update`, counted over all rounds."""
         examples, cfg = self.examples("train"), self.cfg.improve
-        size = cfg.micro_batch * cfg.accumulate
-        epoch, place = divmod(update, updates_per_epoch(len(examples), size, 1))
-        rows = self._epoch_order(epoch)[place * size : (place + 1) * size]
-        chosen = [examples[i] for i in rows]
-        return [chosen[i : i + cfg.micro_batch] for i in range(0, len(chosen), cfg.micro_batch)]
+        whole = updates_per_epoch(len(examples), cfg.micro_batch, cfg.accumulate)
+        epoch, place = divmod(update, whole)
+        order = self._epoch_order(epoch)
+        parts = of_epoch(
+            self.lengths("train")[0][order] if cfg.bucket > 1 else order,
+            place,
+            micro_batch=cfg.micro_batch,
+            accumulate=cfg.accumulate,
+            bucket=cfg.bucket,
+            seed=derive_seed(self.cfg.seed, "bucket", epoch),
+        )
+        return [[examples[row] for row in order[part]] for part in parts]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from pgtg.config import RunConfig
+from pgtg.config import FitConfig, RunConfig
 from pgtg.files import json_line
 from pgtg.models.codec import Codec
 from pgtg.tasks.comparisons import Comparisons
@@ -68,8 +68,10 @@ class Task(Protocol):
         """All that the judge's scores depend on."""
         ...
 
-    def comparisons(self, generations: Generations, size: int, seed: int, step: int) -> Comparisons:
-        """About `size` groups for update number `step` of the reward model."""
+    def comparisons(
+        self, generations: Generations, cfg: FitConfig, seed: int, step: int
+    ) -> list[Comparisons]:
+        """Groups for the micro-batches of update number `step` of the reward model."""
         ...
 
     def grouping(self) -> Mapping[str, Any]:
