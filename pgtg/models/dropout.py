@@ -34,5 +34,6 @@ def silence_dropout(model: Any) -> None:
 def _zero(owner: Any) -> None:
     """Set an object's own rates to 0: numbers whose name says drop (dropout, attn_pdrop, ...)."""
     for name, value in vars(owner).items():
-        if "drop" in name and isinstance(value, float):
+        # NLLB-MoE scales by this one in eval mode, where it drops nothing
+        if "drop" in name and name != "moe_token_dropout" and isinstance(value, float):
             setattr(owner, name, 0.0)
