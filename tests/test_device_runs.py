@@ -121,7 +121,7 @@ def test_eval_and_explain_read_a_run_on_the_device(task: str, copied: Any):
     found = {}
     for device in ("cpu", NAME):
         run = copied(task, device)
-        options = {"split": "test", "metrics": None, "overrides": []}
+        options = {"split": "test", "metrics": None, "overrides": [], "cfg": None}
         values = evaluate_saved(run, **options)["decodings"]
         means = {(name, key): v for name, d in values.items() for key, v in d["mean"].items()}
         credit = gather(run, Options(), RunLog(None, quiet=True))

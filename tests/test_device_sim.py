@@ -76,6 +76,12 @@ def test_a_device_can_lack_a_type_and_has_no_numpy():
         values.numpy()
 
 
+def test_lists_and_slices_are_indices_too():
+    values = torch.arange(6, device=NAME).view(2, 3)
+    values[[1], :2] = 7
+    assert values[:, [-1, 0]].tolist() == [[2, 0], [5, 7]] and values[0, 1].item() == 1
+
+
 def test_fused_adam_takes_no_state_of_the_cpu():
     layer = nn.Linear(2, 2).to(NAME)
     adam = torch.optim.Adam(layer.parameters(), fused=True)

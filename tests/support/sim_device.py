@@ -212,6 +212,12 @@ class Sim(Tensor):
         _waits("tolist")
         return self.inner.tolist()
 
+    def __getitem__(self, index: Any) -> Tensor:
+        return super().__getitem__(_listless(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(_listless(index), value)
+
     def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
         return torch.tensor(data, **{"device": self.device, "dtype": self.dtype} | kwargs)
 
@@ -223,22 +229,23 @@ class Sim(Tensor):
     __array__ = numpy
 
 
+def _listless(index: Any) -> Any:
+    """An index whose lists are tensors: torch would make them by steps of its own."""
+    if isinstance(index, tuple):
+        return tuple(map(_listless, index))
+    return (
+        torch.tensor(index, dtype=None if index else torch.long) if type(index) is list else index
+    )
+
+
 def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """An operator of the device: checked, counted, and computed on the CPU."""
     name, random = _known(func)
     here: list[Sim] = []
     elsewhere: list[Tensor] = []
 
-    def inner(value: Any) -> Any:
-        if isinstance(value, Sim):
-            here.append(value)
-            return value.inner
-        if isinstance(value, Tensor):
-            elsewhere.append(value)
-        return [inner(part) for part in value] if isinstance(value, list | tuple) else value
-
-    plain = [inner(value) for value in args]
-    named = {key: inner(value) for key, value in kwargs.items()}
+    plain = [_inner(value, here, elsewhere) for value in args]
+    named = {key: _inner(value, here, elsewhere) for key, value in kwargs.items()}
     wanted = kwargs.get("device")
     kind = None if wanted is None else torch.device(wanted).type
     if here and elsewhere and name not in COPIES:
@@ -260,14 +267,28 @@ def _call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
             raise NotImplementedError(f"{func} resizes in place, which {NAME} cannot")
     if kind not in (None, NAME) or not (here or kind == NAME):
         return out
-    known = {id(tensor.inner): tensor for tensor in here}  # what was written in place
+    return _outer(out, {id(tensor.inner): tensor for tensor in here})
 
-    def outer(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return known[id(value)] if id(value) in known else Sim(value)
-        return type(value)(map(outer, value)) if isinstance(value, list | tuple) else value
 
-    return outer(out)
+def _inner(value: Any, here: list[Sim], elsewhere: list[Tensor]) -> Any:
+    """What an argument holds on the CPU; its tensors are added to those of the two devices."""
+    if isinstance(value, Sim):
+        here.append(value)
+        return value.inner
+    if isinstance(value, Tensor):
+        elsewhere.append(value)
+    if isinstance(value, list | tuple):
+        return [_inner(part, here, elsewhere) for part in value]
+    return value
+
+
+def _outer(value: Any, written: Mapping[int, Sim]) -> Any:
+    """A result on the device; what was written in place stays the tensor that it was."""
+    if isinstance(value, Tensor):
+        return written[id(value)] if id(value) in written else Sim(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_outer(part, written) for part in value])
+    return value
 
 
 @cache
