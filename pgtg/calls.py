@@ -112,6 +112,10 @@ class Call:
         _warn(said)
         check_room(runs, self.run_dir or OUTPUTS)
         processes.join(runs[0].device)
+        if not self.multirun:  # a sweep's jobs may run on other machines
+            from pgtg.context import usable_device
+
+            usable_device(runs[0])
         how = self._sweep(runs) if self.multirun else self._run_folder(runs[0])
         flags = ["--config-name", self.task, *(["--multirun"] if self.multirun else [])]
         flags += ["--config-dir", str(self.config_dir)] if self.config_dir else []

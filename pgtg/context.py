@@ -27,7 +27,7 @@ from pgtg.models.loading import (
     train_only_top_layers,
 )
 from pgtg.ops.sampling import derive_seed
-from pgtg.runtime.device import pick_device
+from pgtg.runtime.device import pick_device, require_float64, set_arithmetic
 from pgtg.runtime.precision import as_read, bf16_speed, judge_dtype, read_dtype
 from pgtg.store import Artifact, RunFolder
 from pgtg.tasks import Task
@@ -207,11 +207,12 @@ def opened(cfg: RunConfig, folder: RunFolder, log: RunLog, task: Task) -> Contex
 
     Raises:
         MissingResourceError: The device is not there.
-        ConfigError: It cannot train in the config's precision.
+        ConfigError: It cannot do what the config asks.
     """
-    device = pick_device(cfg.device)
-    for name, fit in {"reward.fit": cfg.reward.fit, "improve": cfg.improve}.items():
-        require_precision(device, fit.precision, f"{name}.precision")
+    device = usable_device(cfg)
+    said = set_arithmetic(device, tf32=cfg.tf32, deterministic=cfg.deterministic)
+    if said:
+        log.say(said)
     _say_precision(cfg, device, log)
     threads = cfg.threads or int(os.environ.get("PGTG_THREADS") or 0)  # a sweep's share for a job
     if threads:
@@ -232,6 +233,20 @@ def _say_precision(cfg: RunConfig, device: torch.device, log: RunLog) -> None:
             f"sample.precision=bf16: products in bf16 take {1 / speed:.1f} times as long as in "
             'float32 on this CPU; expected auto or "no"'
         )
+
+
+def usable_device(cfg: RunConfig) -> torch.device:
+    """The config's device, which can do what the config asks.
+
+    Raises:
+        MissingResourceError: It is not there.
+        ConfigError: It lacks float64, or the precision of a training.
+    """
+    device = pick_device(cfg.device)
+    require_float64(device)
+    for name, fit in {"reward.fit": cfg.reward.fit, "improve": cfg.improve}.items():
+        require_precision(device, fit.precision, f"{name}.precision")
+    return device
 
 
 def require_precision(device: torch.device, precision: str, key: str) -> None:

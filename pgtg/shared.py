@@ -204,6 +204,8 @@ def _machine(ctx: Context) -> dict[str, Any]:
     names = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
     where: dict[str, Any] = {name: version(name) for name in names}
     where |= {"machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
+    if ctx.device.type != "cpu":
+        where |= {"tf32": ctx.cfg.tf32, "deterministic": ctx.cfg.deterministic}
     where |= {"device": device_name(ctx.device), "threads": torch.get_num_threads()}
     return where
 

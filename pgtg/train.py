@@ -15,7 +15,7 @@ from typing import Any
 
 from pgtg import processes
 from pgtg.config import RunConfig
-from pgtg.context import Context, opened, quiet
+from pgtg.context import Context, opened, quiet, usable_device
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.evaluate import evaluate_run
 from pgtg.explain.gather import Options
@@ -191,6 +191,7 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
     """The run folder, locked and healed, its log cut back to the last commit, with its context."""
     folder = RunFolder(run_dir)
     config = asdict(cfg) | {"run_dir": None}
+    usable_device(cfg)  # else nothing is written
     # the task with its judge first: if what it needs is missing, nothing is written
     with open_task(cfg, run_dir) as task, contextlib.ExitStack() as held:
         _begin(folder, config, force, held, processes.count())

@@ -335,6 +335,8 @@ class RunConfig:
     seed: int = MISSING
     data_seed: int | None = MISSING
     device: str = MISSING
+    tf32: bool = MISSING
+    deterministic: bool = MISSING
     threads: int | None = None
     run_dir: str | None = None
     cache: str = MISSING

@@ -4,12 +4,13 @@ Nothing here, or elsewhere, asks for CUDA by name where torch has a general way:
 (`torch.cuda`, `torch.xpu`, ...) gives its generators, its memory and its name.
 """
 
+import os
 from typing import Any
 
 import torch
 
 from pgtg import processes
-from pgtg.errors import MissingResourceError
+from pgtg.errors import ConfigError, MissingResourceError
 
 ASKED_FOR = ("mps",)  # accelerators that `auto` leaves alone: small models are no faster there
 
@@ -59,12 +60,42 @@ def free_cached_memory(device: torch.device) -> None:
         empty()
 
 
-def has_float64(device: torch.device) -> bool:
-    """Whether the device computes in float64; mps does not."""
+def require_float64(device: torch.device) -> None:
+    """Tokens are drawn, and ranks counted, in float64.
+
+    Raises:
+        ConfigError: The device lacks it, as mps does.
+    """
     try:
-        return torch.ones(1, dtype=torch.float64, device=device).dtype == torch.float64
-    except (TypeError, RuntimeError):
-        return False
+        torch.ones(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"device={device.type} has no float64, in which tokens are drawn: use device=cpu"
+        ) from error
+
+
+def set_arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> str:
+    """How a device computes from here on; the CPU's arithmetic is always the same.
+
+    Args:
+        tf32: CUDA: float32 products keep 10 bits of mantissa, at several times the speed.
+        deterministic: Only algorithms whose results repeat to the bit; where torch has none it
+            warns, and names the operator.
+
+    Returns:
+        What was set, in words; empty on a CPU.
+    """
+    if device.type == "cpu":
+        return ""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    said = f"{device_name(device)}: {'' if deterministic else 'non'}deterministic algorithms"
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        said += f", float32 products in {'TF32 (tf32=false turns it off)' if tf32 else 'float32'}"
+    return said
 
 
 def _module(device: torch.device) -> Any:
