@@ -1,5 +1,6 @@
 """Every kind of model on a second device: read, sampled from and trained, the CPU's numbers."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -106,18 +107,38 @@ def improved(family: str, part: str, device: str, **how: Any) -> list[float]:
     return trained(lm, parts, Improvement(lm, options, DRAWN), **how)
 
 
-@pytest.mark.parametrize("part", ["full", "top", "adaptor"])
-@pytest.mark.parametrize("family", FAMILIES)
+def mostly_slow(quick: set[tuple[Any, ...]], *choices: Sequence[Any]) -> list[Any]:
+    """All combinations, those that are not named marked slow."""
+    return [
+        pytest.param(*each, marks=() if each in quick else pytest.mark.slow)
+        for each in itertools.product(*choices)
+    ]
+
+
+UPDATES = {("t5", "full"), ("bart", "top"), ("gpt2", "adaptor"), ("llama", "full")}
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        *mostly_slow(UPDATES, FAMILIES, ("full", "top")),
+        *mostly_slow(UPDATES, ("gpt2", "llama"), ("adaptor",)),
+    ],
+)
 def test_updates_of_a_policy_are_the_cpus(family: str, part: str):
-    if part == "adaptor" and family in ("t5", "bart"):
-        return  # an adaptor is for causal models
     expected = improved(family, part, "cpu")
     assert improved(family, part, NAME) == pytest.approx(expected, **CLOSE)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize(
+    ("family", "precision", "checkpointing"),
+    mostly_slow(
+        {("t5", "bf16", False), ("llama", "bf16", True)},
+        ("t5", "llama"),
+        ("no", "bf16"),
+        (False, True),
+    ),
+)
 def test_precision_and_checkpointing_work_on_the_device(
     family: str, precision: str, checkpointing: bool
 ):
@@ -127,8 +148,14 @@ def test_precision_and_checkpointing_work_on_the_device(
     assert improved(family, "full", NAME, **how) == pytest.approx(expected, **close)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "head"),
+    mostly_slow(
+        {("t5", "paper"), ("bart", "logprob"), ("gpt2", "state_action"), ("llama", "paper")},
+        FAMILIES,
+        HEADS,
+    ),
+)
 def test_updates_of_a_reward_model_are_the_cpus(family: str, head: str):
     found = {}
     for device in ("cpu", NAME):
