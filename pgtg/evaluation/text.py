@@ -15,6 +15,7 @@ from pgtg.findings import show, verdicts
 from pgtg.metrics import build_metrics, compute
 from pgtg.models.codec import Codec
 from pgtg.models.generate import generate
+from pgtg.runtime.device import pick_device
 from pgtg.stages.improve import kept_policy
 from pgtg.stages.lines import lines
 from pgtg.store import content_hash
@@ -30,7 +31,7 @@ class TextEvaluation:
     """
 
     def __init__(self, cfg: RunConfig):
-        self.present, self.absent = build_metrics(cfg.metrics)
+        self.present, self.absent = build_metrics(cfg.metrics, str(pick_device(cfg.device)))
 
     def systems(self, ctx: Context) -> list[System]:
         """The start policy, the method's and those of its controls."""
