@@ -190,3 +190,18 @@ def test_a_tokenizer_that_knows_no_text_is_refused():
     empty = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     with pytest.raises(ConfigError, match=r"policy\.path: its tokenizer has no tokens"):
         Codec(empty, True, "", "", "", 9, 9).encode_source("one")
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_many_texts_are_encoded_as_each_alone(family: str):
+    """Cut and uncut, with an empty one among them, with and without prefix."""
+    texts = ["one two three", "one", "", "five four three two one two"]
+    for options in ({}, {"prefix": "sum : ", "suffix": " tldr", "target_prefix": ": "}):
+        made = codec(family, max_source_tokens=6, max_target_tokens=4, **options)
+        alone = codec(family, max_source_tokens=6, max_target_tokens=4, **options)
+        sources = [alone.encode_source(text) for text in texts]
+        assert made.encode_sources(texts) == sources
+        assert {cut for _, cut in sources} == {True, False}
+        assert made.encode_targets(texts) == [alone.encode_target(text) for text in texts]
+        assert made.encode_sources(texts[:2]) == sources[:2]
+        assert made.encode_sources([]) == made.encode_targets([]) == []

@@ -62,7 +62,8 @@ def of_run(run: Run, split: str | None, n: int | None, log: RunLog) -> Texts:
         if split is None or n is None or n <= held:
             origin = f"{part} generations of round {round}"
             rewards = _scored(run, round, samples, part)
-            examples = _examples(run, "train" if part == "train" else "validation", log)
+            of = "train" if part == "train" else "validation"
+            examples = _examples(run, of, generations.source_ids, log)
             return Texts(_by_source(run, generations, rewards, examples)[:n], origin)
     if split is None:
         raise ArtifactError(f"{samples.path} holds no held-out generations: choose --split")
@@ -95,10 +96,10 @@ def _scored(run: Run, round: int, samples: Artifact, part: str) -> list[list[flo
     return read_table(scored.file(f"{part}.parquet"), ["reward"])["reward"]
 
 
-def _examples(run: Run, split: str, log: RunLog) -> dict[str, Example]:
-    """The split's examples by id; none, with a warning, where the data is gone."""
+def _examples(run: Run, split: str, ids: Sequence[str], log: RunLog) -> dict[str, Example]:
+    """Examples of the split by id; none, with a warning, where the data is gone."""
     try:
-        return {example.id: example for example in run.task.examples(split)}  # pyright: ignore
+        return run.task.examples(split).named(ids)  # pyright: ignore
     except (DataError, MissingResourceError) as error:
         log.warn(f"sources are decoded and references left out, since the data is gone: {error}")
         return {}
@@ -153,7 +154,7 @@ def _drawn(run: Run, split: str, n: int | None, log: RunLog) -> Texts:
     policy.verify()
     with open_task(run.cfg, run.folder.path) as task:
         ctx = opened(run.cfg, run.folder, log, task)
-        examples: list[Example] = task.examples(split)[:n]  # pyright: ignore
+        examples: Sequence[Example] = task.examples(split)[:n]  # pyright: ignore
         log.say(f"drawing and judging {len(examples)} x {task.copies} generations of {split}")
         generations = _generations(ctx, policy.path, examples, split)
     found = _by_source(run, generations, None, {example.id: example for example in examples})

@@ -1,7 +1,9 @@
 """Text to token ids and back, for sources, targets and generations. Ids stay ids after this."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -75,28 +77,44 @@ class Codec:
     def _ids(self, text: str) -> TokenIds:
         return encode(self.tokenizer, text) if text else []
 
+    def _batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """`_ids` of each text."""
+        if not (texts and all(texts)):
+            return [self._ids(text) for text in texts]
+        given: Any = self.tokenizer(text=list(texts), add_special_tokens=False, verbose=False)
+        return given["input_ids"]
+
     def encode_source(self, text: str) -> tuple[TokenIds, bool]:
         """Ids of prefix + text + suffix, and whether the text was cut at its end to fit.
 
         Raises:
             ConfigError: Prefix, suffix and special tokens alone leave no room for text.
         """
+        return self.encode_sources([text])[0]
+
+    def encode_target(self, text: str) -> tuple[TokenIds, bool]:
+        """Ids of a target with its end token, and whether it was cut (and has no end) to fit."""
+        return self.encode_targets([text])[0]
+
+    def encode_sources(self, texts: Sequence[str]) -> list[tuple[TokenIds, bool]]:
+        """`encode_source` of each text, by one call of the tokenizer."""
         before, after = self._source_frame
         tail = self._ids(self.suffix) + after
-        body = before + self._ids(self.prefix + text)
         room = self.max_source_tokens - len(tail)
         if room <= len(before) + len(self._ids(self.prefix)):
             raise ConfigError(
                 f"policy.max_source_tokens={self.max_source_tokens}: prefix, suffix and special "
                 "tokens leave no room for text; raise it or shorten them"
             )
-        return body[:room] + tail, len(body) > room
+        bodies = [before + ids for ids in self._batch([self.prefix + text for text in texts])]
+        return [(body[:room] + tail, len(body) > room) for body in bodies]
 
-    def encode_target(self, text: str) -> tuple[TokenIds, bool]:
-        """Ids of a target with its end token, and whether it was cut (and has no end) to fit."""
+    def encode_targets(self, texts: Sequence[str]) -> list[tuple[TokenIds, bool]]:
+        """`encode_target` of each text, by one call of the tokenizer."""
         before, after = self._target_frame
-        ids = before + self._ids(self.target_prefix + text) + after
-        return ids[: self.max_target_tokens], len(ids) > self.max_target_tokens
+        rows = self._batch([self.target_prefix + text for text in texts])
+        whole, room = [before + ids + after for ids in rows], self.max_target_tokens
+        return [(ids[:room], len(ids) > room) for ids in whole]
 
     def decode(self, ids: TokenIds) -> str:
         """Text of a generation without special tokens and outer white space."""
@@ -130,8 +148,8 @@ class PromptCodec(Codec):
             raise ConfigError(f"policy.start_text={self.start_text!r}: it has no token")
         return ids
 
-    def encode_source(self, text: str) -> tuple[TokenIds, bool]:
-        return [*self.start_ids, *self._ids(text)], False
+    def encode_sources(self, texts: Sequence[str]) -> list[tuple[TokenIds, bool]]:
+        return [([*self.start_ids, *self._ids(text)], False) for text in texts]
 
     def decode(self, ids: TokenIds) -> str:
         """The prompt with its exact spacing."""

@@ -27,7 +27,7 @@ from pgtg.store import Artifact
 from pgtg.tasks.newswire import vocabulary
 from pgtg.tasks.summarize import SummarizeTask
 from pgtg.training import Where
-from pgtg.types import Example
+from pgtg.types import Example, TokenIds
 
 PLAIN = MethodConfig(
     name="mle",
@@ -75,9 +75,15 @@ def make(ctx: Context, made: Artifact, key: str) -> None:
     made.commit(inputs=key, metrics=metrics)
 
 
-def _training(ctx: Context) -> list[Example]:
+def _training(ctx: Context) -> Sequence[Example]:
     assert isinstance(ctx.task, SummarizeTask)  # the newswire is this task's
     return ctx.task.examples("train")
+
+
+def _encoded(codec: Codec, pairs: Pairs) -> list[tuple[TokenIds, TokenIds]]:
+    sources = codec.encode_sources([source for source, _ in pairs])
+    targets = codec.encode_targets([target for _, target in pairs])
+    return [(s, t) for (s, _), (t, _) in zip(sources, targets, strict=True)]
 
 
 def _fit(
@@ -97,8 +103,7 @@ def _fit(
     cfg = replace(tiny.warm_start, updates=updates)
     if updates < 1:
         return {}
-    encoded = [(codec.encode_source(s)[0], codec.encode_target(t)[0]) for s, t in pairs]
-    checked = [(codec.encode_source(s)[0], codec.encode_target(t)[0]) for s, t in held]
+    encoded, checked = _encoded(codec, pairs), _encoded(codec, held)
     size = cfg.micro_batch * cfg.accumulate
 
     def windows(step: int) -> list[Callable[[], SupervisedBatch]]:

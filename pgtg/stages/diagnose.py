@@ -85,9 +85,9 @@ def faithfulness(ctx: Context, aligned: Artifact, samples: Artifact) -> dict[str
     origin = [generations.origin[row] for row in rows]
     values = ctx.per_token(model, generations.sources, tokens, origin)
     open_to = [[t for t, token in enumerate(ids) if token not in special] for ids in tokens]
-    examples = {
-        e.id: e for part in ctx.task.to_sample(len(ctx.task.segments()) - 1).values() for e in part
-    }
+    wanted = {generations.source_ids[i] for i in origin}
+    parts = ctx.task.to_sample(len(ctx.task.segments()) - 1).values()
+    examples = {e.id: e for part in parts for e in part if e.id in wanted}
     own = [examples[generations.source_ids[i]] for i in origin]
 
     def scores(kept: Sequence[TokenIds], of: Sequence[int]) -> list[float]:

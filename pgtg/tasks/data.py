@@ -13,6 +13,9 @@ What becomes of a row is decided here, in one place, and counted with its reason
 - *Left alone*: the text itself, which is never stripped, cut or re-encoded. Over-long texts are
   counted where they are tokenised. A byte-order mark and CRLF line ends belong to the file and go.
 
+Texts are not kept in memory: `examples` puts them into a table that is mapped from the disk, and
+repetitions are found by fingerprints.
+
 A reference column holds a string, or a list of strings; an empty one among several is left out and
 the row counted under `truncated`. `limit` takes the first n usable rows in the file's order: no
 shuffling, so that a limit means the same rows in every run.
@@ -21,17 +24,20 @@ shuffling, so that a limit means the same rows in every run.
 """
 
 import difflib
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.errors import ConfigError, DataError
+from pgtg.tasks.examples import ExampleWriter, StoredExamples
 from pgtg.tasks.tables import SOURCES, Row, Table
 from pgtg.types import DataCounts, Example
 
 T = TypeVar("T")
+T_in = TypeVar("T_in", contravariant=True)
 
 SPARE = "empty references left out"  # key in DataCounts.truncated
 
@@ -50,7 +56,7 @@ class OddRows:
         return cls(cfg.repeats.get(split, usual) == "keep", cfg.empty.get(split, usual) == "keep")
 
 
-def load_split(cfg: DataConfig, split: str) -> tuple[list[Example], DataCounts]:
+def load_split(cfg: DataConfig, split: str) -> tuple[StoredExamples, DataCounts]:
     """One split of the config's data (`name: files` or `name: hub`).
 
     Returns:
@@ -83,12 +89,25 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    seen: dict[str, Any] = field(default_factory=dict)  # text -> what came with it
+    seen: dict[bytes, Any] = field(default_factory=dict)  # text's fingerprint -> what came with it
     ids: dict[str, int] = field(default_factory=dict)  # id -> row
 
     def note(self, counter: Counter[str], reason: str, name: str, rows: int = 1) -> None:
         counter[reason] += rows
         self.first.setdefault(reason, name)
+
+
+def fingerprint(text: str) -> bytes:
+    """16 bytes that tell a text from all others."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class Keeper(Protocol[T_in]):
+    """Where usable rows go: a list, or what puts them on the disk."""
+
+    def append(self, item: T_in, /) -> None: ...
+
+    def __len__(self) -> int: ...
 
 
 def read_rows(
@@ -97,16 +116,18 @@ def read_rows(
     make: Callable[[Row, str, Tally], T | None],
     require: Callable[[Sequence[str], str], None],
     *,
+    into: Keeper[T],
     id_column: str | None,
     limit: int | None,
-) -> tuple[list[T], DataCounts]:
-    """The usable rows of a table, and what became of all of them.
+) -> DataCounts:
+    """Keep the usable rows of a table; returns what became of all of them.
 
     Args:
         table: Where the rows come from.
         split: Its name, for the counts and the errors.
         make: A row and its id to what is kept, or None with the reason noted in the tally.
         require: Raises DataError where the columns (of a table of that name) lack a needed one.
+        into: Takes what `make` returns.
         id_column: Column with the ids; None numbers the rows from 0.
         limit: Keep the first so many usable rows; None = all.
 
@@ -115,11 +136,11 @@ def read_rows(
     """
     if table.columns is not None:
         require(table.columns, table.name)
-    tally, kept, met, number = Tally(), [], dict[str, None](), -1
+    tally, met, number = Tally(), dict[str, None](), -1
     for number, row in enumerate(table.rows):
         met.update(dict.fromkeys(row))
         name = str(number) if id_column is None else _id(row, id_column, number, table.name)
-        if limit is not None and len(kept) >= limit:
+        if limit is not None and len(into) >= limit:
             rest = 1 if table.total is None else table.total - number
             tally.note(tally.dropped, "beyond limit", name, rest)
             if table.total is not None:
@@ -128,28 +149,31 @@ def read_rows(
         made = make(row, name, tally)
         if made is not None:
             _require_new_id(tally, name, number, table.name)
-            kept.append(made)
+            into.append(made)
     rows = number + 1 if table.total is None else table.total
     if table.columns is None and rows:
         require(list(met), table.name)
-    counts = DataCounts(split, rows, len(kept), dict(tally.dropped), dict(tally.cut), tally.first)
-    if not kept:
+    counts = DataCounts(split, rows, len(into), dict(tally.dropped), dict(tally.cut), tally.first)
+    if not len(into):
         raise DataError(f"{table.name}: no usable row for the {split} split: {_why_empty(counts)}")
-    return kept, counts
+    return counts
 
 
 def _examples(
     table: Table, columns: ColumnsConfig, split: str, limit: int | None, odd: OddRows
-) -> tuple[list[Example], DataCounts]:
+) -> tuple[StoredExamples, DataCounts]:
     named = [*([columns.id] if columns.id else []), columns.source, *columns.references]
-    return read_rows(
+    writer = ExampleWriter()
+    counts = read_rows(
         table,
         split,
         lambda row, name, tally: _example(row, columns, name, tally, odd),
         lambda there, where: require_columns(named, there, where),
+        into=writer,
         id_column=columns.id,
         limit=limit,
     )
+    return writer.finish(), counts
 
 
 def _why_empty(counts: DataCounts) -> str:
@@ -228,10 +252,11 @@ def text_problem(text: Any, what: str) -> str | None:
 
 
 def _repeated(source: str, references: tuple[str, ...], tally: Tally) -> str | None:
-    if source not in tally.seen:
-        tally.seen[source] = references
+    text, others = fingerprint(source), fingerprint(repr(references))
+    if text not in tally.seen:
+        tally.seen[text] = others
         return None
-    same = tally.seen[source] == references
+    same = tally.seen[text] == others
     return "duplicate row" if same else "duplicate source, other references"
 
 

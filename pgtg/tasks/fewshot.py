@@ -33,7 +33,7 @@ from typing import Any
 
 from pgtg.config import DataConfig, FewshotConfig
 from pgtg.errors import ConfigError, DataError
-from pgtg.tasks.data import Tally, read_rows, require_columns, text_problem
+from pgtg.tasks.data import Tally, fingerprint, read_rows, require_columns, text_problem
 from pgtg.tasks.tables import SOURCES, Row, Table, saved_splits, split_files
 from pgtg.types import DataCounts, Labelled
 
@@ -132,14 +132,17 @@ def _read(
     table: Table, cfg: DataConfig, few: FewshotConfig, split: str, *, repeats: bool = True
 ) -> tuple[list[Labelled], DataCounts]:
     limit = cfg.limit.get(split, cfg.limit.get("validation") if split == "dev" else None)
-    return read_rows(
+    found: list[Labelled] = []
+    counts = read_rows(
         table,
         split,
         partial(_example, few=few, repeats=repeats),
         partial(_require, few=few),
+        into=found,
         id_column=cfg.columns.id,
         limit=limit,
     )
+    return found, counts
 
 
 def _require(there: Sequence[str], where: str, *, few: FewshotConfig) -> None:
@@ -159,14 +162,15 @@ def _example(
     label = _label(row.get(few.label), few.labels)
     if problem is None or empty:
         problem = label if isinstance(label, str) else None
-    repeated = problem is None and text in tally.seen
+    mark = fingerprint(text) if problem is None else b""
+    repeated = problem is None and mark in tally.seen
     if repeated and not repeats:
-        same = tally.seen[text] == label
+        same = tally.seen[mark] == label
         problem = "repeated text" if same else "repeated text, other label"
     if problem is not None or isinstance(label, str):
         tally.note(tally.dropped, str(problem), name)
         return None
-    tally.seen.setdefault(text, label)
+    tally.seen.setdefault(mark, label)
     for reason, holds in ((EMPTY, empty), (REPEATED, repeated)):
         if holds:
             tally.note(tally.cut, reason, name)

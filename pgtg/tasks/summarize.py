@@ -21,6 +21,7 @@ from pgtg.schedule import segments, updates_per_epoch
 from pgtg.tasks import newswire
 from pgtg.tasks.comparisons import Comparisons, of_sources, parts_in_passes
 from pgtg.tasks.data import load_split
+from pgtg.tasks.examples import Examples
 from pgtg.tasks.task import Columns, examples_hash
 from pgtg.types import DataCounts, Example, Generations, TokenIds
 
@@ -39,7 +40,8 @@ class SummarizeTask:
         self.counts: dict[str, DataCounts] = {}
         self._codec: Codec | None = None
         self._lengths: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._splits: dict[str, list[Example]] = {}
+        self._splits: dict[str, Examples] = {}
+        self._hashes: dict[str, str] = {}
 
     @property
     def judge(self) -> JudgePool:
@@ -99,8 +101,8 @@ class SummarizeTask:
     def all_comparisons(self, generations: Generations) -> Comparisons:
         return of_sources(generations)
 
-    def examples(self, split: str) -> list[Example]:
-        """All examples of a split.
+    def examples(self, split: str) -> Examples:
+        """All examples of a split, each read when it is asked for.
 
         Raises:
             DataError: The split is missing, unreadable or empty.
@@ -109,13 +111,14 @@ class SummarizeTask:
             if self.cfg.data.name == "newswire":
                 self._splits |= self._newswire
             else:
-                self._splits[split], self.counts[split] = load_split(self.cfg.data, split)
+                stored, self.counts[split] = load_split(self.cfg.data, split)
+                self._splits[split] = Examples(split, stored)
             if not self._splits[split]:
                 raise DataError(f"the {split} split has no examples: check data.limit.{split}")
         return self._splits[split]
 
     @cached_property
-    def _newswire(self) -> dict[str, list[Example]]:
+    def _newswire(self) -> dict[str, Examples]:
         world = self.cfg.data.newswire
         assert world is not None  # config check
         made = newswire.generate(world)
@@ -123,7 +126,7 @@ class SummarizeTask:
         made = {split: rows[: limits.get(split)] for split, rows in made.items()}
         for split, rows in made.items():
             self.counts[split] = DataCounts(split, len(rows), len(rows))
-        return made
+        return {split: Examples(split, rows) for split, rows in made.items()}
 
     @property
     def vocabulary(self) -> list[str]:
@@ -140,7 +143,7 @@ class SummarizeTask:
             epoch = updates_per_epoch(examples, cfg.micro_batch, cfg.accumulate)
         return segments(self.cfg.schedule, epoch)
 
-    def to_sample(self, round: int) -> dict[str, list[Example]]:
+    def to_sample(self, round: int) -> dict[str, Examples]:
         """Sources of a round: "train" for the reward model to learn from, "heldout" to check it.
 
         Held-out sources come from the validation split and are the same in every round.
@@ -150,13 +153,13 @@ class SummarizeTask:
             "heldout": self.heldout(),
         }
 
-    def heldout(self) -> list[Example]:
+    def heldout(self) -> Examples:
         return self._pick("validation", self.cfg.sample.heldout_sources, "heldout", 0)
 
-    def _pick(self, split: str, size: int, *key: int | str) -> list[Example]:
+    def _pick(self, split: str, size: int, *key: int | str) -> Examples:
         examples = self.examples(split)
         order = np.random.default_rng(derive_seed(self.cfg.seed, *key)).permutation(len(examples))
-        return [examples[i] for i in order[:size]]
+        return examples.chosen(order[:size])
 
     def lengths(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Lengths of sources and of targets [tokens], by row of the split, as the run's codec
@@ -169,7 +172,7 @@ class SummarizeTask:
             self._lengths[split] = found
         return self._lengths[split]
 
-    def window(self, update: int) -> list[list[Example]]:
+    def window(self, update: int) -> list[Examples]:
         """Micro-batches of the policy's update number `update`, counted over all rounds."""
         examples, cfg = self.examples("train"), self.cfg.improve
         whole = updates_per_epoch(len(examples), cfg.micro_batch, cfg.accumulate)
@@ -183,7 +186,7 @@ class SummarizeTask:
             bucket=cfg.bucket,
             seed=derive_seed(self.cfg.seed, "bucket", epoch),
         )
-        return [[examples[row] for row in order[part]] for part in parts]
+        return [examples.chosen(order[part]) for part in parts]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -197,9 +200,11 @@ class SummarizeTask:
         return {}
 
     def contents(self, split: str) -> str:
-        return examples_hash(self.examples(split))
+        if split not in self._hashes:  # of a large split it takes seconds
+            self._hashes[split] = examples_hash(self.examples(split))
+        return self._hashes[split]
 
-    def to_evaluate(self, split: str) -> list[Example]:
+    def to_evaluate(self, split: str) -> Examples:
         """The examples that the evaluation reads: the first evaluate.examples of the split."""
         return self.examples(split)[: self.cfg.evaluate.examples]
 

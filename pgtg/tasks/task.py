@@ -50,7 +50,7 @@ class Task(Protocol):
         """Policy updates after each reward training, one number a round."""
         ...
 
-    def to_sample(self, round: int) -> dict[str, list[Example]]:
+    def to_sample(self, round: int) -> Mapping[str, Sequence[Example]]:
         """Sources of a round: "train" to learn from, and perhaps "heldout" to check."""
         ...
 
@@ -82,7 +82,7 @@ class Task(Protocol):
         """All groups, to check a reward model with."""
         ...
 
-    def heldout(self) -> list[Example]:
+    def heldout(self) -> Sequence[Example]:
         """Examples that no training reads; the same in every round."""
         ...
 
