@@ -206,6 +206,7 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
                 divided = ", weights divided in training" if processes.sharding() else ""
                 log.say(f"{processes.count()} processes{divided}")
             log.rewind(folder.last_position())
+            task.keep_in(folder, log)
             ctx = opened(cfg, folder, log, task)
             _report_data(ctx)
             yield ctx

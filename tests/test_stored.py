@@ -59,14 +59,14 @@ def test_rows_of_a_file(count, tmp_path):
     batches = [
         pa.RecordBatch.from_pylist(expected[i : i + 700], SCHEMA) for i in range(0, count, 700)
     ]
-    write_rows(tmp_path / "a.arrow", batches)
+    write_rows(tmp_path / "a.arrow", SCHEMA, batches)
     check(mapped_rows(tmp_path / "a.arrow", SCHEMA), expected)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
     """Cut at any byte, with other columns, or with an offset that leads outside."""
     path, batch = tmp_path / "a.arrow", pa.RecordBatch.from_pylist(made(9), SCHEMA)
-    write_rows(path, [batch])
+    write_rows(path, SCHEMA, [batch])
     whole = path.read_bytes()
     with pytest.raises(ArtifactError, match="other columns"):
         mapped_rows(path, pa.schema({"name": pa.string()}))

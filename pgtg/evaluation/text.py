@@ -54,14 +54,14 @@ class TextEvaluation:
         task = ctx.task
         assert isinstance(task, SummarizeTask)
         examples = task.to_evaluate(split)
-        encoded = [codec.encode_source(example.source) for example in examples]
+        encoded = task.sources(examples, codec)
         how = ctx.cfg.evaluate.reference
         references = [scored_against(example, codec, how) for example in examples]
         results: dict[str, Any] = {
             "system": system.name,
             "split": split,
             "examples": len(examples),
-            "sources_cut": sum(was_cut for _, was_cut in encoded),
+            "sources_cut": encoded.cut,
             "reference": how,
             "references_cut": _cut(codec, examples) if how == "as_trained" else 0,
             "data": content_hash([[e.id, e.source, list(e.references)] for e in examples]),
@@ -78,7 +78,7 @@ class TextEvaluation:
             ) as bar:
                 for i, tokens in generate(
                     lm,
-                    [ids for ids, _ in encoded],
+                    encoded.ids,
                     [example.id for example in examples],
                     k=1,
                     eos_ids=codec.eos_ids,

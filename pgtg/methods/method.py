@@ -29,6 +29,9 @@ class Improving:
         working: Folder of the half-done artifact, kept for a resume.
         first: Number of the round's first update, counted over all rounds.
         updates: Updates of the round.
+        targets: Artifact with the token rewards of the round's targets, for all lines of the run
+            that this reward model guides; to be made if it is not there.
+        targets_inputs: Hash of all that it depends on.
     """
 
     ctx: Context
@@ -39,6 +42,8 @@ class Improving:
     working: Path
     first: int
     updates: int
+    targets: Artifact | None = None
+    targets_inputs: str = ""
 
 
 class Guide(Protocol):

@@ -1,15 +1,17 @@
 """Supervised improvement: the stream of weighted targets, and of the policy's own samples.
 
 Token rewards of the targets do not change while the policy learns, so those that a round uses are
-computed once, in length-sorted batches. A control trains on the same batches from the same start
-with other weights.
+computed once, in length-sorted batches, for all lines that the reward model guides. A control
+trains on the same batches from the same start with other weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -22,10 +24,15 @@ from pgtg.models.generate import generate
 from pgtg.models.language import evaluating
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages
-from pgtg.store import read_table, write_table
+from pgtg.store import Artifact
+from pgtg.tasks.examples import Examples
+from pgtg.tasks.rows import BATCH, mapped_rows, write_rows
 from pgtg.tasks.summarize import SummarizeTask
 from pgtg.training import Where
-from pgtg.types import Example, TokenIds
+from pgtg.types import Example
+
+REWARDS = "rewards.arrow"
+SCHEMA = pa.schema({"source_id": pa.large_string(), "reward": pa.list_(pa.float32())})
 
 
 class SupervisedGuide:
@@ -38,18 +45,17 @@ class SupervisedGuide:
         assert isinstance(ctx.task, SummarizeTask)
         self.task = ctx.task
         self.ctx, self.method, self.lm, self.codec = ctx, method, given.lm, given.codec
-        self.model, self.working, self.cut = given.model, given.working, 0
+        self.given, self.model = given, given.model
         self.first, self.updates = given.first, given.updates
         self.heldout = f"{ctx.cfg.judge.name} of greedy text on held-out sources"
         extra = ctx.cfg.method if method.samples else replace(ctx.cfg.method, reinforce=0.0)
         self.options = extra if method.needs_reward else replace(extra, entropy=0.0)
         self.objective = Improvement(self.lm, self.options, ctx.sampling())
         self.start = ctx.load_start()[0] if self.options.reinforce * self.options.kl > 0 else None
-        self._encoded: dict[str, tuple[TokenIds, TokenIds]] = {}
+        self.tokens = self.task.tokens("train", self.codec)
         used = self._used()
-        for example in used.values():  # now, so that a resumed run counts the same cuts
-            self.encoded(example)
-        self._rewards = self._target_rewards(used) if self.model is not None else {}
+        self.cut = int((self.tokens.source_cut | self.tokens.target_cut)[used].sum())
+        self._rewards = self._target_rewards(used) if self.model is not None else None
 
     def fit_config(self) -> FitConfig:
         return replace(self.ctx.cfg.improve, updates=self.updates)
@@ -57,19 +63,14 @@ class SupervisedGuide:
     def judged_prompts(self, steps: int) -> Mapping[str, float]:
         return {}  # only the prompt search counts its judge's work
 
-    def _used(self) -> dict[str, Example]:
-        """The examples of the round, by id."""
+    def _used(self) -> np.ndarray:
+        """Rows of the examples of the round, in the order of their first use."""
         windows = (self.task.window(self.first + step) for step in range(self.updates))
-        return {e.id: e for window in windows for part in window for e in part}
-
-    def encoded(self, example: Example) -> tuple[TokenIds, TokenIds]:
-        """Ids of source and target; how many had to be cut is counted."""
-        if example.id not in self._encoded:
-            source, source_cut = self.codec.encode_source(example.source)
-            target, target_cut = self.codec.encode_target(example.target)
-            self.cut += source_cut or target_cut
-            self._encoded[example.id] = (source, target)
-        return self._encoded[example.id]
+        rows = [part.rows for window in windows for part in window]
+        if not rows:
+            return np.empty(0, np.int64)
+        found, first = np.unique(np.concatenate(rows), return_index=True)
+        return found[first.argsort()]
 
     def window(self, step: int) -> list[Callable[[], SupervisedBatch]]:
         """What makes each micro-batch of the round's update number `step`."""
@@ -77,19 +78,15 @@ class SupervisedGuide:
         parts = enumerate(self.task.window(update))
         return [partial(self._batch, part, update, place) for place, part in parts]
 
-    def _batch(self, examples: Sequence[Example], update: int, place: int) -> SupervisedBatch:
-        pairs = [self.encoded(example) for example in examples]
-        batch = token_batch(
-            [source for source, _ in pairs],
-            [target for _, target in pairs],
-            range(len(pairs)),
-            self.ctx.device,
-        )
+    def _batch(self, examples: Examples, update: int, place: int) -> SupervisedBatch:
+        sources, targets = self.tokens.sources(examples.rows), self.tokens.targets(examples.rows)
+        batch = token_batch(list(sources), list(targets), range(len(examples)), self.ctx.device)
         values = None
-        if self.model is not None:
+        if self._rewards is not None:
             values = torch.zeros(batch.mask.shape)
-            for row, example in enumerate(examples):
-                values[row, : len(pairs[row][1])] = torch.from_numpy(self._rewards[example.id])
+            for line, row in zip(values, examples.rows.tolist(), strict=True):
+                rewards = self._rewards(row)
+                line[: len(rewards)] = torch.from_numpy(rewards)
             values = values.to(self.ctx.device)
         seed = Where(self.ctx.cfg.seed, "improve", 0).seed_at(update, "weights", place)
         assert self.method.weigh is not None
@@ -97,31 +94,26 @@ class SupervisedGuide:
         sampled = self._sampled(examples, update) if self.options.reinforce > 0 else None
         return SupervisedBatch(batch, weights, sampled)
 
-    def _target_rewards(self, used: dict[str, Example]) -> dict[str, np.ndarray]:
-        """Token rewards of the targets that the round uses, kept in a file for a resume."""
-        path = self.working / "target_rewards.parquet"
-        if not path.is_file():
-            pairs = [self.encoded(example) for example in used.values()]
-            assert self.model is not None
-            values = self.ctx.per_token(
-                self.model,
-                [source for source, _ in pairs],
-                [target for _, target in pairs],
-                range(len(pairs)),
-            )
-            columns = {"source_id": list(used), "reward": [row.tolist() for row in values]}
-            write_table(path, columns)
-        table = read_table(path)
-        return {
-            i: np.array(row, np.float32)
-            for i, row in zip(table["source_id"], table["reward"], strict=True)
-        }
+    def _target_rewards(self, used: np.ndarray) -> Callable[[int], np.ndarray]:
+        """Token rewards of the targets that the round uses, by the example's row."""
+        artifact, inputs = self.given.targets, self.given.targets_inputs
+        assert artifact is not None and self.model is not None
+        if not _made(artifact, inputs):
+            working = artifact.working(inputs)
+            sources, targets = self.tokens.sources(used), self.tokens.targets(used)
+            values = self.ctx.per_token(self.model, sources, targets, range(len(used)))
+            names = self.task.examples("train").chosen(used).ids()
+            _write(working / REWARDS, names, values)
+            artifact.commit(inputs=inputs, position=self.ctx.cursor[0])
+        table, place = mapped_rows(artifact.file(REWARDS), SCHEMA), np.full(len(self.tokens), -1)
+        place[used] = np.arange(len(used))
+        return lambda row: table.numbers("reward", int(place[row])).copy()
 
     @torch.no_grad()
-    def _sampled(self, examples: Sequence[Example], update: int) -> Sampled:
+    def _sampled(self, examples: Examples, update: int) -> Sampled:
         """Samples of the policy as it is now, with their advantages under the reward model."""
         assert self.model is not None
-        sources = [self.encoded(example)[0] for example in examples]
+        sources = list(self.tokens.sources(examples.rows))
         with evaluating(self.lm):
             found = dict(
                 generate(
@@ -169,7 +161,7 @@ class SupervisedGuide:
         found = dict(
             generate(
                 self.lm,
-                [self.codec.encode_source(example.source)[0] for example in examples],
+                self.task.sources(examples, self.codec).ids,
                 [example.id for example in examples],
                 k=1,
                 eos_ids=self.codec.eos_ids,
@@ -181,3 +173,24 @@ class SupervisedGuide:
         tokens = [found[i][0] for i in range(len(examples))]
         texts = [self.codec.decode(ids) for ids in tokens]
         return self.ctx.task.judged(tokens, texts, examples, self.codec).result()["score"]
+
+
+@processes.first
+def _made(artifact: Artifact, inputs: str) -> bool:
+    """Whether the artifact is there, whole, from these inputs."""
+    if not artifact.exists() or artifact.manifest()["inputs"] != inputs:
+        return False
+    artifact.verify()
+    return True
+
+
+@processes.first
+def _write(path: Path, names: Sequence[str], values: Sequence[np.ndarray]) -> None:
+    starts = range(0, len(names), BATCH)
+    batches = (
+        pa.RecordBatch.from_pydict(
+            {"source_id": names[i : i + BATCH], "reward": list(values[i : i + BATCH])}, SCHEMA
+        )
+        for i in starts
+    )
+    write_rows(path, SCHEMA, batches)

@@ -111,7 +111,8 @@ def _make(
     if model is not None:
         model.eval().requires_grad_(False)
     first = sum(updates[:round])
-    given = Improving(ctx, lm, codec, model, samples, working, first, length)
+    targets = _targets(ctx, round, control, aligned, length)
+    given = Improving(ctx, lm, codec, model, samples, working, first, length, *targets)
     guide = method.guide(method, given)
     result, metrics = _train(ctx, lm, guide, round, control, inputs, updates, working)
     ctx.save_policy(lm, codec, working / "policy")
@@ -127,6 +128,21 @@ def _make(
         control=control,
         progress=progress_numbers(result.progress),
     )
+
+
+def _targets(
+    ctx: Context, round: int, control: str, aligned: Artifact | None, updates: int
+) -> tuple[Artifact, str]:
+    """Where the token rewards of the round's targets stand, and the hash of what they rest on.
+
+    Lines that use one reward model share them: they stand beside it.
+    """
+    own = aligned is None or "align" in method_of(ctx.cfg, control).stages
+    artifact = ctx.artifact(round, "targets", control=control if own else "")
+    parents = [*ctx.parents(0), *([aligned] if aligned else [])]
+    names = ("data", "policy", "reward", "sample", "improve", "schedule")
+    part = ctx.config_part(*names) | {"round": round, "updates": updates}
+    return artifact, hash_of(parents, part)
 
 
 def kept_policy(ctx: Context, rounds: int, control: str = "") -> tuple[int, Path, Artifact]:

@@ -119,8 +119,7 @@ def _sample_part(
     control: str,
 ) -> int:
     """Generate and judge one part, chunk by chunk; returns how many sources were cut."""
-    encoded = [codec.encode_source(example.source) for example in examples]
-    size = ctx.cfg.sample.chunk
+    encoded, size = ctx.task.sources(examples, codec), ctx.cfg.sample.chunk
     pending: deque[tuple[Path, dict, Future]] = deque()
 
     def finish(waiting: int) -> None:
@@ -135,7 +134,7 @@ def _sample_part(
             path = working / part / f"{start // size:05d}.parquet"
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
-                sources = [ids for ids, _ in processes.share(encoded[start : start + size])]
+                sources = processes.share(encoded.ids[start : start + size])
                 mine = processes.share(chunk)
                 columns = _generate(ctx, lm, codec, mine, sources, part, round)
                 by_id = {example.id: example for example in mine}
@@ -145,7 +144,7 @@ def _sample_part(
                 finish(1)
             bar.advance(len(chunk))
         finish(0)
-    return sum(was_cut for _, was_cut in encoded)
+    return encoded.cut
 
 
 def _gathered(columns: Mapping[str, list], scores: Future) -> dict[str, list]:

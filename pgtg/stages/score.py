@@ -4,6 +4,8 @@ The start policy's log-probability of the same tokens is written beside it: the 
 reward has to beat.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pgtg.context import Context
@@ -34,8 +36,9 @@ def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
         if part == "targets":
             examples = ctx.task.heldout()
             ids = [example.id for example in examples]
-            sources = [codec.encode_source(example.source)[0] for example in examples]
-            tokens = [codec.encode_target(example.target)[0] for example in examples]
+            sources = ctx.task.sources(examples, codec).ids
+            targets = codec.encode_targets([example.target for example in examples])
+            tokens = [ids for ids, _ in targets]
             origin, labels = (
                 list(range(len(ids))),
                 [ctx.task.target_labels(e, t) for e, t in zip(examples, tokens, strict=True)],
@@ -57,9 +60,9 @@ def _values(
     ctx: Context,
     model: RewardModel,
     start: LanguageModel,
-    sources: list[TokenIds],
-    tokens: list[TokenIds],
-    origin: list[int],
+    sources: Sequence[TokenIds],
+    tokens: Sequence[TokenIds],
+    origin: Sequence[int],
 ) -> dict[str, list[list[float]]]:
     """Token rewards, and log-probabilities [nats] under the start policy."""
 

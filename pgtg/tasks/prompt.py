@@ -20,15 +20,18 @@ from pgtg.errors import ConfigError, DataError
 from pgtg.judges.classifier import Classifier, load_classifier
 from pgtg.judges.memo import PromptScores
 from pgtg.judges.template import Prompt, Template
+from pgtg.log import RunLog
 from pgtg.models.codec import Codec, PromptCodec
 from pgtg.ops.gap import gap_scores
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import judge_dtype
 from pgtg.schedule import segments
+from pgtg.store import RunFolder
 from pgtg.tasks import reviews
 from pgtg.tasks.comparisons import Comparisons, all_at_once, from_pool
 from pgtg.tasks.fewshot import load_fewshot
 from pgtg.tasks.task import Columns, examples_hash
+from pgtg.tasks.tokens import Encoded, encoded
 from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
 
@@ -109,6 +112,12 @@ class PromptTask:
 
     def segments(self) -> list[int]:
         return segments(self.cfg.schedule, 0)
+
+    def keep_in(self, folder: RunFolder, log: RunLog) -> None:
+        pass
+
+    def sources(self, examples: Sequence[Example], codec: Codec) -> Encoded:
+        return encoded(examples, codec)
 
     def to_sample(self, round: int) -> dict[str, list[Example]]:
         """One source a prompt, all empty: what differs is the random stream."""

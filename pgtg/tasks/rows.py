@@ -8,7 +8,7 @@ when the process is, however that ends.
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,12 @@ class RowWriter:
         if len(self._waiting) == BATCH:
             self._flush()
 
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Many rows, after those that were appended."""
+        self._flush()
+        self._length += batch.num_rows
+        self._put(batch)
+
     def finish(self) -> Rows:
         """What was written; nothing can be added any more."""
         self._flush()
@@ -114,8 +120,10 @@ class RowWriter:
     def _flush(self) -> None:
         if not self._waiting:
             return
-        batch = pa.RecordBatch.from_pylist(self._waiting, self._schema)
-        self._waiting = []
+        batch, self._waiting = pa.RecordBatch.from_pylist(self._waiting, self._schema), []
+        self._put(batch)
+
+    def _put(self, batch: pa.RecordBatch) -> None:
         self._bytes += batch.nbytes
         if self._writer is None and self._bytes <= SPILL:
             self._batches.append(batch)
@@ -138,9 +146,9 @@ def scratch() -> str:
     return usual
 
 
-def write_rows(path: Path, batches: Sequence[pa.RecordBatch]) -> None:
-    """A table as a file that `mapped_rows` reads."""
-    with atomic(path) as temporary, pa.ipc.new_file(str(temporary), batches[0].schema) as writer:
+def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """A table as a file that `mapped_rows` reads; `batches` may be a stream."""
+    with atomic(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 

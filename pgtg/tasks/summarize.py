@@ -14,15 +14,18 @@ import numpy as np
 from pgtg.config import FitConfig, RunConfig
 from pgtg.errors import DataError
 from pgtg.judges.pool import JudgePool
+from pgtg.log import RunLog
 from pgtg.models.codec import Codec
 from pgtg.ops.order import of_epoch
 from pgtg.ops.sampling import derive_seed
 from pgtg.schedule import segments, updates_per_epoch
+from pgtg.store import RunFolder
 from pgtg.tasks import newswire
 from pgtg.tasks.comparisons import Comparisons, of_sources, parts_in_passes
 from pgtg.tasks.data import load_split
 from pgtg.tasks.examples import Examples
 from pgtg.tasks.task import Columns, examples_hash
+from pgtg.tasks.tokens import Encoded, Tokens, encoded, tokenized
 from pgtg.types import DataCounts, Example, Generations, TokenIds
 
 
@@ -38,10 +41,12 @@ class SummarizeTask:
         self.cfg = cfg
         self._judge = judge
         self.counts: dict[str, DataCounts] = {}
-        self._codec: Codec | None = None
-        self._lengths: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._splits: dict[str, Examples] = {}
         self._hashes: dict[str, str] = {}
+        self._tokens: dict[str, Tokens] = {}
+        self._codec: Codec | None = None
+        self._folder: RunFolder | None = None
+        self._log: RunLog | None = None
 
     @property
     def judge(self) -> JudgePool:
@@ -69,6 +74,33 @@ class SummarizeTask:
             tuple(ends),
         )
         return self._codec
+
+    def keep_in(self, folder: RunFolder, log: RunLog) -> None:
+        """Tokens of large splits are kept in the run's folder, which this process has locked."""
+        self._folder, self._log = folder, log
+
+    def tokens(self, split: str, codec: Codec) -> Tokens:
+        """Token ids of all examples of a split, made once a run."""
+        if split not in self._tokens:
+            kept = None if self._folder is None else self._folder.artifact("tokens", split)
+            examples, contents = self.examples(split), self.contents(split)
+            found = tokenized(examples, codec, contents=contents, kept=kept, log=self._log)
+            self._tokens[split] = found
+        return self._tokens[split]
+
+    def lengths(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths of sources and of targets [tokens], by row of the split; no text is read.
+
+        Those of the codec that was asked for last: a run has one.
+        """
+        assert self._codec is not None
+        tokens = self.tokens(split, self._codec)
+        return tokens.source_lengths, tokens.target_lengths
+
+    def sources(self, examples: Sequence[Example], codec: Codec) -> Encoded:
+        if isinstance(examples, Examples):
+            return self.tokens(examples.split, codec).encoded(examples.rows)
+        return encoded(examples, codec)
 
     def allowed(self, tokenizer: Any) -> Sequence[int] | None:
         return None
@@ -160,17 +192,6 @@ class SummarizeTask:
         examples = self.examples(split)
         order = np.random.default_rng(derive_seed(self.cfg.seed, *key)).permutation(len(examples))
         return examples.chosen(order[:size])
-
-    def lengths(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths of sources and of targets [tokens], by row of the split, as the run's codec
-        makes them."""
-        if split not in self._lengths:
-            assert self._codec is not None
-            sources = [self._codec.encode_source(e.source)[0] for e in self.examples(split)]
-            targets = [self._codec.encode_target(e.target)[0] for e in self.examples(split)]
-            found = np.array([*map(len, sources)]), np.array([*map(len, targets)])
-            self._lengths[split] = found
-        return self._lengths[split]
 
     def window(self, update: int) -> list[Examples]:
         """Micro-batches of the policy's update number `update`, counted over all rounds."""

@@ -8,8 +8,11 @@ from typing import Any, Protocol
 
 from pgtg.config import FitConfig, RunConfig
 from pgtg.files import json_line
+from pgtg.log import RunLog
 from pgtg.models.codec import Codec
+from pgtg.store import RunFolder
 from pgtg.tasks.comparisons import Comparisons
+from pgtg.tasks.tokens import Encoded
 from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
 Columns = dict[str, list[Any]]  # of a table, by name
@@ -40,6 +43,14 @@ class Task(Protocol):
         Args:
             ends: End tokens that the model's configs name.
         """
+        ...
+
+    def keep_in(self, folder: RunFolder, log: RunLog) -> None:
+        """What takes long to derive from the data is kept in a run's folder, which is locked."""
+        ...
+
+    def sources(self, examples: Sequence[Example], codec: Codec) -> Encoded:
+        """Token ids of the examples' sources."""
         ...
 
     def allowed(self, tokenizer: Any) -> Sequence[int] | None:
