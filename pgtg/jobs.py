@@ -59,7 +59,7 @@ def job(cfg: DictConfig) -> dict[str, float]:
             print(f"job {this.job.num}: complete, nothing to run", file=sys.stderr)
             return done
         share = int(os.environ.get(THREADS) or 0)
-        if share:  # further processes for the judge only where this job has cores for them
+        if share and run.judge.workers:  # only where this job has cores for them
             run.judge.workers = min(run.judge.workers, share - 1)
         from pgtg.train import train
 

@@ -16,7 +16,7 @@ from pgtg.config import JudgeConfig, MetricsConfig
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.judges import JUDGES, TextJudge, build_judge
 from pgtg.judges import pool as pool_module
-from pgtg.judges.pool import CHUNK, JudgePool
+from pgtg.judges.pool import CHUNK, INLINE_S, JudgePool, free_cores
 from pgtg.metrics import build_metrics, compute
 
 ASSETS = Path(os.environ.get("PGTG_ASSETS", "/nonexistent"))
@@ -187,3 +187,30 @@ def test_meteor_with_wordnet_in_a_worker(monkeypatch):
     expected = build_judge(JudgeConfig("meteor", 0)).score(TEXTS, REFERENCES)
     with JudgePool(JudgeConfig("meteor", 1)) as pool:
         assert pool.score(TEXTS, REFERENCES) == expected
+
+
+def test_without_a_number_workers_start_once_judging_takes_long(monkeypatch):
+    """Inline at first; then in processes, with the same scores."""
+    texts = [f"the mayor of town {i} opened a bridge" for i in range(40)]
+    references = [["a bridge was opened by the mayor"]] * len(texts)
+    monkeypatch.setattr("pgtg.judges.pool.free_cores", lambda: 1)
+    with JudgePool(JudgeConfig("rouge1", None)) as pool:
+        first = pool.score(texts, references)
+        assert pool._workers is None and 0 < pool._spent < INLINE_S
+        monkeypatch.setattr("pgtg.judges.pool.INLINE_S", 0.0)
+        assert pool.score(texts, references) == first
+        assert pool._workers is not None and len(pool._workers._processes) == 1
+    with JudgePool(JudgeConfig("rouge1", 0)) as pool:
+        pool.score(texts, references)
+        assert pool.score(texts, references) == first and pool._workers is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "share", "expected"),
+    [(1, 1, "", 0), (2, 1, "", 0), (3, 1, "", 2), (64, 1, "", 4), (16, 8, "", 0), (64, 1, "3", 2)],
+)
+def test_workers_that_there_are_cores_for(monkeypatch, cores, count, share, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("pgtg.processes.count", lambda: count)
+    monkeypatch.setenv("PGTG_THREADS", share)
+    assert free_cores() == expected

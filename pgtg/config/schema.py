@@ -244,7 +244,7 @@ class ClassifierConfig:
 @dataclass
 class JudgeConfig:
     name: str = MISSING
-    workers: int = MISSING
+    workers: int | None = None
     reference: str = "as_given"
     classifier: ClassifierConfig | None = None
 

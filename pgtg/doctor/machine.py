@@ -105,7 +105,7 @@ def device(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
         yield warning("device", f"bfloat16 is {ratio:.1f} x slower than float32 on {found}", fix)
     if cfg is not None and (cfg.threads or 0) > cores:
         yield warning("device", f"threads={cfg.threads} on {cores} cores", f"threads={cores}")
-    if cfg is not None and cfg.judge.workers > cores:
+    if cfg is not None and (cfg.judge.workers or 0) > cores:
         text = f"judge.workers={cfg.judge.workers} on {cores} cores"
         yield warning("device", text, f"judge.workers={cores - 1}")
 

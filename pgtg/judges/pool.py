@@ -1,7 +1,8 @@
 """The judge in worker processes, so that it runs while generation goes on.
 
-Any number of workers gives the same bits: a score depends on its own pair of texts only. Workers
-are spawned (never forked: the parent holds a model and its threads) and
+Any number of workers gives the same bits: a score depends on its own pair of texts only. Without a
+number in the config they are started where there are cores for them, once judging in this process
+has taken INLINE_S seconds: a short run does not wait for their start. Workers are spawned (never forked: the parent holds a model and its threads) and
 
 - do not import the parent's main module, so a script without a `__main__` guard is safe and the
   command line's modules are not loaded again;
@@ -26,6 +27,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from pgtg import processes
 from pgtg.config import JudgeConfig
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.judges import TextJudge, build_judge
@@ -35,6 +37,8 @@ _DIED = (
     "a judge worker process died (killed, or out of memory): "
     "use fewer by judge.workers=n, or judge.workers=0 to judge in the main process"
 )
+INLINE_S = 1.0  # s of judging in this process before workers are worth their start
+MOST = 4  # workers that are started without being asked for: METEOR of 5,000 texts a second
 HUNG_S = 300.0  # s: a part is CHUNK texts, a worker's start included
 _HUNG = (
     "the judge's worker processes finished nothing for {seconds:.0f} s and were ended: give the "
@@ -47,7 +51,8 @@ _judge: TextJudge | None = None  # this worker's judge
 
 
 class JudgePool:
-    """Scores texts by the config's judge, in `cfg.workers` processes or inline when 0.
+    """Scores texts by the config's judge, in `cfg.workers` processes, inline when 0, and at first
+    inline, then in `free_cores()` processes when None.
 
     Args:
         cfg: Judge and number of workers.
@@ -59,11 +64,20 @@ class JudgePool:
     """
 
     def __init__(self, cfg: JudgeConfig, splitter: str = "regex"):
-        if cfg.workers < 0:
+        if (cfg.workers or 0) < 0:
             raise ConfigError(f"judge.workers={cfg.workers}: give 0 (inline) or more")
         self._inline = build_judge(cfg, splitter)  # here too, so that a missing resource shows now
-        self._workers = _start_workers(cfg, splitter) if cfg.workers else None
-        self._watch = _Watch(self._workers) if self._workers is not None else None
+        self._cfg, self._splitter = cfg, splitter
+        self._workers: ProcessPoolExecutor | None = None
+        self._watch: _Watch | None = None
+        self._later = free_cores() if cfg.workers is None else 0
+        self._spent = 0.0  # s of judging here
+        if cfg.workers:
+            self._start(cfg.workers)
+
+    def _start(self, count: int) -> None:
+        self._workers = _start_workers(self._cfg, self._splitter, count)
+        self._watch = _Watch(self._workers)
 
     def describe(self) -> Mapping[str, Any]:
         return self._inline.describe()
@@ -80,8 +94,13 @@ class JudgePool:
             raise ValueError(f"{len(texts)} texts, {len(references)} lists of references")
         rows = [(text, tuple(refs)) for text, refs in zip(texts, references, strict=True)]
         chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        if self._workers is None and self._later and self._spent > INLINE_S:
+            self._start(self._later)
         if self._workers is None or self._watch is None:
-            return _joined([_called(_score, self._inline, chunk) for chunk in chunks])
+            began = time.perf_counter()
+            done = [_called(_score, self._inline, chunk) for chunk in chunks]
+            self._spent += time.perf_counter() - began
+            return _joined(done)
         try:
             parts = [self._workers.submit(_score_here, chunk) for chunk in chunks]
         except BrokenProcessPool as error:
@@ -213,17 +232,26 @@ def _joined(
     return whole
 
 
-def _start_workers(cfg: JudgeConfig, splitter: str) -> ProcessPoolExecutor:
+def free_cores() -> int:
+    """Workers that this process has cores for: none where there are two or fewer."""
+    share = int(os.environ.get("PGTG_THREADS") or 0)  # a sweep's share for a job
+    known = hasattr(os, "sched_getaffinity")
+    cores = share or (len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
+    cores //= processes.count()
+    return min(cores - 1, MOST) if cores > 2 else 0
+
+
+def _start_workers(cfg: JudgeConfig, splitter: str, count: int) -> ProcessPoolExecutor:
     import nltk
 
     workers = ProcessPoolExecutor(
-        cfg.workers,
+        count,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
         initargs=(cfg, splitter, list(nltk.data.path)),
     )
     with _apart():
-        for _ in range(cfg.workers):  # each submission starts one process while none is idle
+        for _ in range(count):  # each submission starts one process while none is idle
             workers.submit(os.getpid)
     return workers
 

@@ -6,8 +6,10 @@ trains on the same batches from the same start with other weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from pgtg.tasks.summarize import SummarizeTask
 from pgtg.training import Where
 from pgtg.types import Example
 
+JUDGED_AT_ONCE = 128  # texts
 REWARDS = "rewards.arrow"
 SCHEMA = pa.schema({"source_id": pa.large_string(), "reward": pa.list_(pa.float32())})
 
@@ -157,22 +160,29 @@ class SupervisedGuide:
         return {"improve/negative_heldout_score": -sum(scores) / len(scores)}
 
     def _judged(self, examples: Sequence[Example]) -> list[float]:
-        """The judge's scores of greedy text."""
-        found = dict(
-            generate(
-                self.lm,
-                self.task.sources(examples, self.codec).ids,
-                [example.id for example in examples],
-                k=1,
-                eos_ids=self.codec.eos_ids,
-                decoding=self.ctx.greedy(),
-                batch_tokens=self.ctx.cfg.sample.batch_tokens,
-                seed_key=(),
-            )
+        """The judge's scores of greedy text; it judges while the next is generated."""
+        found = generate(
+            self.lm,
+            self.task.sources(examples, self.codec).ids,
+            [example.id for example in examples],
+            k=1,
+            eos_ids=self.codec.eos_ids,
+            decoding=self.ctx.greedy(),
+            batch_tokens=self.ctx.cfg.sample.batch_tokens,
+            seed_key=(),
         )
-        tokens = [found[i][0] for i in range(len(examples))]
-        texts = [self.codec.decode(ids) for ids in tokens]
-        return self.ctx.task.judged(tokens, texts, examples, self.codec).result()["score"]
+        parts: list[tuple[list[int], Future]] = []
+        while rows := list(islice(found, JUDGED_AT_ONCE)):
+            places, tokens = [i for i, _ in rows], [drawn[0] for _, drawn in rows]
+            texts = [self.codec.decode(ids) for ids in tokens]
+            own = [examples[i] for i in places]
+            parts.append((places, self.task.judged(tokens, texts, own, self.codec)))
+        scores = {
+            i: score
+            for places, future in parts
+            for i, score in zip(places, future.result()["score"], strict=True)
+        }
+        return [scores[i] for i in range(len(examples))]
 
 
 @processes.first

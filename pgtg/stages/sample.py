@@ -1,7 +1,7 @@
 """(A) Sample: K generations of each source from the policy, with the judge's scores.
 
 Sampling goes in chunks of sources. Each chunk is a file of its own, so a killed run samples on
-where it stopped; the judge scores one chunk in its processes while the next is generated. Where
+where it stopped; the judge scores chunks in its processes while the next ones are generated. Where
 the run has several processes, each samples and judges a share of every chunk.
 """
 
@@ -33,6 +33,7 @@ from pgtg.tasks.task import examples_hash
 from pgtg.types import Example, Generations, TokenIds
 
 PARTS = ("train", "heldout")
+PENDING = 4  # chunks that may wait for the judge; a killed run loses them
 
 
 def sample(ctx: Context, round: int, *, control: str = "") -> Artifact:
@@ -123,7 +124,10 @@ def _sample_part(
     pending: deque[tuple[Path, dict, Future]] = deque()
 
     def finish(waiting: int) -> None:
-        while len(pending) > waiting:
+        """Write what is judged, and wait until no more than so many chunks are not. Several
+        processes write together, so none of them looks at how far its own judge is."""
+        alone = processes.count() == 1
+        while pending and (len(pending) > waiting or (alone and pending[0][2].done())):
             path, columns, scores = pending.popleft()
             write_table(path, _gathered(columns, scores))
 
@@ -141,7 +145,7 @@ def _sample_part(
                 judged = [by_id[i] for i in columns["source_id"]]
                 scores = ctx.task.judged(columns["tokens"], columns["text"], judged, codec)
                 pending.append((path, columns, scores))
-                finish(1)
+                finish(PENDING)
             bar.advance(len(chunk))
         finish(0)
     return encoded.cut
