@@ -2,7 +2,8 @@
 
 Any number of workers gives the same bits: a score depends on its own pair of texts only. Without a
 number in the config they are started where there are cores for them, once judging in this process
-has taken INLINE_S seconds: a short run does not wait for their start. Workers are spawned (never forked: the parent holds a model and its threads) and
+has taken INLINE_S seconds: a short run does not wait for their start. Workers are spawned (never
+forked: the parent holds a model and its threads) and
 
 - do not import the parent's main module, so a script without a `__main__` guard is safe and the
   command line's modules are not loaded again;
