@@ -15,9 +15,10 @@ from pgtg.files import content_hash
 from pgtg.log import RunLog
 from pgtg.models.codec import Codec
 from pgtg.processes import first
-from pgtg.tasks.rows import BATCH, Rows, RowWriter, mapped_rows, write_rows
+from pgtg.tasks.rows import Rows, RowWriter, mapped_rows, write_rows
 from pgtg.types import Example, TokenIds
 
+BATCH = 256  # texts that the tokenizer is given at a time
 KEPT_FROM = 4096  # examples: some seconds of work; fewer are tokenised again by whoever asks
 FILE = "tokens.arrow"
 
