@@ -85,9 +85,9 @@ def read(folder: Path) -> dict[str, Any]:
 def tokenise(folder: Path, tokenizer: str) -> dict[str, Any]:
     made = codec(tokenizer)
     examples, _ = load_split(data(folder), "train")
-    kept, began = Artifact(folder / "tokens"), time.perf_counter()
+    kept, began, busy = Artifact(folder / "tokens"), time.perf_counter(), time.process_time()
     found = tokenized(examples, made, contents="", kept=kept, log=RunLog(None, mute=True))
-    spent = time.perf_counter() - began
+    spent, busy = time.perf_counter() - began, time.process_time() - busy
     rng, began = np.random.default_rng(0), time.perf_counter()
     rows = rng.permutation(len(found))[:20_000]
     for _ in zip(found.sources(rows), found.targets(rows), strict=True):
@@ -95,6 +95,7 @@ def tokenise(folder: Path, tokenizer: str) -> dict[str, Any]:
     return {
         "work": "read and tokenise",
         "articles_per_s": len(found) / spent,
+        "articles_per_cpu_s": len(found) / busy,
         "tokens": int(found.source_lengths.sum() + found.target_lengths.sum()),
         "cut": int(found.source_cut.sum()),
         "file_MiB": sum(f.stat().st_size for f in kept.path.iterdir()) / 2**20,
@@ -107,15 +108,16 @@ def alone(folder: Path, tokenizer: str, count: int) -> dict[str, Any]:
     examples, _ = load_split(data(folder), "train")
     texts = [(e.source, e.target) for e in examples[:count]]
     made.encode_source("once"), made.encode_target("before")
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     kept = [
         (made.encode_source(source)[0], made.encode_target(target)[0]) for source, target in texts
     ]
-    spent = time.perf_counter() - began
+    spent, busy = time.perf_counter() - began, time.process_time() - busy
     tokens = sum(len(source) + len(target) for source, target in kept)
     return {
         "work": "one text at a time",
         "articles_per_s": len(kept) / spent,
+        "articles_per_cpu_s": len(kept) / busy,
         "GiB_of_integers_for_all": 36 * tokens / len(kept) * len(examples) / 2**30,
     }
 
