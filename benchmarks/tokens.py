@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def tokenise(folder: Path, tokenizer: str) -> dict[str, Any]:
         "articles_per_cpu_s": len(found) / busy,
         "tokens": int(found.source_lengths.sum() + found.target_lengths.sum()),
         "cut": int(found.source_cut.sum()),
-        "file_MiB": sum(f.stat().st_size for f in kept.path.iterdir()) / 2**20,
+        "file_MiB": sum(f.stat().st_size for f in kept.path.rglob("*")) / 2**20,
         "rows_read_per_s": len(rows) / (time.perf_counter() - began),
     }
 
@@ -124,16 +125,11 @@ def alone(folder: Path, tokenizer: str, count: int) -> dict[str, Any]:
 
 def in_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `work` returns in a process of its own, with seconds and peak memory [MiB]."""
-    context = multiprocessing.get_context("spawn")
-    queue: Any = context.Queue()
-    process = context.Process(target=_measured, args=(work, queue))
-    process.start()
-    found = queue.get()
-    process.join()
-    return found
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measured, work).result()
 
 
-def _measured(work: Callable[[], dict[str, Any]], queue: Any) -> None:
+def _measured(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     start, peak, done = memory(), {"anonymous": 0.0, "resident": 0.0}, threading.Event()
 
     def watch() -> None:
@@ -148,11 +144,8 @@ def _measured(work: Callable[[], dict[str, Any]], queue: Any) -> None:
     spent = time.perf_counter() - began
     done.set()
     watcher.join()
-    queue.put(
-        found
-        | {"seconds": spent, "before_MiB": start["anonymous"]}
-        | {f"peak_{kind}_MiB": value for kind, value in peak.items()}
-    )
+    found |= {"seconds": spent, "before_MiB": start["anonymous"]}
+    return found | {f"peak_{kind}_MiB": value for kind, value in peak.items()}
 
 
 def memory() -> dict[str, float]:
