@@ -11,7 +11,9 @@ of one call come back in one transfer.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,7 @@ BIASES_KEPT = 4096  # prompts whose calibration is remembered, a few bytes each
 BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 256
 MIXED_PROMPTS = 128  # prompts whose rows are read together where batches are mixed
+RENDERERS = 16  # threads at most that tokenise these rows
 VERSION = 1  # to be raised whenever the same classifier would answer otherwise
 
 
@@ -206,7 +209,9 @@ class Classifier:
 
     @torch.no_grad()
     def _together(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Float[Tensor, "P E C"]:
-        rows = [row for prompt in prompts for row in self.renderer.render(prompt, texts)]
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, RENDERERS)) as pool:
+            parts = list(pool.map(lambda prompt: self.renderer.render(prompt, texts), prompts))
+        rows = [row for part in parts for row in part]
         answers = self._read(rows, range(len(rows)))
         found = _in_order(list(answers), len(rows), len(self.words))
         return found.view(len(prompts), len(texts), len(self.words))

@@ -228,7 +228,7 @@ class PromptScores:
                 found = self.classifier.log_probs_of(first, examples)
             else:
                 found = self.classifier.log_probs(first[0], examples, demos)[None]
-            memo.put_all(part, found)
+            memo.put_all(part, list(found))
             done[0], done[1] = done[0] + len(part), done[1] + len(part) * len(examples)
             for own, values in zip(part, found, strict=True):
                 out[rows[own]] = values

@@ -19,7 +19,7 @@ where there are any, go first, whole, the one farthest from the sentence before 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgtg.errors import ConfigError
 from pgtg.judges.template import Prompt, Slot, Template
@@ -127,11 +127,13 @@ class Renderer:
         if not texts:
             return []
         strings = ["".join(p.text for p in self._filled(prompt, text)) for text in texts]
-        options = {"return_attention_mask": False, "return_token_type_ids": False}
-        ids = self.tokenizer(strings, add_special_tokens=False, verbose=False, **options)
+        # the library below, which neither finds places nor holds Python's lock, so that several
+        # threads may render; `_around` has left it without truncation and padding
+        backend: Any = self.tokenizer.backend_tokenizer
+        found = backend.encode_batch_fast(strings, add_special_tokens=False)
         return [
-            self._plain(row, f"{prompt.text}\n{text}")
-            for row, text in zip(ids["input_ids"], texts, strict=True)
+            self._plain(row.ids, f"{prompt.text}\n{text}")
+            for row, text in zip(found, texts, strict=True)
         ]
 
     def _plain(self, ids: list[int], given: str) -> Rendered | None:
@@ -140,7 +142,7 @@ class Renderer:
         row = [*self._start, *ids, *self._end]
         if not self.template.masked:
             return Rendered(row, len(row) - 1, False)
-        mask = self.tokenizer.mask_token_id
+        mask: Any = self.tokenizer.mask_token_id
         if str(self.tokenizer.mask_token) in given or ids.count(mask) != 1:
             return None
         return Rendered(row, len(self._start) + ids.index(mask), False)

@@ -207,7 +207,7 @@ class FreshSparseGuide(PromptGuide):
         return {**super().judged_prompts(steps), **own}
 
 
-def sparse_guide(method: Method, given: Improving) -> PromptGuide:
+def sparse_guide(method: Method, given: Improving) -> FreshSparseGuide | SparseGuide:
     """On the round's judged prompts, or on those of each update."""
     return (FreshSparseGuide if is_fresh(given.ctx) else SparseGuide)(method, given)
 
