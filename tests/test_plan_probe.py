@@ -44,6 +44,20 @@ def test_a_prompt_search_is_timed():
     assert parts["improve"].units == prompt.work(tiny_prompt()).policy_updates
 
 
+def test_fresh_prompts_are_part_of_an_update(tmp_path: Path):
+    """16 a step for 10,000 updates of 7 rounds and 25 x 16 at their checks: sampled by the controls
+    that train no reward model, judged within the updates of those that do."""
+    cfg = run_config("prompt", ["experiment=sst2_paper", f"data.path={tmp_path}"])
+    sizes = {"train": 32, "dev": 32, "test": 1821}
+    fresh, checked = prompt.fresh_prompts(cfg, 7)
+    assert fresh == 7 * 10_000 * cfg.prompt.pool  # type: ignore[union-attr]
+    work, judged = prompt.work(cfg, sizes), prompt.count(cfg, sizes).judged_prompts
+    without = [line for line in ("random", "sparse") if line in cfg.method.beside]
+    with_align = 1 + len(cfg.method.beside) - len(without)
+    expected = len(without) * (judged + checked) + with_align * (judged - fresh)
+    assert work.sampled == expected
+
+
 def test_the_first_step_does_not_count(monkeypatch: pytest.MonkeyPatch):
     """Steps of 9 s (warm-up), 2, 4 and 3 s: the median of the last three."""
     times = iter([0.0, 9.0, 11.0, 15.0, 18.0, 25.0])

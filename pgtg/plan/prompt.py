@@ -100,11 +100,14 @@ def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     parts, held = segments(cfg.schedule, 0), cfg.sample.heldout_sources
     found = count(cfg, sizes)
     heads = sum(len(heads_of(cfg, round)) for round in range(len(parts)))
-    lines, sampling = len(lines_of(cfg, "improve")), len(lines_of(cfg, "sample"))
+    lines, sampling = len(lines_of(cfg, "improve")), lines_of(cfg, "sample")
     ranked = 2 * cfg.prompt.candidates + 1
-    of_line, (_, checked) = ranked * (train + dev), fresh_prompts(cfg, len(parts))
+    of_line, (fresh, checked) = ranked * (train + dev), fresh_prompts(cfg, len(parts))
+    # what a reward model's updates have judged is part of their time, in the other lines it is not
+    own = len({*sampling} & {*lines_of(cfg, "align")})
+    spent = len(sampling) * (found.judged_prompts + checked) - own * (fresh + checked)
     return Work(
-        sampled=sampling * (found.judged_prompts + checked),
+        sampled=spent,
         reward_updates=heads * cfg.reward.fit.updates,
         reward_checks=heads * validations(cfg.reward.fit, [cfg.reward.fit.updates]) * held,
         policy_updates=lines * sum(parts),
