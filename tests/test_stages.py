@@ -1,6 +1,7 @@
 """The stages: alone as in the whole, in their options, and against what can be computed anew."""
 
 import itertools
+import math
 import shutil
 from collections import defaultdict
 from concurrent.futures import Future
@@ -196,6 +197,18 @@ def by_hand(name: str, rows: list[list[float]], beta: float, normalized: bool) -
     return found
 
 
+def tied_nll(evaluations: list[float], scores: list[float]) -> float:
+    """-log of the mean likelihood over all orders that the scores allow [nats], by hand."""
+    likelihoods = []
+    for order in itertools.permutations(range(len(scores))):
+        ranked = [scores[i] for i in order]
+        if ranked == sorted(ranked, reverse=True):
+            weights = [math.exp(evaluations[i]) for i in order]
+            parts = [w / sum(weights[n:]) for n, w in enumerate(weights)]
+            likelihoods.append(math.prod(parts))
+    return -math.log(sum(likelihoods) / len(likelihoods))
+
+
 @pytest.mark.parametrize("choice", AGGREGATORS, ids=" ".join)
 def test_heldout_findings_are_those_of_the_files(
     sampled: Path, tmp_path: Path, choice: tuple[str, ...]
@@ -224,13 +237,7 @@ def test_heldout_findings_are_those_of_the_files(
         y = [judged[row] for row in rows]
         if len(set(y)) == 1:
             continue
-        ranked = [e[i] for i in sorted(range(len(y)), key=lambda i: -y[i])]
-        nll.append(
-            sum(
-                torch.tensor(ranked[i:], dtype=torch.float64).logsumexp(0).item() - ranked[i]
-                for i in range(len(ranked))
-            )
-        )
+        nll.append(tied_nll(e, y))
         lengths = [len(scored["tokens"][row]) for row in rows]
         confidence = [sum(r) / len(r) for r in (scored["start_log_prob"][row] for row in rows)]
         for i, j in itertools.permutations(range(len(y)), 2):
