@@ -1,7 +1,7 @@
 """Every kind of model on a second device: read, sampled from and trained, the CPU's numbers."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,7 +107,7 @@ def improved(family: str, part: str, device: str, **how: Any) -> list[float]:
     return trained(lm, parts, Improvement(lm, options, DRAWN), **how)
 
 
-def mostly_slow(quick: set[tuple[Any, ...]], *choices: Sequence[Any]) -> list[Any]:
+def mostly_slow(quick: set[tuple[Any, ...]], *choices: Iterable[Any]) -> list[Any]:
     """All combinations, those that are not named marked slow."""
     return [
         pytest.param(*each, marks=() if each in quick else pytest.mark.slow)
