@@ -5,7 +5,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,18 @@ from omegaconf import OmegaConf
 
 from pgtg import processes
 from pgtg.compose import (
-    as_hydra,
+    Composed,
     as_run_config,
     composed,
     hydra_part,
     job_folders,
-    quoted,
+    planned,
     run_config,
     sweep,
     swept_keys,
 )
 from pgtg.config import RunConfig
+from pgtg.config.overrides import as_hydra, quoted
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.jobs import FORCE, QUIET, THREADS, launch, logged, saved_config
 
@@ -67,15 +68,13 @@ class Call:
             if key == "sweep_dir" and not multirun:
                 raise ConfigError("sweep_dir is the folder of a sweep (-m); a run has run_dir=...")
             if key in ("run_dir", "sweep_dir"):
-                run_dir = (
-                    Path(value.strip("'\"")).expanduser() if value not in ("", "null") else None
-                )
+                run_dir = _folder(key, value)
             else:
-                values.append(as_hydra(text))
+                values.append(as_hydra(text, sweep=multirun))
         return cls(task, values, run_dir, config_dir, multirun)
 
     def jobs(self) -> list[RunConfig]:
-        """The checked config of each run.
+        """The checked config of each run; says what composing them decided.
 
         Raises:
             ConfigError: With the problems of all of them.
@@ -84,24 +83,45 @@ class Call:
             saved = saved_config(self.run_dir) if self.run_dir else None
             if saved is not None:
                 stay_offline()
-            return [run_config(self.task, self.overrides, config_dir=self.config_dir, saved=saved)]
-        runs, problems = [], []
-        for job in sweep(self.task, self.overrides, self.config_dir):
-            try:
-                runs.append(run_config(self.task, job, config_dir=self.config_dir))
-            except ConfigError as error:
-                problems += error.problems
-        if problems:
-            raise ConfigError(*dict.fromkeys(problems))
-        return runs
+            found = [planned(self.task, self.overrides, config_dir=self.config_dir, saved=saved)]
+        else:
+            found, problems = [], []
+            for job in self._sweep_jobs():
+                try:
+                    found.append(planned(self.task, job, config_dir=self.config_dir))
+                except ConfigError as error:
+                    problems += error.problems
+            if problems:
+                raise ConfigError(*dict.fromkeys(problems))
+        _say(dict.fromkeys(note for _, notes in found for note in notes))
+        return [run for run, _ in found]
 
     def first_job(self) -> tuple[RunConfig | None, list[str]]:
         """The config of the first run and what is wrong with it; none if values are wrong."""
         saved = saved_config(self.run_dir) if self.run_dir and not self.multirun else None
-        values = sweep(self.task, self.overrides)[0] if self.multirun else self.overrides
-        cfg, problems = composed(self.task, values, config_dir=self.config_dir, saved=saved)
+        cfg, problems, _ = self._composed(saved)
         run, more = as_run_config(cfg)
         return (None if more else run), problems + more
+
+    def _sweep_jobs(self) -> list[list[str]]:
+        """The overrides of each job of the sweep.
+
+        Raises:
+            ConfigError: There is none, or two are the same.
+        """
+        jobs = sweep(self.task, self.overrides, self.config_dir)
+        if not jobs:
+            raise ConfigError("the sweep has no job: a glob(...) that finds nothing, or a range")
+        twins = {tuple(job) for job in jobs if jobs.count(job) > 1}
+        if twins:
+            same = "; ".join(" ".join(job) for job in twins)
+            raise ConfigError(f"the sweep has the same job twice: {same}")
+        return jobs
+
+    def _composed(self, saved: Mapping[str, Any] | None) -> Composed:
+        """The config of the run, or of a sweep's first job."""
+        values = self._sweep_jobs()[0] if self.multirun else self.overrides
+        return composed(self.task, values, config_dir=self.config_dir, saved=saved)
 
     def launch(self, *, force: bool, quiet: bool) -> None:
         """Check everything, then hand run or sweep to Hydra. If refused, nothing is written."""
@@ -129,12 +149,13 @@ class Call:
         if kind != "job":
             flags = ["--config-name", self.task, "--cfg", kind]
             hydras = [text for text in self.overrides if text.lstrip("+~").startswith("hydra")]
-            first = [*hydras, *sweep(self.task, self.overrides, self.config_dir)[0]]
-            launch(flags, first if self.multirun else self.overrides)
+            first = [*hydras, *self._sweep_jobs()[0]] if self.multirun else self.overrides
+            flags += ["--config-dir", str(self.config_dir)] if self.config_dir else []
+            launch(flags, first)
             return
         saved = saved_config(self.run_dir) if self.run_dir and not self.multirun else None
-        values = sweep(self.task, self.overrides)[0] if self.multirun else self.overrides
-        cfg, problems = composed(self.task, values, config_dir=self.config_dir, saved=saved)
+        cfg, problems, notes = self._composed(saved)
+        _say(notes)
         if problems:
             raise ConfigError(*problems)
         print(OmegaConf.to_yaml(cfg), end="")
@@ -200,7 +221,7 @@ class Call:
         if part["sweep"]["subdir"] == SUBDIR and str(part["sweeper"]["_target_"]).endswith(
             "BasicSweeper"
         ):
-            jobs = sweep(self.task, self.overrides, self.config_dir)
+            jobs = self._sweep_jobs()
             command = ["pgtg", "train", self.task, "-m", f"sweep_dir={where}", *self.overrides]
             named = dict(zip(job_folders(jobs, exclude), jobs, strict=True))
             processes.first(sweeps.record)(where, [shlex.quote(word) for word in command], named)
@@ -213,6 +234,34 @@ class Call:
 def _warn(lines: Sequence[str]) -> None:
     for line in dict.fromkeys(lines):
         print(f"warning: {line}", file=sys.stderr)
+
+
+def _folder(key: str, value: str) -> Path | None:
+    """The folder that run_dir or sweep_dir names; None for none.
+
+    Raises:
+        ConfigError: It cannot be one.
+    """
+    if value in ("", "null"):
+        return None
+    quote = value[0] if len(value) > 1 and value[0] in "'\"" and value[0] == value[-1] else ""
+    folder = Path(value[1:-1] if quote else value).expanduser()
+    if "${" in value or not value.isprintable():
+        raise ConfigError(f"{key}: found {value!r}, expected a folder's name without ${{...}}")
+    for path in (folder, *folder.parents):
+        if path.is_dir():
+            break
+        if path.is_file():
+            raise ConfigError(f"{key}: {path} is a file, not a folder")
+        if path.is_symlink():
+            raise ConfigError(f"{key}: {path} is a link to {path.readlink()}, which is not there")
+    return folder
+
+
+@processes.first
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def evaluate_folder(

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import PromptConfig, RunConfig, expected_type
+from pgtg.config import ALIASES, TASK_SPLITS, PromptConfig, RunConfig, expected_type
 
 REFERENCES = {
     "as_given": "the references as the data has them",
@@ -25,6 +25,12 @@ CHOICES: dict[str, dict[str, str]] = {
         "files": "jsonl, json, csv, parquet or a save_to_disk folder",
         "hub": "a data set of the Hugging Face hub",
         "reviews": "generated reviews with planted helpful prompt words",
+    },
+    "data.quoting": {
+        "auto": "each format's own: standard in csv, none in tsv (as GLUE and LM-BFF write it)",
+        "standard": 'a cell may stand in "quotes", a quote in it is doubled',
+        "backslash": 'a cell may stand in "quotes", a quote in it has a backslash before it',
+        "none": "quotes are text; a cell holds no line break and no delimiter",
     },
     "aggregator.name": {
         "avg": "C x mean of the token rewards (the paper's choice)",
@@ -48,6 +54,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "rouge2": "ROUGE-2 F-measure",
         "rougeL": "ROUGE-L F-measure",
         "rougeLsum": "ROUGE-Lsum F-measure",
+        "chrf": "chrF2: character n-grams, for any script; needs no download",
         "classifier": "gap score of a frozen classifier LM (prompt task)",
     },
     "method.name": {
@@ -79,6 +86,12 @@ CHOICES: dict[str, dict[str, str]] = {
         "meteor": "METEOR with WordNet synonyms",
         "meteor_stem": "METEOR's exact and stem stages; needs no download",
         "bertscore": "BERTScore; needs its model",
+        "chrf": "chrF2 by sacrebleu: character n-grams, for any script",
+    },
+    "metrics.tokenizer": {
+        "default": "each metric's own: ROUGE reads a-z and 0-9 only, METEOR words between spaces",
+        "char": "every letter, digit or sign is a word: for Chinese, Japanese, Thai, ...",
+        "word_boundaries": "Unicode's word boundaries (UAX 29): any script with spaces or signs",
     },
     "metrics.sentence_splitter": {
         "regex": "our rules; needs no download",
@@ -204,6 +217,11 @@ FIT_RULES: tuple[Rule, ...] = (
 )
 
 
+MANY_ROUNDS = 10_000  # reward trainings of one run
+MAX_NAME = 200  # bytes of a folder's name
+GENERATED = ("newswire", "reviews")  # data that no file holds
+
+
 def check(cfg: RunConfig) -> list[str]:
     """All that is wrong with a composed config, one line each; empty if it can be run."""
     if mistyped := [*_mistyped(cfg)]:
@@ -246,6 +264,12 @@ def _names(cfg: RunConfig) -> Iterator[str]:
     for name in cfg.reward.compare_heads:
         if name not in CHOICES["reward.head"]:
             yield f"reward.compare_heads: no '{name}'{nearest(name, CHOICES['reward.head'])}"
+    if re.search(r"[/\\\x00-\x1f]", cfg.name) or cfg.name in ("", ".", ".."):
+        yield f"name: found {cfg.name!r}, expected a folder's name (it is part of outputs/...)"
+    elif len(cfg.name.encode(errors="replace")) > MAX_NAME:
+        yield f"name: found {len(cfg.name.encode())} bytes, expected at most {MAX_NAME}"
+    if cfg.cache != "off" and cfg.cache.lower() in ("off", "none", "no", "false", ""):
+        yield f"cache: found {cfg.cache!r}; a folder, or cache=off for none"
     if not re.fullmatch(r"[a-z][a-z0-9_]*(:[0-9]+)?", cfg.device):
         yield f"device: found '{cfg.device}', expected auto, or what torch calls one: cpu, cuda:1"
 
@@ -321,9 +345,30 @@ def _odd_rows(cfg: RunConfig) -> Iterator[str]:
                 yield f"data.{key}.{split}: there is no '{value}'{nearest(str(value), ROWS)}"
 
 
+def _splits(cfg: RunConfig) -> Iterator[str]:
+    """Names of splits in mappings that take any key."""
+    known = TASK_SPLITS[cfg.task]
+    also = ("validation",) if cfg.task == "prompt" else ()  # another name of dev
+    for section in ("limit", "splits"):
+        for split in value_at(cfg, f"data.{section}"):
+            if split not in (*known, *also):
+                yield f"data.{section}.{split}: no such split{_nearest_split(split, known)}"
+
+
+def _nearest_split(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown split, which may be another name of a known one."""
+    same = [split for split in known if name.lower() in ALIASES.get(split, ())]
+    listed = f" (known: {', '.join(known)})"
+    return f"; did you mean '{same[0]}'?{listed}" if same else nearest(name, known)
+
+
 def _data(cfg: RunConfig) -> Iterator[str]:
     yield from _odd_rows(cfg)
     data = cfg.data
+    yield from _splits(cfg)
+    if data.name in GENERATED and data.path is not None:
+        group = "data=files" if cfg.task == "summarize" else "a dataset of files"
+        yield f"data.path: found '{data.path}', but data.name={data.name} reads none: take {group}"
     if data.name == "newswire":
         if data.newswire is None:
             yield "data.newswire: no values; choose data=newswire"
@@ -412,8 +457,11 @@ def _schedule(cfg: RunConfig) -> Iterator[str]:
     if plan.unit == "updates":
         for key in ("total", "retrain_every", "retrain_until"):
             value = getattr(plan, key)
-            if value != int(value):
+            if _finite(value) and value != int(value):
                 yield f"schedule.{key}: found {value}, expected a whole number of updates"
+    if plan.retrain_every > 0 and plan.retrain_until / plan.retrain_every > MANY_ROUNDS:
+        found = f"found {plan.retrain_every}, which is more than {MANY_ROUNDS} reward trainings"
+        yield f"schedule.retrain_every: {found} until {plan.retrain_until}"
     if plan.retrain_until > plan.total:
         found = f"found {plan.retrain_until}"
         yield f"schedule.retrain_until: {found}, expected at most schedule.total={plan.total}"
@@ -423,7 +471,7 @@ def _evaluation(cfg: RunConfig) -> Iterator[str]:
     for split in cfg.evaluate.splits:
         if split not in SPLITS:
             yield f"evaluate.splits: there is no '{split}'{nearest(split, SPLITS)}"
-        elif cfg.data.name != "newswire" and cfg.data.splits.get(split, "") is None:
+        elif split != "test" and cfg.data.splits.get(split, "") is None:
             yield f"evaluate.splits: '{split}' has no file; set data.splits.{split} or leave it out"
     if not cfg.evaluate.decodings:
         yield "evaluate.decodings: empty; expected greedy, sample or both"

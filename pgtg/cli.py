@@ -47,6 +47,7 @@ def reporting() -> Iterator[None]:
     before = {signum: signal.getsignal(signum) for signum in interrupt.EXIT_CODES}
     interrupt.install()
     try:
+        ensure_home()
         yield
     except PgtgError as error:
         for line in str(error).split("\n") if processes.tells(error) else ():
@@ -64,6 +65,26 @@ def reporting() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def ensure_home() -> None:
+    """A user without a home folder (a container's, named by a number) gets one among the temporary
+    files: caches of ours and of the libraries lie below it.
+
+    Raises:
+        ConfigError: Its place is taken by another user.
+    """
+    import os
+    import tempfile
+
+    if os.path.expanduser("~") != "~":  # noqa: PTH111 (Path.home raises)
+        return
+    home = Path(tempfile.gettempdir()) / f"pgtg-home-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.is_symlink() or home.stat().st_uid != os.getuid():
+        raise ConfigError(f"this user has no home folder, and {home} is not ours: set HOME")
+    os.environ["HOME"] = str(home)
+    typer.echo(f"note: this user has no home folder; caches go to {home} (set HOME)", err=True)
 
 
 def printable(line: str) -> str:

@@ -4,14 +4,13 @@ Whatever is wrong with a call is collected and reported together: unknown keys a
 nearest known name, wrong types, missing values, and the cross-checks of `config.check`.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
@@ -26,34 +25,29 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pgtg.checks import STANDARD, check, nearest, value_at
 from pgtg.config import RunConfig, expected_type, is_open, known_keys, stand_in
+from pgtg.config.overrides import PATHS, as_hydra, folder_name
 from pgtg.errors import ConfigError
-from pgtg.groups import CONF, option_files
+from pgtg.groups import CONF, groups, option_files
 
 VERSION_BASE = "1.3"
-PATHS = (
-    "data.path",
-    "policy.path",
-    "reward.path",
-    "judge.classifier.path",
-    "metrics.bertscore_model",
-    "cache",
-)
 LAUNCHERS = "launchers are extras: pip install 'pgtg[joblib]', 'pgtg[slurm]' or 'pgtg[ray]'"
 # how Hydra and OmegaConf refuse odd input; some of it trips over their own assertions and types
 REFUSALS = (HydraException, OmegaConfBaseException)
 REFUSALS += (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 SECTIONS = {"dataset": "data"}  # groups that fill a section of another name
+# what an experiment fits to its data, whatever backbone or method the call chooses
+FITTED = {
+    "reward": ("fit",),
+    "method": ("entropy", "entropy_target", "standardize", "sparse_updates", "sparse_lr"),
+}
 
 
-def folder_name(text: str) -> str:
-    """A file name for the overrides of one sweep job, e.g. `aggregator=max,seed=1`.
+class Composed(NamedTuple):
+    """A config, what is wrong with the overrides that are not in it, and what was decided."""
 
-    What is cut, or holds other characters, gets a hash, so that two jobs never share a folder.
-    """
-    name = re.sub(r"[^\w.,=+-]+", "_", text)
-    if len(name) > 200:
-        name = f"{name[:180]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return name or "job"
+    cfg: DictConfig
+    problems: list[str]
+    notes: list[str]
 
 
 def register() -> None:
@@ -94,11 +88,22 @@ def run_config(
     Raises:
         ConfigError: With all problems that were found.
     """
-    cfg, problems = composed(task, overrides, config_dir=config_dir, saved=saved)
+    return planned(task, overrides, config_dir=config_dir, saved=saved)[0]
+
+
+def planned(
+    task: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: Path | None = None,
+    saved: Mapping[str, Any] | None = None,
+) -> tuple[RunConfig, list[str]]:
+    """As `run_config`, with what composing decided and the user may not expect."""
+    cfg, problems, notes = composed(task, overrides, config_dir=config_dir, saved=saved)
     run, more = as_run_config(cfg)
     if problems or more:
         raise ConfigError(*problems, *more)
-    return run
+    return run, notes
 
 
 def completed(task: str, saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -126,20 +131,24 @@ def composed(
     *,
     config_dir: Path | None = None,
     saved: Mapping[str, Any] | None = None,
-) -> tuple[DictConfig, list[str]]:
-    """The config with all overrides that could be applied, and what is wrong with the others."""
+) -> Composed:
+    """The config with all overrides that could be applied.
+
+    An experiment sets defaults: a group or a value of the call beats it. The default experiment is
+    for the default data only.
+    """
     load = loader(config_dir)
     if task not in tasks():
         raise ConfigError(f"there is no task '{task}'{nearest(task, tasks())}")
     parsed, problems = _parse(load, overrides)
-    others = [text for override in parsed if (text := _other_task(override, task))]
+    others = [text for override in parsed if (text := _other_task(load, override, task))]
     if others:
         raise ConfigError(*problems, *others)
     if saved is not None and not any(o.key_or_group == "experiment" for o in parsed):
         cfg, more = _on_saved(load, task, parsed, saved)
-    else:
-        cfg, more = _load(load, task, parsed)
-    return cfg, problems + more
+        return Composed(cfg, problems + more, [])
+    cfg, more, notes = _load(load, task, parsed)
+    return Composed(cfg, problems + more, notes)
 
 
 def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
@@ -212,26 +221,6 @@ def swept_keys(overrides: Iterable[str]) -> tuple[set[str], set[str]]:
     return swept, {o.get_key_element() for o in parsed} - swept
 
 
-def as_hydra(text: str) -> str:
-    """An override of ours as Hydra's grammar takes it.
-
-    Keys of open mappings may be new, so they get `++`; a path is quoted, with ~ expanded, unless it
-    is a list or a sweep; `experiment=null` is the experiment "none".
-    """
-    key, _, value = text.partition("=")
-    if text == "experiment=null":
-        return "experiment=none"
-    if key in PATHS and value and value != "null" and not set("'\"[,") & set(value):
-        text = f"{key}={quoted(Path(value).expanduser() if value[0] == '~' else value)}"
-    return f"++{text}" if is_open(key) else text
-
-
-def quoted(value: object) -> str:
-    """A value as Hydra's override grammar reads it, whatever characters it holds."""
-    text = str(value).replace('"', '\\"').replace("${", "\\${")
-    return f'"{text}"'
-
-
 def tasks() -> list[str]:
     """Names of the primary configs."""
     return sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -268,20 +257,21 @@ def _parse(load: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[list[Overr
     return parsed, problems
 
 
-def _other_task(override: Override, task: str) -> str | None:
+def _other_task(load: ConfigLoaderImpl, override: Override, task: str) -> str | None:
     """What to say of another task, or of an experiment of one."""
     if override.key_or_group == "task" and (override.is_delete() or override.value() != task):
         return f"'{override.input_line}': the task comes first, e.g. pgtg train {task}"
-    if override.key_or_group != "experiment":
+    if override.key_or_group != "experiment" or override.is_delete():
         return None
     name = str(override.value())
-    for path in option_files("experiment"):
-        if path.stem == name:
-            own = yaml.safe_load(path.read_text(encoding="utf-8")).get("task", task)
-            if own != task:
-                say = f"pgtg train {own} experiment={name}"
-                return f"experiment={name}: it belongs to the task '{own}': {say}"
-    return None
+    try:
+        found = load.repository.load_config(f"experiment/{name}")
+    except REFUSALS as error:
+        return f"experiment={name}: {one_line(error)}"
+    own = OmegaConf.select(found.config, "task", default=task) if found is not None else task
+    if own == task:
+        return None
+    return f"experiment={name}: it belongs to the task '{own}': pgtg train {own} experiment={name}"
 
 
 def _is_new_key(load: ConfigLoaderImpl, override: Override) -> bool:
@@ -294,25 +284,83 @@ def _is_new_key(load: ConfigLoaderImpl, override: Override) -> bool:
 
 def _load(
     load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]
-) -> tuple[DictConfig, list[str]]:
-    """Compose with all overrides; if that fails, without those at fault."""
+) -> tuple[DictConfig, list[str], list[str]]:
+    """Compose the groups, then set each value; with what is wrong, and what to say."""
     problems, groups, values = [], [], []
     for override in parsed:
         options = _options(load, override)
-        problem = _group_problem(override, options) if options else None
+        problem = _group_problem(load, override, options) if options else None
         if problem:
             problems.append(problem)
         else:
             (groups if options else values).append(override)
     try:
-        return _compose(load, task, [*groups, *values]), problems
-    except REFUSALS:
-        pass  # the loop below finds the overrides at fault, unless the config files are
-    try:
-        base = _compose(load, task, groups)
+        cfg, notes = _with_groups(load, task, groups)
     except REFUSALS as error:
         raise ConfigError(*problems, one_line(error)) from error
-    return base, problems + [p for p in (_apply(base, o) for o in values) if p]
+    return cfg, problems + [p for p in (_apply(cfg, o) for o in values) if p], notes
+
+
+def _with_groups(
+    load: ConfigLoaderImpl, task: str, chosen: Sequence[Override]
+) -> tuple[DictConfig, list[str]]:
+    """The chosen groups over the experiment's values; what to say of that."""
+    named = [o for o in chosen if o.key_or_group == "experiment"]
+    others = {o.key_or_group: o for o in chosen if o not in named and not o.is_hydra_override()}
+    others = {group: o for group, o in others.items() if "/" not in group and not o.is_delete()}
+    if not others:
+        return _compose(load, task, chosen)[0], []
+    choices = _choices(load, task, named)
+    changed = [group for group, o in others.items() if str(o.value()) != choices.get(group)]
+    if not changed:
+        return _compose(load, task, chosen)[0], []
+    without = [*(o for o in chosen if o not in named), _override("experiment=none")]
+    plain, _ = _compose(load, task, without)
+    name = choices.get("experiment")
+    if not named and ({"data", "dataset"} & set(changed)):
+        why = f"experiment=none: '{name}' is for {_pair(choices)}; experiment=... chooses another"
+        return plain, [why]
+    cfg, _ = _compose(load, task, chosen)
+    notes = []
+    for section in (SECTIONS.get(group, group) for group in changed):
+        lost = _replace(cfg, plain, section)
+        if lost:
+            notes.append(f"experiment={name}: {section} of the command line replaces its {lost}")
+    return cfg, notes
+
+
+def _choices(load: ConfigLoaderImpl, task: str, experiment: Sequence[Override]) -> dict[str, str]:
+    """Group -> the option that an experiment, or the default one, takes."""
+    if any(source.provider == "command-line" for source in load.repository.get_sources()):
+        return _compose(load, task, experiment)[1]
+    return _shipped_choices(task, tuple(str(o.input_line) for o in experiment))
+
+
+@lru_cache(maxsize=32)
+def _shipped_choices(task: str, experiment: tuple[str, ...]) -> dict[str, str]:
+    """The same of `conf/` alone, whose files do not change while a command runs."""
+    return _compose(loader(), task, [_override(text) for text in experiment])[1]
+
+
+def _pair(choices: Mapping[str, str]) -> str:
+    """Which data the defaults are for, as it would be written."""
+    return next(f"{group}={choices[group]}" for group in ("dataset", "data") if group in choices)
+
+
+def _replace(cfg: DictConfig, plain: DictConfig, section: str) -> str:
+    """Put a section as it is without the experiment; the keys that the experiment had set."""
+    old, new = cfg[section], plain[section].copy()
+    for key in FITTED.get(section, ()):
+        new[key] = old[key]
+    before, after = (OmegaConf.to_container(part, resolve=False) for part in (old, new))
+    cfg[section] = new
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return ""
+    return ", ".join(str(key) for key in before if before[key] != after.get(key))
+
+
+def _override(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)
 
 
 def _on_saved(
@@ -330,8 +378,9 @@ def _on_saved(
     name = str(base.experiment or "none")
     if not re.fullmatch(r"[\w+.-]+(/[\w+-]+)*", name):
         raise ConfigError(f"the saved config names no experiment: {name!r:.80}")
-    experiment = OverridesParser.create().parse_override(f"experiment={name}")
-    chosen, problems = _load(load, task, [experiment, *groups])
+    if not load.repository.config_exists(f"experiment/{name}"):
+        name = "none"  # the user's own, in a folder that this call does not name
+    chosen, problems, _ = _load(load, task, [_override(f"experiment={name}"), *groups])
     if base.cache != "off":  # where this user's runs share, not where a stranger's run says
         base["cache"] = chosen["cache"]
     for override in groups:
@@ -341,18 +390,22 @@ def _on_saved(
     return base, problems + [p for p in (_apply(base, o) for o in values) if p]
 
 
-def _compose(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> DictConfig:
+def _compose(
+    load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]
+) -> tuple[DictConfig, dict[str, str]]:
+    """The config, and the option that was taken of each group."""
     cfg = load.load_configuration(
         config_name=task,
         overrides=[str(o.input_line) for o in parsed],
         run_mode=RunMode.RUN,
         validate_sweep_overrides=False,
     )
+    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
     OmegaConf.set_readonly(cfg.hydra, False)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     OmegaConf.set_struct(cfg, True)
-    return cfg
+    return cfg, choices
 
 
 def _options(load: ConfigLoaderImpl, override: Override) -> list[str]:
@@ -360,11 +413,13 @@ def _options(load: ConfigLoaderImpl, override: Override) -> list[str]:
     return load.get_group_options(override.key_or_group)
 
 
-def _group_problem(override: Override, options: list[str]) -> str | None:
+def _group_problem(load: ConfigLoaderImpl, override: Override, options: list[str]) -> str | None:
     value = override.value()
     if value in options or override.is_delete():
         return None
     group, value = override.key_or_group, "null" if value is None else value
+    if load.repository.config_exists(f"{group}/{value}"):  # in a folder of the group
+        return None
     return f"{group}={value}: there is no {group} '{value}'{nearest(str(value), options)}"
 
 
@@ -373,9 +428,15 @@ def _apply(cfg: DictConfig, override: Override) -> str | None:
     if override.is_hydra_override():
         return None
     key = override.key_or_group
+    if override.is_delete() and expected_type(key) is not None and not is_open(key):
+        return f"'{override.input_line}': a key cannot be left out; give it another value"
     empty = _empty_section(cfg, key)
+    if empty is None and isinstance(override.value(), dict) and not is_open(f"{key}.x"):
+        empty = key if OmegaConf.select(cfg, key) is None and expected_type(key) else None
     if empty is not None:
-        return f"{key}: {empty} is null here, so it has no keys; choose what fills it first"
+        options = _fillers(empty)
+        fix = f"choose {' or '.join(options)}" if options else "choose what fills it first"
+        return f"{key}: {empty} is null here, so it has no keys; {fix}"
     try:
         ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
     except REFUSALS as error:
@@ -397,6 +458,18 @@ def _empty_section(cfg: DictConfig, key: str) -> str | None:
         if expected_type(key) is not None and OmegaConf.select(cfg, section) is None:
             return section
     return None
+
+
+def _fillers(section: str) -> list[str]:
+    """`group=option` of the config files that give a section its keys."""
+    top, _, rest = section.partition(".")
+    found = []
+    for group in (name for name in groups() if SECTIONS.get(name, name) == top):
+        for path in option_files(group):
+            content = OmegaConf.load(path)
+            if rest and OmegaConf.select(content, rest) is not None:
+                found.append(f"{group}={path.stem}")
+    return found
 
 
 def _filled(cfg: DictConfig, missing: Sequence[str]) -> DictConfig:

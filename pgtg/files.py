@@ -77,8 +77,8 @@ def follow_umask(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync of a file, or of a folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    """fsync of a file, or of a folder's list of names; the folder may be a link to one."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -21,12 +21,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pgtg import processes
-from pgtg.compose import VERSION_BASE, as_run_config, register, run_config
+from pgtg.compose import VERSION_BASE, register, run_config
 from pgtg.config import RunConfig
-from pgtg.errors import ConfigError, PgtgError, RunError
+from pgtg.errors import PgtgError, RunError
 from pgtg.groups import CONF
 from pgtg.interrupt import Interrupted, install
 
@@ -43,17 +43,13 @@ def job(cfg: DictConfig) -> dict[str, float]:
     folder = Path(this.runtime.output_dir)
     saved = saved_config(folder)
     with logged(folder):
+        own = [Path(s.path) for s in this.runtime.config_sources if s.provider == "command-line"]
+        config_dir, task = (own[0] if own else None), str(this.job.config_name)
+        overrides = [str(text) for text in this.overrides.task]
+        # composed once more: here an experiment's values yield to the groups of the call
+        run = run_config(task, overrides, config_dir=config_dir, saved=saved)
         if saved is None:
-            run, problems = as_run_config(cfg)
-            if problems:
-                raise ConfigError(*problems)
-        else:
-            own = [
-                Path(s.path) for s in this.runtime.config_sources if s.provider == "command-line"
-            ]
-            config_dir, task = (own[0] if own else None), str(this.job.config_name)
-            overrides = [str(text) for text in this.overrides.task]
-            run = run_config(task, overrides, config_dir=config_dir, saved=saved)
+            _rewrite(folder / ".hydra" / "config.yaml", run)
         done = _result(run, folder) if this.mode == RunMode.MULTIRUN else None
         if done is not None:
             print(f"job {this.job.num}: complete, nothing to run", file=sys.stderr)
@@ -64,6 +60,13 @@ def job(cfg: DictConfig) -> dict[str, float]:
         from pgtg.train import train
 
         return train(run, folder, force=bool(os.environ.get(FORCE)))
+
+
+@processes.first
+def _rewrite(path: Path, run: RunConfig) -> None:
+    """Hydra's own note of the config, as the run has it."""
+    if path.is_file():
+        OmegaConf.save(OmegaConf.create(asdict(run)), path)
 
 
 main = hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="summarize")(job)

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 from pgtg.config import ScheduleConfig
+from pgtg.errors import ConfigError
 
 TOLERANCE = 1e-9  # 0.1 * 3 counts as 0.3
 
@@ -23,14 +24,16 @@ def segments(schedule: ScheduleConfig, epoch_updates: int) -> list[int]:
         One number per round, each at least 1; their sum is the length of policy training [updates].
 
     Raises:
-        ValueError: The length is less than one update.
+        ConfigError: The length is less than one update.
 
     Source: arXiv:2306.00398, Sec. 2.3; the released code's `reward_retrain_period`.
     """
     updates = epoch_updates if schedule.unit == "epochs" else 1
     total = round(schedule.total * updates)
     if total < 1:
-        raise ValueError(f"schedule.total={schedule.total} {schedule.unit} is less than one update")
+        raise ConfigError(
+            f"schedule.total={schedule.total} {schedule.unit} is less than one update"
+        )
     last = int(schedule.retrain_until / schedule.retrain_every + TOLERANCE)
     starts = {round(i * schedule.retrain_every * updates) for i in range(last + 1)}
     marks = [*sorted(start for start in starts if start < total), total]

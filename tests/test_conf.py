@@ -30,7 +30,7 @@ def task_of(override: str) -> str:
 
 @pytest.mark.parametrize("override", OPTIONS)
 def test_every_option_composes(override: str):
-    cfg, problems = composed(task_of(override), [override])
+    cfg, problems, _ = composed(task_of(override), [override])
     assert problems == [] and set(cfg) == set(RunConfig.__dataclass_fields__)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pgtg.compose import folder_name, run_config, sweep, swept_keys
+from pgtg.compose import composed, run_config, sweep, swept_keys
 from pgtg.config import RunConfig, expected_type, is_open, known_keys
+from pgtg.config.overrides import as_hydra, folder_name
 from pgtg.errors import ConfigError
 
 
@@ -210,8 +211,124 @@ def test_expected_types_and_known_keys():
 
 
 def test_folder_names_are_safe():
-    assert folder_name("data.path=/a b/c,seed=1") == "data.path=_a_b_c,seed=1"
-    assert len(folder_name("x" * 999)) <= 255
+    assert folder_name("aggregator=max,seed=1") == "aggregator=max,seed=1"
+    assert folder_name("data.path=/a b/c,seed=1").startswith("data.path=_a_b_c,seed=1-")
+    texts = [
+        "x" * 999,
+        "总结" * 99,
+        "\U0001f408" * 60,
+        "sum: ",
+        "sum; ",
+        "sum_",
+        "sum__",
+        "a\udc80",
+    ]
+    names = [folder_name(f"policy.prefix={text}") for text in texts]
+    assert len(set(names)) == len(texts)  # never the same folder for two jobs
+    assert all(len(name.encode()) <= 200 for name in names)  # file systems count bytes
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (r'"\nTL;DR:"', "\nTL;DR:"),
+        (r"\nTL;DR:\t", "\nTL;DR:\t"),
+        ("<|im_start|>user", "<|im_start|>user"),
+        ("it's a, b {c} [d] (e) # $x ${y} %", "it's a, b {c} [d] (e) # $x ${y} %"),
+        ("'sum; '", "sum; "),
+        ('"', '"'),
+        ("a\\", "a\\"),
+        ('"x" and "y"', '"x" and "y"'),
+        ("原文: ", "原文: "),
+        ("true", "true"),
+        ("12", "12"),
+        ("choice(a,b)", "choice(a,b)"),
+        ("~x=y", "~x=y"),
+        ("\\${seed}", "\\${seed}"),
+    ],
+)
+def test_free_texts_are_literal_but_for_two_escapes(value: str, text: str):
+    once = as_hydra(f"policy.prefix={value}")
+    assert as_hydra(once) == once  # a sweep's job and a resumed run read it again
+    assert run_config("summarize", [f"policy.prefix={value}"]).policy.prefix == text
+
+
+def test_other_texts_that_the_grammar_cannot_read_are_quoted():
+    typed = ["data.columns.source=原文", "data.columns.references=[参考,b c]", "name=a#b"]
+    cfg = run_config("summarize", [*typed, "data.splits={train: 训练 (1).jsonl}"])
+    assert (cfg.data.columns.source, cfg.data.columns.references) == ("原文", ["参考", "b c"])
+    assert (cfg.name, cfg.data.splits["train"]) == ("a#b", "训练 (1).jsonl")
+    (job,) = sweep("summarize", [as_hydra('policy.prefix="a, b"', sweep=True)])
+    assert run_config("summarize", job).policy.prefix == "a, b"
+    two = sweep("summarize", [as_hydra('policy.prefix="a, b",c', sweep=True)])
+    assert [run_config("summarize", job).policy.prefix for job in two] == ["a, b", "c"]
+
+
+def test_a_group_of_the_call_beats_the_experiment(tmp_path: Path):
+    def composed_of(*overrides: str):
+        return composed("summarize", [*overrides, "data.path=x"])
+
+    cfg, problems, notes = composed_of("experiment=scitldr_smollm2", "policy=t5_small")
+    assert (cfg.policy.suffix, cfg.policy.trainable_layers) == ("", None) and not problems
+    assert "experiment=scitldr_smollm2: policy of the command line replaces" in notes[0]
+    assert cfg.sample.sources == 96  # the experiment's
+    same, _, notes = composed_of("experiment=scitldr_smollm2", "policy=pretrained")
+    assert same.policy.trainable_layers == 4 and not notes  # what it has chosen itself
+    mle = composed_of("experiment=scitldr_smollm2", "method=mle").cfg
+    assert list(mle.method.controls) == []
+    value = composed_of("experiment=scitldr_smollm2", "policy=t5_small", "policy.suffix=x").cfg
+    assert value.policy.suffix == "x"
+    fit = composed_of("experiment=scitldr_smollm2", "reward=t5_small").cfg.reward
+    assert (fit.fit.updates, fit.layers) == (40, None)  # training is fitted to the data
+
+
+def test_own_data_never_runs_with_the_default_experiment():
+    cfg, _, notes = composed("summarize", ["data=files", "data.path=x", "policy=t5_small"])
+    assert (cfg.name, cfg.experiment, cfg.threads) == ("run", None, None)
+    assert notes and "experiment=none" in notes[0]
+    named = composed("summarize", ["data=files", "experiment=quickstart"]).cfg
+    assert named.name == "quickstart"
+    assert composed("summarize", ["data=newswire", "aggregator=max"]).cfg.name == "quickstart"
+    assert composed("prompt", ["dataset=sst2"]).cfg.name == "run"
+
+
+def test_own_experiments_of_any_name_and_depth(tmp_path: Path):
+    (tmp_path / "experiment/sub").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /judge: rougeL\nsample:\n  k: 7\n"
+    for name in ("reviews", "sub/deep", "zz1"):  # `reviews` is shipped too, for the other task
+        (tmp_path / f"experiment/{name}.yaml").write_text(text)
+        cfg = run_config("summarize", [f"experiment={name}"], config_dir=tmp_path)
+        assert (cfg.sample.k, cfg.judge.name) == (7, "rougeL")
+    assert len(sweep("summarize", ["experiment=glob(zz*)"], tmp_path)) == 1
+    saved = asdict(cfg) | {"experiment": "zz1"}  # its folder is not named again
+    assert run_config("summarize", ["seed=1"], saved=saved).sample.k == 7
+
+
+def test_names_of_open_mappings_are_checked():
+    for key, near in (("limit.val", "validation"), ("limit.trian", "train"), ("splits.dev", "")):
+        (line,) = problems(f"data.{key}=2")
+        assert "no such split" in line and near in line
+    with pytest.raises(ConfigError, match=r"data\.limit\.valid: no such split; did you mean 'dev'"):
+        run_config("prompt", ["data.limit.valid=2"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("schedule.total=inf", "finite"),
+        ("schedule.retrain_every=nan", "finite"),
+        ("schedule.retrain_every=1e-9", "reward trainings"),
+        ("~sample", "cannot be left out"),
+        ("~sample.k", "cannot be left out"),
+        ("name=../../x", "folder"),
+        ("cache=OFF", "cache=off"),
+        ("policy.adaptor={width:8}", "policy=distilgpt2"),
+        ("policy.adaptor.width=8", "policy=tiny_lm"),
+        ("data.path=my", "data=files"),
+    ],
+)
+def test_odd_values_are_one_line(override: str, said: str):
+    assert any(said in line for line in problems("schedule.unit=updates", override))
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])

@@ -3,6 +3,7 @@
 import pytest
 
 from pgtg.config import ScheduleConfig
+from pgtg.errors import ConfigError
 from pgtg.schedule import segments, updates_per_epoch
 
 
@@ -26,7 +27,7 @@ def test_segments(unit: str, total: float, every: float, until: float, expected:
 
 
 def test_less_than_one_update_is_refused():
-    with pytest.raises(ValueError, match="less than one update"):
+    with pytest.raises(ConfigError, match="less than one update"):
         segments(ScheduleConfig("epochs", 0.001, 0.5, 0.0), 100)
 
 

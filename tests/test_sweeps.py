@@ -21,8 +21,9 @@ from tiny import TINY, results, tiny
 
 from pgtg import jobs, sweeps
 from pgtg.calls import Call, _thread_share
-from pgtg.compose import folder_name, run_config
+from pgtg.compose import run_config
 from pgtg.config import RunConfig
+from pgtg.config.overrides import folder_name
 from pgtg.context import opened
 from pgtg.errors import ArtifactError, DivergedError
 from pgtg.stages import improve

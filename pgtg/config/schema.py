@@ -23,6 +23,13 @@ DEPTHS = (
     "decoder_layers",
 )
 
+# the splits of each task's data, and other names of theirs: of files, and in what people type
+TASK_SPLITS = {"summarize": ("train", "validation", "test"), "prompt": ("train", "dev", "test")}
+ALIASES = {
+    "validation": ("validation", "valid", "val", "dev"),
+    "dev": ("dev", "validation", "valid", "val"),
+}
+
 
 @dataclass
 class NewswireConfig:
@@ -74,6 +81,7 @@ class FewshotConfig:
     label: str = MISSING
     shots: int = MISSING
     folders: list[str] = MISSING
+    label_map: dict[str, str] = field(default_factory=dict)
     masked: dict[str, TemplateConfig] = field(default_factory=dict)
     causal: dict[str, TemplateConfig] = field(default_factory=dict)
 
@@ -94,6 +102,7 @@ class DataConfig:
     subset: str | None = None
     revision: str | None = None
     splits: dict[str, str | None] = field(default_factory=dict)
+    quoting: str = "auto"
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     limit: dict[str, int | None] = field(default_factory=dict)
     repeats: dict[str, str] = field(default_factory=dict)
@@ -302,6 +311,7 @@ class PromptConfig:
 @dataclass
 class MetricsConfig:
     names: list[str] = MISSING
+    tokenizer: str = "default"
     sentence_splitter: str = MISSING
     bertscore_model: str | None = None
     bertscore_layers: int | None = None
