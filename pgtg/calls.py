@@ -68,7 +68,8 @@ class Call:
             if key == "sweep_dir" and not multirun:
                 raise ConfigError("sweep_dir is the folder of a sweep (-m); a run has run_dir=...")
             if key in ("run_dir", "sweep_dir"):
-                run_dir = _folder(key, value)
+                unset = value in ("", "null")
+                run_dir = None if unset else Path(_unquoted(value)).expanduser()
             else:
                 values.append(as_hydra(text, sweep=multirun))
         return cls(task, values, run_dir, config_dir, multirun)
@@ -79,6 +80,7 @@ class Call:
         Raises:
             ConfigError: With the problems of all of them.
         """
+        _require_folder(self.run_dir)
         if not self.multirun:
             saved = saved_config(self.run_dir) if self.run_dir else None
             if saved is not None:
@@ -236,26 +238,29 @@ def _warn(lines: Sequence[str]) -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def _folder(key: str, value: str) -> Path | None:
-    """The folder that run_dir or sweep_dir names; None for none.
+def _require_folder(folder: Path | None) -> None:
+    """Refuse a run or sweep folder that cannot be one.
 
     Raises:
-        ConfigError: It cannot be one.
+        ConfigError: A file or a dangling link stands in its place, or its name cannot be used.
     """
-    if value in ("", "null"):
-        return None
-    quote = value[0] if len(value) > 1 and value[0] in "'\"" and value[0] == value[-1] else ""
-    folder = Path(value[1:-1] if quote else value).expanduser()
-    if "${" in value or not value.isprintable():
-        raise ConfigError(f"{key}: found {value!r}, expected a folder's name without ${{...}}")
+    if folder is None:
+        return
+    if "${" in str(folder) or not str(folder).isprintable():
+        raise ConfigError(f"run_dir: found {str(folder)!r}, expected a folder's name without ${{")
     for path in (folder, *folder.parents):
         if path.is_dir():
-            break
+            return
         if path.is_file():
-            raise ConfigError(f"{key}: {path} is a file, not a folder")
+            raise ConfigError(f"run_dir: {path} is a file, not a folder")
         if path.is_symlink():
-            raise ConfigError(f"{key}: {path} is a link to {path.readlink()}, which is not there")
-    return folder
+            raise ConfigError(f"run_dir: {path} is a link to {path.readlink()}, which is not there")
+
+
+def _unquoted(value: str) -> str:
+    """A value without one pair of quotes around it."""
+    whole = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
+    return value[1:-1] if whole else value
 
 
 @processes.first
@@ -291,7 +296,9 @@ def evaluate_folder(
         stay_offline()
     from pgtg.evaluate import evaluate_saved
 
-    evaluate_saved(path, split=split, metrics=names, overrides=values, cfg=run)
+    evaluate_saved(
+        path, split=split, metrics=names, overrides=values, cfg=run, config_dir=config_dir
+    )
 
 
 def stay_offline() -> None:

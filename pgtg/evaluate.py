@@ -1,19 +1,20 @@
 """Evaluation of a run's systems, computed once and kept in the run folder; and `pgtg eval`."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pgtg.compose import completed, run_config
 from pgtg.config import RunConfig
 from pgtg.context import Context, opened, quiet
-from pgtg.errors import ArtifactError
+from pgtg.errors import ArtifactError, PgtgError
 from pgtg.evaluation import EVALUATIONS
 from pgtg.evaluation.system import Evaluation, Results, System
 from pgtg.log import RunLog
 from pgtg.shared import parent_files, rewardless, share, start_models
-from pgtg.store import Artifact, RunFolder, hash_of, write_json, write_jsonl
+from pgtg.store import Artifact, RunFolder, content_hash, hash_of, write_json, write_jsonl
 from pgtg.tasks import open_task
+from pgtg.tasks.data import counts_line
 
 
 def evaluate_run(ctx: Context) -> dict[str, float]:
@@ -25,15 +26,27 @@ def evaluate_run(ctx: Context) -> dict[str, float]:
     evaluation = EVALUATIONS[ctx.cfg.task](ctx.cfg)
     final: dict[str, float] = {}
     for split in ctx.cfg.evaluate.splits:
+        if (why := evaluation.absent(ctx, split)) is not None:
+            ctx.log.warn(f"{split} is n/a: {why}")
+            continue
         systems = evaluation.systems(ctx)
         results = {system.name: evaluated(ctx, evaluation, system, split) for system in systems}
-        write_json(ctx.folder.path / "eval" / f"results_{split}.json", results)
+        rows = _rows(ctx, split)
+        kept = {name: found | rows for name, found in results.items()}
+        write_json(ctx.folder.path / "eval" / f"results_{split}.json", kept)
         title = f"{ctx.cfg.name} seed {ctx.cfg.seed}: {split}"
         evaluation.show(ctx, title, split, results)
         evaluation.verdicts(ctx, split)
         for decoding, found in results[ctx.cfg.method.name]["decodings"].items():
             final |= {f"{split}/{decoding}/{k}": v for k, v in found["mean"].items()}
     return final
+
+
+def _rows(ctx: Context, split: str) -> dict[str, Any]:
+    """What became of the rows of the split that results are of, for the results file."""
+    counts = ctx.task.counts
+    found = counts.get(split) or counts.get({"validation": "dev"}.get(split, split))
+    return {} if found is None else {"rows": asdict(found)}
 
 
 def evaluated(ctx: Context, evaluation: Evaluation, system: System, split: str) -> Results:
@@ -107,6 +120,7 @@ def evaluate_saved(
     metrics: list[str] | None,
     overrides: list[str],
     cfg: RunConfig | None,
+    config_dir: Path | None = None,
 ) -> dict[str, Any]:
     """`pgtg eval`: the policy of a run folder, or a plain Transformers folder (then with `cfg`).
 
@@ -119,7 +133,7 @@ def evaluate_saved(
         saved = run.config()
         task = str(saved.get("task"))
         whole, added = completed(task, saved)
-        cfg = run_config(task, overrides, saved=whole)
+        cfg = run_config(task, overrides, saved=whole, config_dir=config_dir)
         if added:
             log.warn(
                 f"{path}: config.yaml is of another version of pgtg; keys that it lacks have "
@@ -138,12 +152,49 @@ def evaluate_saved(
     with open_task(cfg, path, judged=False) as task:
         ctx = opened(cfg, run, log, task)
         results, samples = evaluation.results(ctx, System("policy", policy), split)
+        results |= _rows(ctx, split)
+        for counts in task.counts.values():
+            log.say(counts_line(counts))
+    evaluation.show(ctx, f"{path} on {_data(cfg)}, {split}", split, {"policy": results})
     if out is not None:
+        _keep(run, out, _name(cfg, run, split), results, samples, log)
+    return results
+
+
+def _data(cfg: RunConfig) -> str:
+    """Which data an evaluation reads, in a few words."""
+    where = [cfg.data.name, cfg.data.path, cfg.data.subset]
+    return " ".join(part for part in where if part)
+
+
+def _name(cfg: RunConfig, run: RunFolder, split: str) -> str:
+    """Of the files that keep an evaluation: `policy_<split>`, with a hash where its config is not
+    the run's, so that neither takes the other's place."""
+    saved = run.config()
+    changed = {
+        key: part
+        for key in ("data", "metrics", "evaluate", "sample", "policy", "data_seed")
+        if (part := asdict(cfg)[key]) != saved.get(key)
+    }
+    return f"policy_{split}" + (f"-{content_hash(changed)[:8]}" if changed else "")
+
+
+def _keep(
+    run: RunFolder,
+    out: Path,
+    name: str,
+    results: dict[str, Any],
+    samples: dict[str, Any],
+    log: RunLog,
+) -> None:
+    """Write an evaluation into the run's folder, if that can be written."""
+    try:
         with run.lock():
             out.mkdir(exist_ok=True)
-            write_json(out / f"policy_{split}.json", results)
+            write_json(out / f"{name}.json", results)
             for decoding, rows in samples.items():
-                write_jsonl(out / f"policy_{split}_{decoding}.jsonl", rows)
-        log.say(f"written to {out}")
-    evaluation.show(ctx, f"{path} on {split}", split, {"policy": results})
-    return results
+                write_jsonl(out / f"{name}_{decoding}.jsonl", rows)
+    except (PgtgError, OSError) as error:
+        log.warn(f"not kept: {error}")
+        return
+    log.say(f"written to {out / name}.json")

@@ -17,6 +17,8 @@ LISTS = {
     "judges": "judge",
     "metrics": "metrics",
     "loggers": "logger",
+    "quoting": "data.quoting",
+    "tokenizers": "metrics.tokenizer",
 }
 NOT_OURS = {"accelerate"}  # settings of a launcher, for its own command line
 

@@ -36,6 +36,7 @@ from pgtg.stages.score import score
 from pgtg.stages.start import start
 from pgtg.store import RunFolder, provenance, write_json
 from pgtg.tasks import open_task
+from pgtg.tasks.data import counts_line, repeated_between
 
 
 def sample_round(ctx: Context, round: int) -> None:
@@ -194,6 +195,7 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
     usable_device(cfg)  # else nothing is written
     # the task with its judge first: if what it needs is missing, nothing is written
     with open_task(cfg, run_dir) as task, contextlib.ExitStack() as held:
+        task.read()  # and if its data cannot be used, neither
         _begin(folder, config, force, held, processes.count())
         if processes.is_first():
             log = RunLog(run_dir, tracker=tracker(cfg.logger, folder.path, config), quiet=quiet())
@@ -238,15 +240,11 @@ def _begin(
 
 
 def _report_data(ctx: Context) -> None:
-    """Read the splits, and say and keep what became of their rows."""
-    ctx.task.read()
-    for split, counts in ctx.task.counts.items():
-        lost = [
-            f"{number} {reason} (first: {counts.examples.get(reason, 'unnamed')})"
-            for reason, number in {**counts.dropped, **counts.truncated}.items()
-        ]
-        said = f"data {split}: {counts.kept} of {counts.rows} rows"
-        ctx.log.say("; ".join([said, *lost]))
+    """Say and keep what became of the rows of the splits, and which texts stand in several."""
+    for counts in ctx.task.counts.values():
+        ctx.log.say(counts_line(counts))
+    for line in [*repeated_between(ctx.task.seen), *ctx.task.remarks]:
+        ctx.log.warn(line)
     found = {split: asdict(counts) for split, counts in ctx.task.counts.items()}
     write_json(ctx.folder.path / "data.json", found)
 

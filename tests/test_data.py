@@ -1,14 +1,17 @@
 """Data from files and the hub: every trap is counted or refused, nothing goes in silence."""
 
 import csv
+import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.errors import ConfigError, DataError, MissingResourceError
-from pgtg.tasks.data import SPARE, load_split
+from pgtg.tasks.data import SPARE, load_split, repeated_between
+from pgtg.tasks.tables import BREAKS, QUOTES
 from pgtg.types import Example
 
 ROWS = [
@@ -84,7 +87,11 @@ def test_csv_and_tsv(tmp_path, suffix, delimiter, end, encoding):
         writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
         writer.writerow(["key", "text", "more"])
         writer.writerows([row["key"], row["text"], row["more"]] for row in ROWS)
-    assert load_split(config(tmp_path, references=["more"]), "train")[0] == expected(["more"])
+    cfg = replace(config(tmp_path, references=["more"]), quoting="standard")
+    examples, counts = load_split(cfg, "train")
+    assert examples == expected(["more"])
+    broken = sum("\n" in row["text"] for row in ROWS)
+    assert counts.truncated.get(BREAKS, 0) == broken > 0
 
 
 def test_jsonl_with_byte_order_mark_crlf_and_blank_lines(tmp_path):
@@ -384,3 +391,77 @@ def test_hub_set_that_is_not_here_gives_one_line(monkeypatch, tmp_path):
     ) as caught:
         load_split(config("owner/nothing", name="hub"), "train")
     assert "\n" not in str(caught.value)
+
+
+TSV = """source	target
+"the cat sat on a mat	cat
+the dog ran to town	dog
+rain fell on hills "	rain
+"all of it"	"all"
+a\\"b	c
+"""
+
+
+def test_tsv_knows_no_quotes_and_a_key_chooses_another_rule(tmp_path: Path):
+    """As GLUE and LM-BFF write it: a line is a row, whatever quotes it holds."""
+    (tmp_path / "train.tsv").write_text(TSV)
+    cfg = DataConfig("files", str(tmp_path), columns=ColumnsConfig(None, "source", ["target"]))
+    examples, counts = load_split(cfg, "train")
+    assert [e.source for e in examples] == [line.split("\t")[0] for line in TSV.splitlines()[1:]]
+    assert (counts.rows, counts.truncated) == (5, {QUOTES: 1}) and counts.examples[QUOTES] == "3"
+    merged, counts = load_split(replace(cfg, quoting="standard"), "train")
+    assert len(merged) < 5 and counts.truncated[BREAKS] == 1  # said, where it is asked for
+    (tmp_path / "train.tsv").write_text('source\ttarget\n"say \\"hi\\""\tx\n')
+    escaped, _ = load_split(replace(cfg, quoting="backslash"), "train")
+    assert [e.source for e in escaped] == ['say "hi"']
+    (tmp_path / "train.tsv").write_text("source\ttarget\na\tb\tc\n")
+    with pytest.raises(DataError, match=r"train\.tsv:2: more cells than the 2 column names"):
+        load_split(cfg, "train")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl.gz", "train.CSV", "train.tsv.gz"])
+def test_packed_files_and_endings_in_capitals(tmp_path: Path, name: str):
+    text = '{"source": "a", "target": "b"}\n'
+    if "jsonl" not in name:
+        text = "source,target\na,b\n".replace(",", "\t" if "tsv" in name else ",")
+    data = gzip.compress(text.encode()) if name.endswith("gz") else text.encode()
+    (tmp_path / name).write_bytes(data)
+    cfg = DataConfig("files", str(tmp_path), columns=ColumnsConfig(None, "source", ["target"]))
+    assert [e.source for e in load_split(cfg, "train")[0]] == ["a"]
+    if name.endswith("gz"):
+        (tmp_path / name).write_bytes(data[:-9])
+        with pytest.raises(DataError, match="broken gzip"):
+            load_split(cfg, "train")
+
+
+def test_fields_within_columns(tmp_path: Path):
+    rows = [
+        {
+            "article": {"text": "a"},
+            "answers": {"text": ["x", "y"]},
+            "more": [{"t": "p"}, {"t": "q"}],
+        },
+        {"article": {"text": "b"}, "answers": {"text": ["z"]}, "more": [{"t": "r"}]},
+        {"article": None, "answers": {"text": []}, "more": []},
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = ColumnsConfig(None, "article.text", ["answers.text", "more.t"])
+    examples, counts = load_split(DataConfig("files", str(tmp_path), columns=columns), "train")
+    assert [(e.source, e.references) for e in examples] == [
+        ("a", ("x", "y", "p", "q")),
+        ("b", ("z", "r")),
+    ]
+    assert counts.dropped == {"missing source": 1}
+    columns = ColumnsConfig(None, "article.text", ["answers"])
+    with pytest.raises(DataError, match=r"name a field of it, as column\.field"):
+        load_split(DataConfig("files", str(tmp_path), columns=columns), "train")
+    columns = ColumnsConfig(None, "artikel.text", ["answers.text"])
+    with pytest.raises(DataError, match=r"no column 'artikel\.text'"):
+        load_split(DataConfig("files", str(tmp_path), columns=columns), "train")
+
+
+def test_texts_that_stand_in_several_splits_are_said():
+    seen = {"train": frozenset([b"a", b"b"]), "test": frozenset([b"b", b"c", b"d"])}
+    (line,) = repeated_between(seen)
+    assert line == "data: 1 of the 3 texts of test stand in train too"
+    assert repeated_between({"train": frozenset([b"a"]), "test": frozenset([b"b"])}) == []

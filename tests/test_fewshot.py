@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,35 @@ def test_quoting_matters_in_281_rows_of_agnews():
     texts = [example.text for example in load(cfg, "test")[0]]
     raw = (REAL / "agnews" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]
     assert sum(t != line.rsplit("\t", 1)[0] for t, line in zip(texts, raw, strict=True)) == 281
+
+
+def test_labels_of_other_names_are_mapped(tmp_path: Path):
+    rows = [{"text": f"t{i}", "label": label} for i, label in enumerate([1.0, 0.0, True, "Ja"])]
+    write_rows(tmp_path / "a" / "train.jsonl", rows)
+    cfg = config(tmp_path)
+    few = cfg.fewshot
+    assert few is not None
+    names = few.labels
+    mapped = {"1.0": names[1], "0.0": names[0], "true": names[1], "Ja": names[0]}
+    examples, counts = load(replace(cfg, fewshot=replace(few, label_map=mapped)))
+    assert [example.label for example in examples] == [1, 0, 1, 0] and not counts.dropped
+    with pytest.raises(ConfigError, match=r"label_map\.x: there is no class 'gutt'"):
+        load(replace(cfg, fewshot=replace(few, label_map={"x": "gutt"})))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([1, 2, 1, 2], r"2 of 4 rows have an unknown label \(first: row 1\)"),
+        ([-1, -1], r"2 unknown label \(first: 0\)"),
+        ([None, None], "no column 'label'"),
+    ],
+)
+def test_a_test_split_of_other_or_hidden_labels_is_refused(tmp_path: Path, labels, said: str):
+    rows = [{"text": f"t{i}", "label": label} for i, label in enumerate(labels)]
+    rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
+    write_rows(tmp_path / "test.jsonl", rows)
+    with pytest.raises(DataError, match=said) as caught:
+        load_fewshot(config(tmp_path), "test", 0)
+    assert "data.splits.test=null leaves it out" in str(caught.value)
+    assert load_fewshot(config(tmp_path, splits={"test": None}), "test", 0) is None

@@ -1,7 +1,9 @@
 """Text metrics against hand arithmetic and direct calls of the libraries."""
 
+import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +16,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from pgtg.config import MetricsConfig
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.metrics import METRICS, build_metrics, compute
+from pgtg.metrics import METRICS, build_metrics, compute, unread
 from pgtg.metrics.bertscore import build_bertscore
+from pgtg.metrics.chrf import build_chrf
 from pgtg.metrics.meteor import (
     _WORDNET_FILES,
     CachedStemmer,
@@ -27,6 +30,7 @@ from pgtg.metrics.meteor import (
 )
 from pgtg.metrics.rouge import TYPES, build_rouge
 from pgtg.metrics.sentences import SPLITTERS, build_splitter, split_regex
+from pgtg.metrics.words import build_words, without_signs
 
 ASSETS = Path(os.environ.get("PGTG_ASSETS", "/nonexistent"))
 TEXTS = [
@@ -426,7 +430,8 @@ def test_every_metric_in_the_table_says_what_its_numbers_depend_on():
         description = metric.describe()
         assert description["scale"] == "[0, 100]"
         assert "implementation" in description
-        assert metric.name == "bertscore" or description["sentence_splitter"] == "regex"
+        whole = metric.name in ("bertscore", "chrf")  # they read a text as it is
+        assert whole or description["sentence_splitter"] == "regex"
 
 
 def test_unknown_metrics_are_reported_together():
@@ -452,3 +457,82 @@ def test_compute_refuses_a_score_that_is_not_finite(monkeypatch):
     monkeypatch.setattr(type(metrics[0]), "pair", lambda *_: float("nan"))
     with pytest.raises(PgtgError, match=r"meteor_stem.*example 0 is nan"):
         compute(metrics, ["a"], [["a"]])
+
+
+ZH, RU, TH = "今天天气很好，我们去公园", "Сегодня хорошая погода", "วันนี้อากาศดี"
+
+
+@pytest.mark.parametrize("text", [ZH, RU, TH])
+def test_rouge_of_a_script_that_it_does_not_read_is_no_number(text: str):
+    rouge = build_rouge("regex")
+    assert all(math.isnan(value) for value in rouge.pair(text, [text]).values())
+    assert rouge.score([text], [[text]])["rouge1"] == [0.0]  # in a table: counted, see `unread`
+    assert rouge.unread([text]) == 1.0
+    assert rouge.pair("", ["..."])["rouge1"] == 0.0  # nothing to read is no such script
+    for name in ("char", "word_boundaries"):
+        other = build_rouge("regex", tokenizer=name)
+        assert other.pair(text, [text])["rougeLsum"] == pytest.approx(100.0)
+        assert other.unread([text]) == 0.0
+        assert other.describe()["tokenizer"] == name
+
+
+def test_share_of_letters_that_are_not_read_by_hand():
+    rouge, meteor = build_rouge("regex"), build_meteor_stem("regex")
+    assert rouge.unread(["ab 12, é!"]) == pytest.approx(1 / 5)  # 5 letters and digits
+    assert rouge.unread(["..."]) == 0.0
+    assert meteor.unread([RU, "café"]) == 0.0  # it cuts at spaces
+    assert meteor.unread(["今天 ab"]) == pytest.approx(1 / 2)
+    assert unread([rouge, meteor], [["今天 ab"], ["cd ef"]]) == pytest.approx(
+        {"rouge": 2 / 8, "meteor_stem": 2 / 8}
+    )
+
+
+def test_tokenizers_by_hand():
+    char, words = build_words("char"), build_words("word_boundaries")
+    assert char and words and build_words("default") is None
+    assert char("今天, Ab") == ["今", "天", ",", "a", "b"]
+    assert char("วั") == ["วั"]  # a letter with its mark
+    assert words("Don't stop 3.14 今天") == ["don't", "stop", "3.14", "今", "天"]
+    assert without_signs(words)("Hi, there!") == ["hi", "there"]
+    with pytest.raises(ConfigError, match="word_boundaries"):
+        build_words("word_boundary")
+
+
+def test_rouge_of_characters_against_the_definition():
+    """今天好 against 今天很好: 3 of 3 and 3 of 4 unigrams, 1 of 2 and 1 of 3 bigrams."""
+    scores = build_rouge("regex", tokenizer="char").pair("今天好", ["今天很好"])
+    assert scores["rouge1"] == pytest.approx(100 * 2 * 3 / (3 + 4))
+    assert scores["rouge2"] == pytest.approx(100 * 2 * 1 / (2 + 3))
+    assert scores["rougeL"] == pytest.approx(100 * 2 * 3 / (3 + 4))
+
+
+def test_meteor_of_characters_sees_a_common_part():
+    whole = build_meteor_stem("regex").pair("今天好", ["今天很好"])
+    chars = build_meteor_stem("regex", "char").pair("今天好", ["今天很好"])
+    assert whole == 0.0  # each text is one word
+    precision, recall, chunks, matches = 1.0, 3 / 4, 2, 3
+    mean = precision * recall / (0.9 * precision + 0.1 * recall)
+    assert chars == pytest.approx(100 * mean * (1 - 0.5 * (chunks / matches) ** 3))
+
+
+def chrf_by_definition(text: str, reference: str) -> float:
+    """chrF2, Popović 2015: mean over the orders 1 to 6 that both have of precision and recall."""
+    pairs = []
+    text, reference = ("".join(t.split()) for t in (text, reference))
+    for n in range(1, 7):
+        ours, theirs = (
+            Counter(t[i : i + n] for i in range(len(t) - n + 1)) for t in (text, reference)
+        )
+        if ours and theirs:
+            common = (ours & theirs).total()
+            pairs.append((common / ours.total(), common / theirs.total()))
+    precision, recall = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    return 100 * 5 * precision * recall / (4 * precision + recall) if precision + recall else 0.0
+
+
+@pytest.mark.parametrize("pair", [("the cat sat", "a cat sat down"), ("今天好天气", ZH), (RU, RU)])
+def test_chrf_against_the_definition(pair: tuple[str, str]):
+    chrf = build_chrf()
+    assert chrf.pair(pair[0], [pair[1]]) == pytest.approx(chrf_by_definition(*pair), abs=1e-9)
+    assert chrf.score([pair[0]], [["x", pair[1]]])["chrf"][0] == chrf.pair(pair[0], [pair[1]])
+    assert chrf.pair("", [pair[1]]) == 0.0 and chrf.unread([ZH]) == 0.0

@@ -81,9 +81,9 @@ class FewshotConfig:
     label: str = MISSING
     shots: int = MISSING
     folders: list[str] = MISSING
-    label_map: dict[str, str] = field(default_factory=dict)
     masked: dict[str, TemplateConfig] = field(default_factory=dict)
     causal: dict[str, TemplateConfig] = field(default_factory=dict)
+    label_map: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,7 +102,6 @@ class DataConfig:
     subset: str | None = None
     revision: str | None = None
     splits: dict[str, str | None] = field(default_factory=dict)
-    quoting: str = "auto"
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     limit: dict[str, int | None] = field(default_factory=dict)
     repeats: dict[str, str] = field(default_factory=dict)
@@ -110,6 +109,7 @@ class DataConfig:
     newswire: NewswireConfig | None = None
     fewshot: FewshotConfig | None = None
     reviews: ReviewsConfig | None = None
+    quoting: str = "auto"
 
 
 @dataclass
@@ -311,10 +311,10 @@ class PromptConfig:
 @dataclass
 class MetricsConfig:
     names: list[str] = MISSING
-    tokenizer: str = "default"
     sentence_splitter: str = MISSING
     bertscore_model: str | None = None
     bertscore_layers: int | None = None
+    tokenizer: str = "default"
 
 
 @dataclass

@@ -139,7 +139,7 @@ def judge(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     from pgtg.judges import build_judge
 
     try:
-        build_judge(cfg.judge, cfg.metrics.sentence_splitter)
+        build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
     except PgtgError as error:
         yield problem("judge", str(error), "the command above; judge=meteor_stem needs no download")
         return

@@ -68,6 +68,9 @@ class PromptEvaluation:
             found.append(System(OPTIMUM, None, start, OPTIMUM))
         return found
 
+    def absent(self, ctx: Context, split: str) -> str | None:
+        return None  # prompts are ranked on dev, and n/a stands in the column of the split
+
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:
         whole = ctx.config_part("data", "policy", "sample", "judge", "evaluate", "prompt")
         return whole | {"data_seed": ctx.cfg.data_seed}

@@ -41,6 +41,10 @@ class Evaluation(Protocol):
         """What a finished run is evaluated as."""
         ...
 
+    def absent(self, ctx: Context, split: str) -> str | None:
+        """Why nothing is evaluated on a split; None where something is."""
+        ...
+
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:
         """What results depend on beside the systems."""
         ...

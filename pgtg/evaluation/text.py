@@ -12,15 +12,18 @@ from pgtg.config import RunConfig
 from pgtg.context import Context
 from pgtg.evaluation.system import Results, Rows, System
 from pgtg.findings import show, verdicts
-from pgtg.metrics import build_metrics, compute
+from pgtg.metrics import build_metrics, compute, unread, unread_line
 from pgtg.models.codec import Codec
 from pgtg.models.generate import generate
 from pgtg.runtime.device import pick_device
 from pgtg.stages.improve import kept_policy
 from pgtg.stages.lines import lines
 from pgtg.store import content_hash
+from pgtg.tasks.data import has_split
 from pgtg.tasks.summarize import SummarizeTask, scored_against
 from pgtg.types import Example
+
+NOTED = 0.02  # share of the references' letters that a metric may miss without a word
 
 
 class TextEvaluation:
@@ -42,6 +45,10 @@ class TextEvaluation:
             _, folder, artifact = kept_policy(ctx, len(ctx.task.segments()), control)
             found.append(System(control or ctx.cfg.method.name, folder, [artifact], control))
         return found
+
+    def absent(self, ctx: Context, split: str) -> str | None:
+        there = has_split(ctx.cfg.data, split)
+        return None if there else f"data.splits.{split} is null, so the data has none"
 
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:
         metrics = [dict(metric.describe()) for metric in self.present]
@@ -67,6 +74,7 @@ class TextEvaluation:
             "data": content_hash([[e.id, e.source, list(e.references)] for e in examples]),
             "metrics": [dict(metric.describe()) for metric in self.present],
             "absent": dict(self.absent),
+            "unread": unread(self.present, references),
             "decodings": {},
         }
         samples = {}
@@ -105,6 +113,9 @@ class TextEvaluation:
 
     def show(self, ctx: Context, title: str, split: str, results: Mapping[str, Results]) -> None:
         show(ctx.log, title, results, self.absent)
+        for name, share in next(iter(results.values())).get("unread", {}).items():
+            if share >= NOTED:
+                ctx.log.warn(unread_line(name, share))
 
     def verdicts(self, ctx: Context, split: str) -> None:
         verdicts(ctx, split)

@@ -18,7 +18,7 @@ from pgtg.models.generate import generate
 from pgtg.store import Artifact, hash_of, read_table
 from pgtg.tasks import open_task
 from pgtg.tasks.comparisons import distinct
-from pgtg.tasks.data import text_problem
+from pgtg.tasks.data import counts_line, text_problem
 from pgtg.types import Example, Generations
 
 SPLITS = ("train", "validation", "test")
@@ -155,6 +155,8 @@ def _drawn(run: Run, split: str, n: int | None, log: RunLog) -> Texts:
     with open_task(run.cfg, run.folder.path) as task:
         ctx = opened(run.cfg, run.folder, log, task)
         examples: Sequence[Example] = task.examples(split)[:n]  # pyright: ignore
+        for counts in task.counts.values():
+            log.say(counts_line(counts))
         log.say(f"drawing and judging {len(examples)} x {task.copies} generations of {split}")
         generations = _generations(ctx, policy.path, examples, split)
     found = _by_source(run, generations, None, {example.id: example for example in examples})

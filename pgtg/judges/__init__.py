@@ -5,12 +5,13 @@ this machine, building it raises, so that a run refuses before it starts. Nothin
 torch: judge workers start fast.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from pgtg.config import JudgeConfig
+from pgtg.metrics.chrf import build_chrf
 from pgtg.metrics.lookup import look_up
 from pgtg.metrics.meteor import Meteor, build_meteor, build_meteor_stem
 from pgtg.metrics.rouge import TYPES, build_rouge
@@ -23,6 +24,7 @@ class TextJudge:
     name: str
     pair: Callable[[str, Sequence[str]], float]
     details: Mapping[str, Any]
+    unread: Callable[[Iterable[str]], float] = lambda texts: 0.0
 
     def describe(self) -> Mapping[str, Any]:
         return {"judge": self.name, **self.details}
@@ -32,31 +34,42 @@ class TextJudge:
         return [self.pair(text, refs) for text, refs in zip(texts, references, strict=True)]
 
 
-def _meteor_judge(build: Callable[[str], Meteor], splitter: str) -> TextJudge:
-    meteor = build(splitter)
-    return TextJudge(meteor.name, meteor.pair, meteor.describe())
+def _meteor_judge(build: Callable[[str, str], Meteor], splitter: str, words: str) -> TextJudge:
+    meteor = build(splitter, words)
+    return TextJudge(meteor.name, meteor.pair, meteor.describe(), meteor.unread)
 
 
-def _rouge_judge(column: str, splitter: str) -> TextJudge:
-    rouge = build_rouge(splitter, (column,))
-    return TextJudge(column, lambda text, refs: rouge.pair(text, refs)[column], rouge.describe())
+def _rouge_judge(column: str, splitter: str, words: str) -> TextJudge:
+    rouge = build_rouge(splitter, (column,), words)
+
+    def pair(text: str, references: Sequence[str]) -> float:
+        return rouge.score([text], [references])[column][0]  # 0 where nothing is read
+
+    return TextJudge(column, pair, rouge.describe(), rouge.unread)
 
 
-JUDGES: dict[str, Callable[[str], TextJudge]] = {
+def _chrf_judge(splitter: str, words: str) -> TextJudge:
+    chrf = build_chrf()
+    return TextJudge(chrf.name, chrf.pair, chrf.describe())
+
+
+JUDGES: dict[str, Callable[[str, str], TextJudge]] = {
     "meteor": partial(_meteor_judge, build_meteor),
     "meteor_stem": partial(_meteor_judge, build_meteor_stem),
     **{column: partial(_rouge_judge, column) for column in TYPES},
+    "chrf": _chrf_judge,
 }
 
 
-def build_judge(cfg: JudgeConfig, splitter: str = "regex") -> TextJudge:
+def build_judge(cfg: JudgeConfig, splitter: str = "regex", words: str = "default") -> TextJudge:
     """The judge that the config names.
 
     Args:
         splitter: Sentence splitter, see `pgtg.metrics.sentences`.
+        words: What is a word, see `pgtg.metrics.words`.
 
     Raises:
-        ConfigError: Unknown judge or splitter.
+        ConfigError: Unknown judge, splitter or tokenizer.
         MissingResourceError: A resource is not on this machine; says what mends it.
     """
-    return look_up(JUDGES, cfg.name, "judge.name")(splitter)
+    return look_up(JUDGES, cfg.name, "judge.name")(splitter, words)

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -58,17 +58,19 @@ class JudgePool:
     Args:
         cfg: Judge and number of workers.
         splitter: Sentence splitter, see `pgtg.metrics.sentences`.
+        words: What is a word, see `pgtg.metrics.words`.
 
     Raises:
         ConfigError: Unknown judge or splitter, negative number of workers.
         MissingResourceError: What the judge needs is not on this machine.
     """
 
-    def __init__(self, cfg: JudgeConfig, splitter: str = "regex"):
+    def __init__(self, cfg: JudgeConfig, splitter: str = "regex", words: str = "default"):
         if (cfg.workers or 0) < 0:
             raise ConfigError(f"judge.workers={cfg.workers}: give 0 (inline) or more")
-        self._inline = build_judge(cfg, splitter)  # here too, so that a missing resource shows now
-        self._cfg, self._splitter = cfg, splitter
+        # here too, so that a missing resource shows now
+        self._inline = build_judge(cfg, splitter, words)
+        self._cfg, self._how = cfg, (splitter, words)
         self._workers: ProcessPoolExecutor | None = None
         self._watch: _Watch | None = None
         self._later = free_cores() if cfg.workers is None else 0
@@ -77,11 +79,15 @@ class JudgePool:
             self._start(cfg.workers)
 
     def _start(self, count: int) -> None:
-        self._workers = _start_workers(self._cfg, self._splitter, count)
+        self._workers = _start_workers(self._cfg, *self._how, count)
         self._watch = _Watch(self._workers)
 
     def describe(self) -> Mapping[str, Any]:
         return self._inline.describe()
+
+    def unread(self, texts: Iterable[str]) -> float:
+        """Share of the letters of texts that the judge does not read, in [0, 1]."""
+        return self._inline.unread(texts)
 
     def submit(
         self, texts: Sequence[str], references: Sequence[Sequence[str]]
@@ -242,14 +248,14 @@ def free_cores() -> int:
     return min(cores - 1, MOST) if cores > 2 else 0
 
 
-def _start_workers(cfg: JudgeConfig, splitter: str, count: int) -> ProcessPoolExecutor:
+def _start_workers(cfg: JudgeConfig, splitter: str, words: str, count: int) -> ProcessPoolExecutor:
     import nltk
 
     workers = ProcessPoolExecutor(
         count,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(cfg, splitter, list(nltk.data.path)),
+        initargs=(cfg, splitter, words, list(nltk.data.path)),
     )
     with _apart():
         for _ in range(count):  # each submission starts one process while none is idle
@@ -276,7 +282,7 @@ def _apart() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(cfg: JudgeConfig, splitter: str, nltk_path: list[str]) -> None:
+def _begin(cfg: JudgeConfig, splitter: str, words: str, nltk_path: list[str]) -> None:
     """What a worker does first: leave the parent's process group, watch the parent, get ready."""
     global _judge
     if hasattr(os, "setsid"):
@@ -291,7 +297,7 @@ def _begin(cfg: JudgeConfig, splitter: str, nltk_path: list[str]) -> None:
     import nltk
 
     nltk.data.path[:] = nltk_path
-    _judge = build_judge(cfg, splitter)
+    _judge = build_judge(cfg, splitter, words)
 
 
 def _end_with_parent() -> None:

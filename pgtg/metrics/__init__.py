@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from pgtg.config import MetricsConfig
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.metrics.bertscore import BertScore, build_bertscore
+from pgtg.metrics.chrf import ChrF, build_chrf
 from pgtg.metrics.lookup import look_up
 from pgtg.metrics.meteor import Meteor, build_meteor, build_meteor_stem
 from pgtg.metrics.rouge import Rouge, build_rouge
 
-TextMetric = Rouge | Meteor | BertScore
+TextMetric = Rouge | Meteor | BertScore | ChrF
 
 METRICS: dict[str, Callable[[MetricsConfig, str | None], TextMetric]] = {
-    "rouge": lambda cfg, device: build_rouge(cfg.sentence_splitter),
-    "meteor": lambda cfg, device: build_meteor(cfg.sentence_splitter),
-    "meteor_stem": lambda cfg, device: build_meteor_stem(cfg.sentence_splitter),
+    "rouge": lambda cfg, device: build_rouge(cfg.sentence_splitter, tokenizer=cfg.tokenizer),
+    "meteor": lambda cfg, device: build_meteor(cfg.sentence_splitter, cfg.tokenizer),
+    "meteor_stem": lambda cfg, device: build_meteor_stem(cfg.sentence_splitter, cfg.tokenizer),
+    "chrf": lambda cfg, device: build_chrf(),
     "bertscore": lambda cfg, device: build_bertscore(
         cfg.bertscore_model, cfg.bertscore_layers, device
     ),
@@ -54,6 +56,19 @@ def build_metrics(
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return present, absent
+
+
+def unread(metrics: Sequence[TextMetric], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Share of the references' letters that each metric does not read, where there is such."""
+    texts = [text for row in references for text in row]
+    found = {metric.name: metric.unread(texts) for metric in metrics}
+    return {name: share for name, share in found.items() if share}
+
+
+def unread_line(name: str, share: float) -> str:
+    """What to say of a metric or judge that does not read all."""
+    fix = "metrics.tokenizer=char or word_boundaries reads any script, so does chrf"
+    return f"{name} does not read {100 * share:.0f} % of the references' letters: {fix}"
 
 
 def compute(

@@ -66,6 +66,9 @@ class BertScore:
             "scale": self.scale,
         }
 
+    def unread(self, texts: Iterable[str]) -> float:
+        return 0.0  # its model's tokenizer knows every script, well or badly
+
     def score(
         self, texts: Sequence[str], references: Sequence[Sequence[str]]
     ) -> dict[str, list[float]]:

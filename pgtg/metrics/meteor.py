@@ -11,7 +11,7 @@ NLTK's habit of handing *stems* from the second stage to the third, so that Word
 "automobil" and a synonym counts only where both words are their own stems.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -19,7 +19,9 @@ from typing import Any
 
 from pgtg.errors import MissingResourceError
 from pgtg.metrics.sentences import build_splitter, describe_splitter
+from pgtg.metrics.words import METEOR_READS, build_words, share_unread
 
+OWN = "NLTKWordTokenizer"
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # NLTK's and HF's defaults: recall weight, penalty shape, size
 
 # What NLTK's reader opens; a hand-copied WordNet often lacks one of them.
@@ -43,6 +45,7 @@ class Meteor:
     stemmer: Any  # has NLTK's stem(word)
     wordnet: Any  # has NLTK's synsets(word)
     scale: str = "[0, 100]"
+    words: str = "default"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -55,7 +58,7 @@ class Meteor:
             "alpha": ALPHA,
             "beta": BETA,
             "gamma": GAMMA,
-            "tokenizer": "NLTKWordTokenizer, lower case",
+            "tokenizer": f"{OWN if self.words == 'default' else self.words}, lower case",
             **describe_splitter(self.splitter),
             "several_references": "the best one",
             "scale": self.scale,
@@ -80,6 +83,10 @@ class Meteor:
     ) -> dict[str, list[float]]:
         scores = [self.pair(text, refs) for text, refs in zip(texts, references, strict=True)]
         return {self.name: scores}
+
+    def unread(self, texts: Iterable[str]) -> float:
+        """Share of the letters of texts in scripts that are not cut into words, in [0, 1]."""
+        return share_unread(texts, METEOR_READS) if self.words == "default" else 0.0
 
 
 class CachedStemmer:
@@ -130,27 +137,33 @@ class NoSynonyms:
         return []
 
 
-def build_meteor(splitter: str) -> Meteor:
-    """METEOR with all three stages.
+def build_meteor(splitter: str, tokenizer: str = "default") -> Meteor:
+    """METEOR with all three stages; what is a word: see `words`.
 
     Raises:
-        ConfigError: Unknown splitter.
+        ConfigError: Unknown splitter or tokenizer.
         MissingResourceError: WordNet, or the splitter's model, is not on this machine.
     """
     require_wordnet()
     from nltk.corpus import wordnet  # a lazy reader: its files are read at the first look-up
 
-    return _build("meteor", splitter, ("exact", "stem", "wordnet"), CachedSynonyms(wordnet))
+    stages = ("exact", "stem", "wordnet")
+    return _build("meteor", splitter, stages, CachedSynonyms(wordnet), tokenizer)
 
 
-def build_meteor_stem(splitter: str) -> Meteor:
+def build_meteor_stem(splitter: str, tokenizer: str = "default") -> Meteor:
     """METEOR's exact and stem stages; raises as `build_meteor` does for the splitter."""
-    return _build("meteor_stem", splitter, ("exact", "stem"), NoSynonyms())
+    return _build("meteor_stem", splitter, ("exact", "stem"), NoSynonyms(), tokenizer)
 
 
-def _build(name: str, splitter: str, stages: tuple[str, ...], synonyms: Any) -> Meteor:
-    tokenize = word_tokenizer(splitter)
-    return Meteor(name, splitter, stages, tokenize, CachedStemmer(), synonyms)
+def _build(
+    name: str, splitter: str, stages: tuple[str, ...], synonyms: Any, tokenizer: str
+) -> Meteor:
+    tokenize = word_tokenizer(splitter)  # also checks the splitter
+    own = build_words(tokenizer)
+    if own is not None:
+        tokenize = lru_cache(maxsize=4096)(lambda text: tuple(own(text)))
+    return Meteor(name, splitter, stages, tokenize, CachedStemmer(), synonyms, words=tokenizer)
 
 
 def word_tokenizer(splitter: str) -> Callable[[str], tuple[str, ...]]:

@@ -3,9 +3,14 @@
 rougeL reads the text as one sequence; rougeLsum reads it as lines, one sentence a line, cut by the
 named splitter ("ROUGE-L" in many papers' tables is rougeLsum). With several references each score
 is that of the best one by its own F-measure (`RougeScorer.score_multi`).
+
+rouge-score reads the letters a-z and digits only. Where no reference of a text has any of them, the
+score is not defined: `pair` gives nan, `score` 0 and `unread` says how much is not seen.
+`metrics.tokenizer` reads other scripts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -13,6 +18,14 @@ from typing import Any
 
 from pgtg.metrics.meteor import CachedStemmer
 from pgtg.metrics.sentences import build_splitter, describe_splitter
+from pgtg.metrics.words import (
+    LETTER,
+    ROUGE_READS,
+    Words,
+    build_words,
+    share_unread,
+    without_signs,
+)
 
 TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -27,19 +40,27 @@ class Rouge:
     columns: tuple[str, ...]
     name: str = "rouge"
     scale: str = "[0, 100]"
+    tokenizer: str = "default"
 
     def describe(self) -> Mapping[str, Any]:
         return {
             "implementation": f"rouge_score {version('rouge_score')}",
-            "stemmer": "Porter",
+            "stemmer": "Porter" if self.tokenizer != "char" else "none",
             "measure": "F",
+            **({"tokenizer": self.tokenizer} if self.tokenizer != "default" else {}),
             **describe_splitter(self.splitter),
             "several_references": "the best one by F, for each score by itself",
             "scale": self.scale,
         }
 
     def pair(self, text: str, references: Sequence[str]) -> dict[str, float]:
-        """Scores of one text by column, in [0, 100]; an empty text scores 0."""
+        """Scores of one text by column, in [0, 100]; an empty text scores 0.
+
+        nan where the references have letters, and none that is read.
+        """
+        seen = self.tokenizer != "default" or any(map(ROUGE_READS.search, references))
+        if not seen and any(map(LETTER.search, references)):
+            return dict.fromkeys(self.columns, math.nan)
         lines = [self.lines(reference) for reference in references]
         best = self.scorer.score_multi(lines, self.lines(text))
         return {column: 100.0 * float(best[column].fmeasure) for column in self.columns}
@@ -48,7 +69,28 @@ class Rouge:
         self, texts: Sequence[str], references: Sequence[Sequence[str]]
     ) -> dict[str, list[float]]:
         rows = [self.pair(text, refs) for text, refs in zip(texts, references, strict=True)]
-        return {column: [row[column] for row in rows] for column in self.columns}
+        return {column: [_defined(row[column]) for row in rows] for column in self.columns}
+
+    def unread(self, texts: Iterable[str]) -> float:
+        """Share of the letters and digits of texts that is not read, in [0, 1]."""
+        return share_unread(texts, ROUGE_READS) if self.tokenizer == "default" else 0.0
+
+
+def _defined(score: float) -> float:
+    return 0.0 if math.isnan(score) else score
+
+
+class _Words:
+    """A tokenizer of `words` as rouge-score calls it, with Porter's stems of longer words."""
+
+    def __init__(self, words: Words, *, stem: bool) -> None:
+        stemmer = CachedStemmer()
+
+        def tokenize(text: str) -> list[str]:
+            found = words(text)
+            return [stemmer.stem(w) if len(w) > 3 else w for w in found] if stem else found
+
+        self.tokenize = lru_cache(maxsize=8192)(tokenize)
 
 
 class _CachedTokenizer:
@@ -61,16 +103,23 @@ class _CachedTokenizer:
         self.tokenize = lru_cache(maxsize=8192)(lambda text: tokenize(text, stemmer))
 
 
-def build_rouge(splitter: str, columns: tuple[str, ...] = TYPES) -> Rouge:
+def build_rouge(
+    splitter: str, columns: tuple[str, ...] = TYPES, tokenizer: str = "default"
+) -> Rouge:
     """ROUGE for the given columns.
 
+    Args:
+        splitter: Sentence splitter, see `sentences`.
+        tokenizer: What is a word, see `words`.
+
     Raises:
-        ConfigError: Unknown splitter.
+        ConfigError: Unknown splitter or tokenizer.
         MissingResourceError: The splitter's model is not on this machine.
     """
-    split = build_splitter(splitter)
+    split, own = build_splitter(splitter), build_words(tokenizer)
     from rouge_score.rouge_scorer import RougeScorer
 
     lines = lru_cache(maxsize=4096)(lambda text: "\n".join(split(text)))
-    scorer = RougeScorer(list(columns), tokenizer=_CachedTokenizer())
-    return Rouge(splitter, scorer, lines, columns)
+    words = _Words(without_signs(own), stem=tokenizer != "char") if own else _CachedTokenizer()
+    scorer = RougeScorer(list(columns), tokenizer=words)
+    return Rouge(splitter, scorer, lines, columns, tokenizer=tokenizer)

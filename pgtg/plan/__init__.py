@@ -60,7 +60,7 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
     if cfg.judge.classifier is None:
         from pgtg.judges import build_judge
 
-        build_judge(cfg.judge, cfg.metrics.sentence_splitter)
+        build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
     elif cfg.judge.classifier.path is not None:
         from pgtg.judges.classifier import check_classifier
 

@@ -47,7 +47,7 @@ def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
         parts = [sum(parts)]
     per_source = cfg.method.samples if cfg.method.reinforce > 0 else 0
     policies = 1 + len(cfg.method.beside) + cfg.evaluate.start_policy
-    sizes = [examples.get(split) for split in cfg.evaluate.splits]
+    sizes = [examples.get(split, 0) for split in cfg.evaluate.splits]
     most = cfg.evaluate.examples or math.inf
     texts = None if None in sizes else sum(int(min(size or 0, most)) for size in sizes)
     return Counts(
@@ -103,7 +103,9 @@ def describe(cfg: RunConfig) -> dict[str, str]:
 
 def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
     """Examples in each split that the run reads; None for data that would have to be fetched."""
-    wanted = ["train", *cfg.evaluate.splits]
+    from pgtg.tasks.data import has_split
+
+    wanted = ["train", *(split for split in cfg.evaluate.splits if has_split(cfg.data, split))]
     if cfg.data.name == "newswire" and cfg.data.newswire is not None:
         sizes = {split: getattr(cfg.data.newswire, split) for split in wanted}
     elif cfg.data.name == "hub":

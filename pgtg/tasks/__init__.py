@@ -37,5 +37,6 @@ def open_task(cfg: RunConfig, run_dir: Path, *, judged: bool = True) -> Iterator
     if not judged:
         yield SummarizeTask(cfg)
         return
-    with JudgePool(cfg.judge, cfg.metrics.sentence_splitter) as judge:
+    how = (cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
+    with JudgePool(cfg.judge, *how) as judge:
         yield SummarizeTask(cfg, judge)

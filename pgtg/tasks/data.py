@@ -16,9 +16,10 @@ What becomes of a row is decided here, in one place, and counted with its reason
 Texts are not kept in memory: `examples` puts them into a table that is mapped from the disk, and
 repetitions are found by fingerprints.
 
-A reference column holds a string, or a list of strings; an empty one among several is left out and
-the row counted under `truncated`. `limit` takes the first n usable rows in the file's order: no
-shuffling, so that a limit means the same rows in every run.
+A column may be a field within one, as `article.text`; of a list of objects it is the list of their
+fields. A reference column holds a string, or a list of strings; an empty one among several is left
+out and the row counted under `truncated`. `limit` takes the first n usable rows in the file's
+order: no shuffling, so that a limit means the same rows in every run.
 
 `tables` reads the formats; `fewshot` makes labelled texts of rows in the same way.
 """
@@ -26,8 +27,9 @@ shuffling, so that a limit means the same rows in every run.
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Protocol, TypeVar
 
 from pgtg.config import ColumnsConfig, DataConfig
@@ -56,8 +58,18 @@ class OddRows:
         return cls(cfg.repeats.get(split, usual) == "keep", cfg.empty.get(split, usual) == "keep")
 
 
-def load_split(cfg: DataConfig, split: str) -> tuple[StoredExamples, DataCounts]:
+def has_split(cfg: DataConfig, split: str) -> bool:
+    """Whether the config does not say that there is no such split (`data.splits.test=null`)."""
+    return cfg.splits.get(split, "") is not None
+
+
+def load_split(
+    cfg: DataConfig, split: str, tally: "Tally | None" = None
+) -> tuple[StoredExamples, DataCounts]:
     """One split of the config's data (`name: files` or `name: hub`).
+
+    Args:
+        tally: Where to count, for who wants the sources' fingerprints afterwards.
 
     Returns:
         The usable rows in the file's order, and what became of all rows. An id is the row number
@@ -76,10 +88,11 @@ def load_split(cfg: DataConfig, split: str) -> tuple[StoredExamples, DataCounts]
         problems.append("data.path is not set: give a file, a folder or a hub id")
     if problems:
         raise ConfigError(*problems)
-    if split in cfg.splits and cfg.splits[split] is None:
+    if not has_split(cfg, split):
         raise DataError(f"data.splits.{split} is null: this data has no {split} split")
     table = SOURCES[cfg.name](cfg, split)
-    return _examples(table, cfg.columns, split, cfg.limit.get(split), OddRows.of(cfg, split))
+    odd = OddRows.of(cfg, split)
+    return _examples(table, cfg.columns, split, cfg.limit.get(split), odd, tally)
 
 
 @dataclass
@@ -119,6 +132,7 @@ def read_rows(
     into: Keeper[T],
     id_column: str | None,
     limit: int | None,
+    tally: "Tally | None" = None,
 ) -> DataCounts:
     """Keep the usable rows of a table; returns what became of all of them.
 
@@ -130,13 +144,14 @@ def read_rows(
         into: Takes what `make` returns.
         id_column: Column with the ids; None numbers the rows from 0.
         limit: Keep the first so many usable rows; None = all.
+        tally: Where to count, for who wants the texts' fingerprints afterwards.
 
     Raises:
         DataError: As `require`; a repeated id; no usable row.
     """
     if table.columns is not None:
         require(table.columns, table.name)
-    tally, met, number = Tally(), dict[str, None](), -1
+    tally, met, number = tally or Tally(), dict[str, None](), -1
     for number, row in enumerate(table.rows):
         met.update(dict.fromkeys(row))
         name = str(number) if id_column is None else _id(row, id_column, number, table.name)
@@ -150,6 +165,8 @@ def read_rows(
         if made is not None:
             _require_new_id(tally, name, number, table.name)
             into.append(made)
+            if remark := table.remark(row):
+                tally.note(tally.cut, remark, name)
     rows = number + 1 if table.total is None else table.total
     if table.columns is None and rows:
         require(list(met), table.name)
@@ -160,7 +177,12 @@ def read_rows(
 
 
 def _examples(
-    table: Table, columns: ColumnsConfig, split: str, limit: int | None, odd: OddRows
+    table: Table,
+    columns: ColumnsConfig,
+    split: str,
+    limit: int | None,
+    odd: OddRows,
+    tally: Tally | None,
 ) -> tuple[StoredExamples, DataCounts]:
     named = [*([columns.id] if columns.id else []), columns.source, *columns.references]
     writer = ExampleWriter()
@@ -172,6 +194,7 @@ def _examples(
         into=writer,
         id_column=columns.id,
         limit=limit,
+        tally=tally,
     )
     return writer.finish(), counts
 
@@ -189,7 +212,7 @@ def _example(
     row: Row, columns: ColumnsConfig, name: str, tally: Tally, odd: OddRows
 ) -> Example | None:
     """The row's example, or None with the reason noted."""
-    source: Any = row.get(columns.source)
+    source: Any = cell(row, columns.source)
     references, spare, problem = _references(row, columns.references)
     problem, notes = text_problem(source, "source") or problem, list[str]()
     if odd.empty and problem == "empty source":
@@ -221,7 +244,7 @@ def _references(row: Row, columns: Sequence[str]) -> tuple[list[str], list[str |
     spare: list[str | None] = []
     problem = None
     for column in columns:
-        value: Any = row.get(column)
+        value: Any = cell(row, column)
         for text in value if isinstance(value, list | tuple) else [value]:
             trouble = text_problem(text, "reference")
             if trouble is None:
@@ -231,15 +254,50 @@ def _references(row: Row, columns: Sequence[str]) -> tuple[list[str], list[str |
             else:
                 problem = problem or trouble
     if problem is None and not found:
-        values = [row.get(column) for column in columns]
+        values = [cell(row, column) for column in columns]
         problem = "missing reference" if all(v is None for v in values) else "empty reference"
     return found, spare, problem
+
+
+def cell(row: Row, column: str) -> Any:
+    """The value of a column, or of a field within one, as `article.text`; None where it is not."""
+    if column in row or "." not in column:
+        return row.get(column)
+    value: Any = row
+    for name in column.split("."):
+        if isinstance(value, list | tuple):
+            value = [item.get(name) for item in value if isinstance(item, Mapping)]
+        else:
+            value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def repeated_between(seen: Mapping[str, frozenset[bytes]]) -> list[str]:
+    """Which splits share texts, one line a pair; by the fingerprints of each split's texts."""
+    lines = []
+    for one, other in combinations(seen, 2):
+        shared = len(seen[one] & seen[other])
+        if shared:
+            of = f"{shared} of the {len(seen[other])} texts of {other}"
+            lines.append(f"data: {of} stand in {one} too")
+    return lines
+
+
+def counts_line(counts: DataCounts) -> str:
+    """What became of a split's rows, in one line."""
+    lost = [
+        f"{number} {reason} (first: {counts.examples.get(reason, 'unnamed')})"
+        for reason, number in {**counts.dropped, **counts.truncated}.items()
+    ]
+    return "; ".join([f"data {counts.split}: {counts.kept} of {counts.rows} rows", *lost])
 
 
 def text_problem(text: Any, what: str) -> str | None:
     """Why a text is not usable, None if it is."""
     if text is None:
         return f"missing {what}"
+    if isinstance(text, Mapping):
+        return f"non-string {what} (an object; name a field of it, as column.field)"
     if not isinstance(text, str):
         return f"non-string {what}"
     if not text.strip():
@@ -261,9 +319,9 @@ def _repeated(source: str, references: tuple[str, ...], tally: Tally) -> str | N
 
 
 def _id(row: Row, column: str, number: int, where: str) -> str:
-    name = row.get(column)
+    name = cell(row, column)
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
-        if column not in row and number == 0:
+        if column.split(".")[0] not in row and number == 0:
             require_columns([column], list(row), where)
         raise DataError(
             f"{where}: row {number} has no id in column {column!r} (found {name!r}): "
@@ -283,7 +341,7 @@ def _require_new_id(tally: Tally, name: str, number: int, where: str) -> None:
 
 def require_columns(named: Sequence[str], columns: Sequence[str], where: str) -> None:
     for name in named:
-        if name not in columns:
+        if name not in columns and name.split(".")[0] not in columns:
             close = difflib.get_close_matches(name, columns, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise DataError(f"{where} has no column {name!r}: {hint}columns: {', '.join(columns)}")

@@ -13,7 +13,9 @@ Which file or split `train`, `dev` and `test` are is found by name, or said in `
 split that is null there, or is not there, is None here: nothing else ever takes its place.
 
 Labels are class names, or numbers from 0 (in any format); where a class is itself named by a
-number, only names count. What becomes of a row:
+number, only names count. `data.fewshot.label_map` names the class of any other label (1.0, true). A
+split with unknown labels and no row of one of the classes is an error: its labels are not counted
+as the others' are, or they are hidden (-1). What becomes of a row:
 
 - *Dropped and counted*: text or label missing, text not a string or not valid Unicode, label empty,
   unknown or of a wrong type; whatever lies beyond `limit`; when drawing, repetitions of a text and
@@ -25,19 +27,25 @@ number, only names count. What becomes of a row:
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pgtg.config import DataConfig, FewshotConfig
 from pgtg.errors import ConfigError, DataError
-from pgtg.tasks.data import Tally, fingerprint, read_rows, require_columns, text_problem
+from pgtg.tasks.data import Tally, cell, fingerprint, read_rows, require_columns, text_problem
 from pgtg.tasks.tables import SOURCES, Row, Table, saved_splits, split_files
 from pgtg.types import DataCounts, Labelled
 
+V = TypeVar("V")
+
 SPLITS = ("train", "dev", "test")
+UNKNOWN = "unknown label"
+HIDDEN = (
+    "if its labels are hidden, data.splits.test=null leaves it out, or name another split there"
+)
 EMPTY, REPEATED = "empty text kept", "repeated text kept"  # keys in DataCounts.truncated
 
 
@@ -61,9 +69,13 @@ def load_fewshot(
         MissingResourceError: A hub data set that is neither in the cache nor within reach.
     """
     few = _checked(cfg, split)
+    cfg = replace(cfg, splits=_as_dev(cfg.splits), limit=_as_dev(cfg.limit))
     if split == "test":
         table = _test_table(cfg, few, data_seed)
-        return None if table is None else _read(table, cfg, few, split)
+        try:
+            return None if table is None else _read(table, cfg, few, split)
+        except DataError as error:
+            raise DataError(f"{error}; {HIDDEN}") from error
     if not few.folders:
         return _drawn(cfg, few, split, data_seed)
     table = SOURCES["files"](replace(cfg, path=str(_folder(cfg, few, data_seed))), split)
@@ -71,6 +83,11 @@ def load_fewshot(
     if split == "train":
         _require_classes(examples, few, 1, table.name)
     return examples, counts
+
+
+def _as_dev(values: Mapping[str, V]) -> dict[str, V]:
+    """A mapping by split, in which "validation" is another name of dev."""
+    return {"dev" if split == "validation" else split: value for split, value in values.items()}
 
 
 def _checked(cfg: DataConfig, split: str) -> FewshotConfig:
@@ -84,6 +101,9 @@ def _checked(cfg: DataConfig, split: str) -> FewshotConfig:
         raise ConfigError(*problems, what)
     if len(set(few.labels)) < max(2, len(few.labels)):
         problems.append(f"data.fewshot.labels={few.labels}: name two or more different classes")
+    for label, name in few.label_map.items():
+        if name not in few.labels:
+            problems.append(f"data.fewshot.label_map.{label}: there is no class {name!r}")
     if few.folders and cfg.name != "files":
         problems.append("data.fewshot.folders are folders of files: with data.name=hub give []")
     if not few.folders and cfg.splits.get("test") == (cfg.splits.get("train") or "train"):
@@ -131,7 +151,7 @@ def _test_table(cfg: DataConfig, few: FewshotConfig, data_seed: int) -> Table | 
 def _read(
     table: Table, cfg: DataConfig, few: FewshotConfig, split: str, *, repeats: bool = True
 ) -> tuple[list[Labelled], DataCounts]:
-    limit = cfg.limit.get(split, cfg.limit.get("validation") if split == "dev" else None)
+    limit = cfg.limit.get(split)
     found: list[Labelled] = []
     counts = read_rows(
         table,
@@ -142,12 +162,27 @@ def _read(
         id_column=cfg.columns.id,
         limit=limit,
     )
+    _require_same_labels(found, counts, few, table.name)
     return found, counts
+
+
+def _require_same_labels(
+    examples: Sequence[Labelled], counts: DataCounts, few: FewshotConfig, where: str
+) -> None:
+    """No class is without a row while other rows have labels that nobody knows."""
+    there = {example.label for example in examples}
+    missing = [name for i, name in enumerate(few.labels) if i not in there]
+    if counts.dropped.get(UNKNOWN) and missing:
+        raise DataError(
+            f"{where}: {counts.dropped[UNKNOWN]} of {counts.rows} rows have an unknown label "
+            f"(first: row {counts.examples[UNKNOWN]}), none is of class {missing[0]!r}: classes "
+            f"{', '.join(few.labels)} are counted from 0; name others in data.fewshot.label_map"
+        )
 
 
 def _require(there: Sequence[str], where: str, *, few: FewshotConfig) -> None:
     """The label column, and one of the text columns."""
-    if not any(name in there for name in few.text):
+    if not any(name.split(".")[0] in there for name in few.text):
         require_columns(few.text[:1], there, where)
     require_columns([few.label], there, where)
 
@@ -156,10 +191,11 @@ def _example(
     row: Row, name: str, tally: Tally, *, few: FewshotConfig, repeats: bool
 ) -> Labelled | None:
     """The row's example, or None with the reason noted."""
-    text: Any = next((row[column] for column in few.text if row.get(column) is not None), None)
+    texts = (cell(row, column) for column in few.text)
+    text: Any = next((text for text in texts if text is not None), None)
     problem = text_problem(text, "text")
     empty = problem is not None and problem.startswith("empty")
-    label = _label(row.get(few.label), few.labels)
+    label = _label(cell(row, few.label), few)
     if problem is None or empty:
         problem = label if isinstance(label, str) else None
     mark = fingerprint(text) if problem is None else b""
@@ -177,21 +213,23 @@ def _example(
     return Labelled(name, text, label)
 
 
-def _label(value: Any, labels: Sequence[str]) -> int | str:
+def _label(value: Any, few: FewshotConfig) -> int | str:
     """Number of the class, or what is wrong with the label."""
     if value is None:
         return "missing label"
+    name = str(value).strip().lower() if isinstance(value, bool) else str(value).strip()
+    if name in few.label_map:
+        return list(few.labels).index(few.label_map[name])
     if isinstance(value, bool) or not isinstance(value, int | str):
         return "wrong type of label"
-    name = str(value).strip()
     if not name:
         return "empty label"
-    if name in labels:
-        return list(labels).index(name)
-    numbers = not any(label.strip().isdecimal() for label in labels)
-    if numbers and name.isdecimal() and int(name) < len(labels):
+    if name in few.labels:
+        return list(few.labels).index(name)
+    numbers = not any(label.strip().isdecimal() for label in few.labels)
+    if numbers and name.isdecimal() and int(name) < len(few.labels):
         return int(name)
-    return "unknown label"
+    return UNKNOWN
 
 
 def _require_classes(

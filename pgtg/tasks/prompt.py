@@ -3,7 +3,8 @@
 There are no targets. The policy writes prompts of fixed length from a start text, the classifier's
 gap score on the few training examples is the true preference, and comparisons are drawn from a
 pool of judged prompts. A prompt is judged once on a whole split; the random 80 % of a comparison,
-accuracies and means are views of that (`judges.memo`). The test split is read by evaluation only.
+accuracies and means are views of that (`judges.memo`). The test split is only
+counted before the evaluation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from pgtg.schedule import segments
 from pgtg.store import RunFolder
 from pgtg.tasks import reviews
 from pgtg.tasks.comparisons import Comparisons, all_at_once, from_pool
+from pgtg.tasks.data import fingerprint
 from pgtg.tasks.fewshot import load_fewshot
 from pgtg.tasks.task import Columns, examples_hash
 from pgtg.tasks.tokens import Encoded, encoded
@@ -53,6 +55,8 @@ class PromptTask:
         self.judge = cfg.judge.classifier
         self.fewshot: FewshotConfig = cfg.data.fewshot
         self.counts: dict[str, DataCounts] = {}
+        self.seen: dict[str, frozenset[bytes]] = {}
+        self.remarks: list[str] = []
         self._splits: dict[str, list[Labelled] | None] = {}
         self._scores: dict[str, PromptScores] = {}
 
@@ -70,8 +74,9 @@ class PromptTask:
         return 1
 
     def read(self) -> None:
-        for split in ("train", "dev"):
-            self.labelled(split)
+        evaluated = ("dev" if s == "validation" else s for s in self.cfg.evaluate.splits)
+        for split in dict.fromkeys(["train", "dev", *evaluated]):
+            self.labelled(split)  # test too: hidden labels are found before the search
 
     def labelled(self, split: str) -> list[Labelled] | None:
         """The examples of a split; None where the data set has no test file.
@@ -87,6 +92,7 @@ class PromptTask:
         if self.cfg.data.name == "reviews":
             assert self.cfg.data.reviews is not None
             rows = reviews.generate(self.cfg.data.reviews, self.cfg.data_seed or 0)[split]
+            rows = rows[: self.cfg.data.limit.get(split)]
             self.counts[split] = DataCounts(split, len(rows), len(rows))
             return rows
         found = load_fewshot(self.cfg.data, split, self.cfg.data_seed or 0)
@@ -95,6 +101,7 @@ class PromptTask:
         rows, self.counts[split] = found
         if not rows:
             raise DataError(f"the {split} split has no examples: check data.path and data.splits")
+        self.seen[split] = frozenset(fingerprint(row.text) for row in rows if row.text)
         return rows
 
     def codec(

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from pgtg.config import FitConfig, RunConfig
-from pgtg.errors import DataError
+from pgtg.errors import ConfigError, DataError
 from pgtg.judges.pool import JudgePool
 from pgtg.log import RunLog
+from pgtg.metrics import unread_line
 from pgtg.models.codec import Codec
 from pgtg.ops.order import of_epoch
 from pgtg.ops.sampling import derive_seed
@@ -22,11 +23,14 @@ from pgtg.schedule import segments, updates_per_epoch
 from pgtg.store import RunFolder
 from pgtg.tasks import newswire
 from pgtg.tasks.comparisons import Comparisons, of_sources, parts_in_passes
-from pgtg.tasks.data import load_split
+from pgtg.tasks.data import Tally, has_split, load_split
 from pgtg.tasks.examples import Examples
 from pgtg.tasks.task import Columns, examples_hash
 from pgtg.tasks.tokens import Encoded, Tokens, encoded, tokenized
 from pgtg.types import DataCounts, Example, Generations, TokenIds
+
+LOOKED_AT = 500  # examples whose references the judge is held against before a run
+NOTED = 0.02  # share of the references' letters that it may miss without a word
 
 
 class SummarizeTask:
@@ -41,6 +45,8 @@ class SummarizeTask:
         self.cfg = cfg
         self._judge = judge
         self.counts: dict[str, DataCounts] = {}
+        self.seen: dict[str, frozenset[bytes]] = {}
+        self.remarks: list[str] = []
         self._splits: dict[str, Examples] = {}
         self._hashes: dict[str, str] = {}
         self._tokens: dict[str, Tokens] = {}
@@ -58,8 +64,24 @@ class SummarizeTask:
         return self.cfg.sample.k
 
     def read(self) -> None:
-        for split in dict.fromkeys(["train", "validation", *self.cfg.evaluate.splits]):
+        there = [s for s in self.cfg.evaluate.splits if has_split(self.cfg.data, s)]
+        for split in dict.fromkeys(["train", "validation", *there]):
             self.examples(split)
+        if self._judge is not None:
+            self._require_readable(self._judge)
+
+    def _require_readable(self, judge: JudgePool) -> None:
+        """The judge sees the references, or most of them.
+
+        Raises:
+            ConfigError: It reads less than half of their letters.
+        """
+        examples = self.examples("train")[:LOOKED_AT]
+        share = judge.unread(text for example in examples for text in example.references)
+        name = f"judge.name={self.cfg.judge.name}"
+        if share > 0.5:
+            raise ConfigError(f"{unread_line(name, share)} (judge=chrf)")
+        self.remarks = [unread_line(name, share)] if share >= NOTED else []
 
     def codec(self, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int] = ()) -> Codec:
         policy = self.cfg.policy
@@ -143,8 +165,10 @@ class SummarizeTask:
             if self.cfg.data.name == "newswire":
                 self._splits |= self._newswire
             else:
-                stored, self.counts[split] = load_split(self.cfg.data, split)
+                tally = Tally()
+                stored, self.counts[split] = load_split(self.cfg.data, split, tally)
                 self._splits[split] = Examples(split, stored)
+                self.seen[split] = frozenset(tally.seen)
             if not self._splits[split]:
                 raise DataError(f"the {split} split has no examples: check data.limit.{split}")
         return self._splits[split]

@@ -1,29 +1,33 @@
 """Rows of a split from files, from a `save_to_disk` folder, or from the Hugging Face hub.
 
-Formats: jsonl, json (a list of objects, or {"data": [...]}), csv, tsv (standard quoting), parquet.
+Formats: jsonl, json (a list of objects, or {"data": [...]}), csv, tsv, parquet; all but parquet may
+be packed by gzip (.jsonl.gz). Each has its own quoting rule (`data.quoting` names another): cells
+of a csv may stand in quotes, a tsv knows no quoting (as GLUE and LM-BFF write it).
 A byte-order mark and CRLF line ends belong to the file and go; texts stay as they are. A broken
 line or file is an error with its place.
 A hub data set must need no code of its own: `datasets` runs none since version 4.
 """
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import DataConfig
+from pgtg.config import ALIASES, DataConfig
 from pgtg.errors import DataError, MissingResourceError
 
 Row = dict[str, Any]
 
 _TOO_DEEP = "JSON that is nested too deep, or with a number too long"
 
-ALIASES = {  # other names of a split's file
-    "validation": ("validation", "valid", "val", "dev"),
-    "dev": ("dev", "validation", "valid", "val"),
-}
+QUOTING = {".csv": "standard", ".tsv": "none"}  # each format's own rule
+# what is counted of rows that are kept as they are
+BREAKS = "line break inside a cell (data.quoting=none reads each line as a row)"
+QUOTES = "quotes around a cell kept as text (data.quoting=standard takes them off)"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Table:
     rows: Iterable[Any]  # of Row
     columns: Sequence[str] | None = None
     total: int | None = None  # number of rows if known without reading them all
+    remark: Callable[[Any], str | None] = lambda row: None  # what is odd about a row that is kept
 
 
 def _from_files(cfg: DataConfig, split: str) -> Table:
@@ -41,14 +46,21 @@ def _from_files(cfg: DataConfig, split: str) -> Table:
     if not path.exists():
         raise DataError(f"data.path={cfg.path}: no such file or folder")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _from_disk(path, cfg.splits.get(split) or split)
+        return _from_disk(path, split, cfg.splits.get(split))
     files = _find(path, split, cfg.splits.get(split))
     if files[0].is_dir():
         return _from_disk(files[0], split, single=True)
-    if files[0].suffix not in READERS:
+    if format_of(files[0]) not in READERS:
         raise DataError(f"{files[0]}: unknown format, known: {', '.join(READERS)}")
-    tables = [READERS[file.suffix](file) for file in files]
+    tables = [READERS[format_of(file)](file, cfg.quoting) for file in files]
     return tables[0] if len(tables) == 1 else _chained(tables, f"{files[0].parent}/{split}")
+
+
+def format_of(file: Path) -> str:
+    """ ".jsonl" of train.jsonl, train.JSONL and train.jsonl.gz."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    packed = suffixes[-1:] == [".gz"] and suffixes[-2:-1] != [".parquet"]
+    return (suffixes[:-1] if packed else suffixes)[-1:][0] if suffixes[packed:] else ""
 
 
 def _find(path: Path, split: str, named: str | None) -> list[Path]:
@@ -78,8 +90,10 @@ def _find(path: Path, split: str, named: str | None) -> list[Path]:
 def split_files(folder: Path, split: str) -> list[Path]:
     """The file of a split (or its shards) by the split's name or another name of it; else none."""
     for alias in ALIASES.get(split, (split,)):
-        found = sorted(f for f in folder.glob(f"{alias}.*") if f.suffix in READERS)
-        found = found or sorted(f for f in folder.glob(f"{alias}-*-of-*") if f.suffix in READERS)
+        found = sorted(f for f in folder.glob(f"{alias}.*") if format_of(f) in READERS)
+        found = found or sorted(
+            f for f in folder.glob(f"{alias}-*-of-*") if format_of(f) in READERS
+        )
         if len(found) > 1 and "-of-" not in found[0].name:
             names = ", ".join(f.name for f in found)
             raise DataError(f"{folder} has several {split} files ({names}): name it in data.splits")
@@ -107,20 +121,24 @@ def _chained(tables: Sequence[Table], name: str) -> Table:
             raise DataError(f"{table.name} has other columns than {tables[0].name}")
     totals = [table.total for table in tables]
     total = None if None in totals else sum(t for t in totals if t is not None)
-    return Table(name, (row for table in tables for row in table.rows), columns, total)
+    rows = (row for table in tables for row in table.rows)
+    return Table(name, rows, columns, total, tables[0].remark)
 
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file, ended by \\n or \\r\\n only, without the byte-order mark."""
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, 1):
-            try:
+    line, opened = 0, gzip.open if path.suffix.lower() == ".gz" else Path.open
+    with opened(path, "rb") as file:
+        try:
+            for line, raw in enumerate(file, 1):
                 yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}:{line}: not UTF-8 ({error.reason})") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{line}: not UTF-8 ({error.reason})") from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: broken gzip after line {line}: {_line(error)}") from error
 
 
-def _jsonl(path: Path) -> Table:
+def _jsonl(path: Path, quoting: str = "auto") -> Table:
     """One object a line; blank lines are no rows."""
 
     def rows() -> Iterator[Row]:
@@ -153,7 +171,7 @@ def _document(path: Path) -> Any:
         raise DataError(f"{path}: {_TOO_DEEP} ({_line(error)})") from error
 
 
-def _json(path: Path) -> Table:
+def _json(path: Path, quoting: str = "auto") -> Table:
     content = _document(path)
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -161,31 +179,76 @@ def _json(path: Path) -> Table:
     return Table(str(path), rows)
 
 
-def _delimited(delimiter: str) -> Callable[[Path], Table]:
-    """Reader of csv or tsv: header line first, standard quoting, quoted line breaks allowed."""
+def _delimited(path: Path, quoting: str = "auto") -> Table:
+    """Rows of a csv or tsv by column name; the header line comes first.
+
+    A blank line is no row; cells left off at the end are None.
+    """
     csv.field_size_limit(2**31 - 1)  # articles longer than the module's 128 KiB
-    return lambda path: Table(str(path), _delimited_rows(path, delimiter))
+    rule = QUOTING[format_of(path)] if quoting == "auto" else quoting
+    delimiter = "\t" if format_of(path) == ".tsv" else ","
+    if rule == "none":
+        return Table(str(path), _unquoted_rows(path, delimiter), remark=_kept_quotes)
+    return Table(str(path), _quoted_rows(path, delimiter, rule), remark=_line_breaks)
 
 
-def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    """Rows by column name. A blank line is no row; cells left off at the end are None."""
-    reader = csv.DictReader(_lines(path), delimiter=delimiter, strict=True)
+def _line_breaks(row: Row) -> str | None:
+    return BREAKS if any("\n" in cell for cell in row.values() if cell) else None
+
+
+def _kept_quotes(row: Row) -> str | None:
+    cells = [cell for cell in row.values() if cell and len(cell) > 1]
+    return QUOTES if any(cell[0] == cell[-1] == '"' for cell in cells) else None
+
+
+def _unquoted_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    """Each line is a row, and nothing in it but the delimiter has a meaning."""
+    header: list[str] | None = None
+    for number, line in enumerate(_lines(path), 1):
+        text = line.removesuffix("\n").removesuffix("\r")
+        if not text:
+            continue
+        cells = text.split(delimiter)
+        if header is None:
+            header = _checked_header(path, cells)
+        elif len(cells) > len(header):
+            raise _surplus(path, number, header, delimiter)
+        else:
+            yield dict.fromkeys(header) | dict(zip(header, cells, strict=False))
+
+
+def _quoted_rows(path: Path, delimiter: str, rule: str) -> Iterator[Row]:
+    how: dict[str, Any] = {"strict": True}
+    if rule == "backslash":
+        how |= {"doublequote": False, "escapechar": "\\"}
+    reader = csv.DictReader(_lines(path), delimiter=delimiter, **how)
     try:
-        header = list(reader.fieldnames or [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}: a column name stands twice in the header: {header}")
+        header = _checked_header(path, list(reader.fieldnames or []))
         for row in reader:
             if None in row:  # DictReader's key for the surplus
-                raise DataError(
-                    f"{path}:{reader.line_num}: more cells than the {len(header)} column names: "
-                    f"quote texts that hold the delimiter {delimiter!r}"
-                )
+                raise _surplus(path, reader.line_num, header, delimiter)
             yield row
     except csv.Error as error:  # the inner reader knows the line; DictReader the last good one
-        raise DataError(f"{path}:{reader.reader.line_num}: broken quoting: {error}") from error
+        raise DataError(
+            f"{path}:{reader.reader.line_num}: broken quoting: {error} (read with "
+            f"data.quoting={rule}; others: pgtg ls quoting)"
+        ) from error
 
 
-def _parquet(path: Path) -> Table:
+def _checked_header(path: Path, header: list[str]) -> list[str]:
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}: a column name stands twice in the header: {header}")
+    return header
+
+
+def _surplus(path: Path, line: int, header: Sequence[str], delimiter: str) -> DataError:
+    return DataError(
+        f"{path}:{line}: more cells than the {len(header)} column names: quote texts that hold the "
+        f"delimiter {delimiter!r} (and data.quoting=standard, if they are quoted)"
+    )
+
+
+def _parquet(path: Path, quoting: str = "auto") -> Table:
     import pyarrow
     import pyarrow.parquet
 
@@ -212,11 +275,11 @@ def _parquet_rows(path: Path, file: Any, total: int) -> Iterator[Row]:
         raise DataError(f"{path}: says it has {total} rows, and has {number}: it is damaged")
 
 
-READERS: dict[str, Callable[[Path], Table]] = {
+READERS: dict[str, Callable[..., Table]] = {
     ".jsonl": _jsonl,
     ".json": _json,
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
+    ".csv": _delimited,
+    ".tsv": _delimited,
     ".parquet": _parquet,
 }
 
@@ -224,7 +287,7 @@ READERS: dict[str, Callable[[Path], Table]] = {
 # --- the datasets library
 
 
-def _from_disk(path: Path, split: str, *, single: bool = False) -> Table:
+def _from_disk(path: Path, split: str, named: str | None = None, *, single: bool = False) -> Table:
     """A folder written by `save_to_disk`: with splits, or one split that the config names."""
     import datasets
 
@@ -233,9 +296,13 @@ def _from_disk(path: Path, split: str, *, single: bool = False) -> Table:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable save_to_disk folder: {_line(error)}") from error
     if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise DataError(f"{path} has no split {split!r}: splits: {', '.join(map(str, data))}")
-        data = data[split]
+        found = named or next((n for n in ALIASES.get(split, ()) if n in data), split)
+        if found not in data:
+            raise DataError(
+                f"{path} has no split {found!r}: splits: {', '.join(map(str, data))}; name one as "
+                f"data.splits.{split}=..."
+            )
+        split, data = found, data[found]
     elif not single:
         raise DataError(
             f"{path} is one split of a save_to_disk folder: give the folder above it, and each "

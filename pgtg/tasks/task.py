@@ -23,6 +23,8 @@ class Task(Protocol):
 
     cfg: RunConfig
     counts: dict[str, DataCounts]  # of the splits that were read
+    seen: dict[str, frozenset[bytes]]  # the same splits' texts, as fingerprints
+    remarks: list[str]  # what reading them found, to be said as warnings
 
     @property
     def copies(self) -> int:
