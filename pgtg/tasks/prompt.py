@@ -76,7 +76,7 @@ class PromptTask:
     def read(self) -> None:
         evaluated = ("dev" if s == "validation" else s for s in self.cfg.evaluate.splits)
         for split in dict.fromkeys(["train", "dev", *evaluated]):
-            self.labelled(split)  # test too: hidden labels are found before the search
+            self._keep(split)  # test is only counted: hidden labels are found before the search
 
     def labelled(self, split: str) -> list[Labelled] | None:
         """The examples of a split; None where the data set has no test file.
@@ -84,9 +84,12 @@ class PromptTask:
         Raises:
             DataError: The split is unreadable or empty.
         """
+        self._keep(split)
+        return self._splits[split]
+
+    def _keep(self, split: str) -> None:
         if split not in self._splits:
             self._splits[split] = self._load(split)
-        return self._splits[split]
 
     def _load(self, split: str) -> list[Labelled] | None:
         if self.cfg.data.name == "reviews":
