@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,7 @@ def reporting() -> Iterator[None]:
     interrupt.install()
     try:
         ensure_home()
+        replace_what_cannot_be_shown()
         yield
     except PgtgError as error:
         for line in str(error).split("\n") if processes.tells(error) else ():
@@ -65,6 +67,14 @@ def reporting() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Texts hold any character; a terminal of another encoding shows a sign in its place."""
+    import sys
+
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def ensure_home() -> None:

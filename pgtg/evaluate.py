@@ -1,5 +1,6 @@
 """Evaluation of a run's systems, computed once and kept in the run folder; and `pgtg eval`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def evaluate_run(ctx: Context) -> dict[str, float]:
     evaluation = EVALUATIONS[ctx.cfg.task](ctx.cfg)
     final: dict[str, float] = {}
     for split in ctx.cfg.evaluate.splits:
-        if (why := evaluation.absent(ctx, split)) is not None:
+        if (why := evaluation.unavailable(ctx, split)) is not None:
             ctx.log.warn(f"{split} is n/a: {why}")
             continue
         systems = evaluation.systems(ctx)
@@ -128,6 +129,7 @@ def evaluate_saved(
         ArtifactError: The run has no trained policy yet.
     """
     run, log = RunFolder(path), RunLog(None, quiet=quiet())
+    whole: dict[str, Any] = {}
     if cfg is None:
         run.open()
         saved = run.config()
@@ -157,7 +159,7 @@ def evaluate_saved(
             log.say(counts_line(counts))
     evaluation.show(ctx, f"{path} on {_data(cfg)}, {split}", split, {"policy": results})
     if out is not None:
-        _keep(run, out, _name(cfg, run, split), results, samples, log)
+        _keep(run, out, _name(cfg, whole, split), results, samples, log)
     return results
 
 
@@ -167,10 +169,9 @@ def _data(cfg: RunConfig) -> str:
     return " ".join(part for part in where if part)
 
 
-def _name(cfg: RunConfig, run: RunFolder, split: str) -> str:
+def _name(cfg: RunConfig, saved: Mapping[str, Any], split: str) -> str:
     """Of the files that keep an evaluation: `policy_<split>`, with a hash where its config is not
     the run's, so that neither takes the other's place."""
-    saved = run.config()
     changed = {
         key: part
         for key in ("data", "metrics", "evaluate", "sample", "policy", "data_seed")

@@ -68,7 +68,7 @@ class PromptEvaluation:
             found.append(System(OPTIMUM, None, start, OPTIMUM))
         return found
 
-    def absent(self, ctx: Context, split: str) -> str | None:
+    def unavailable(self, ctx: Context, split: str) -> str | None:
         return None  # prompts are ranked on dev, and n/a stands in the column of the split
 
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:

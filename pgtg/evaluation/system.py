@@ -41,7 +41,7 @@ class Evaluation(Protocol):
         """What a finished run is evaluated as."""
         ...
 
-    def absent(self, ctx: Context, split: str) -> str | None:
+    def unavailable(self, ctx: Context, split: str) -> str | None:
         """Why nothing is evaluated on a split; None where something is."""
         ...
 

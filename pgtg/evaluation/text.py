@@ -46,7 +46,7 @@ class TextEvaluation:
             found.append(System(control or ctx.cfg.method.name, folder, [artifact], control))
         return found
 
-    def absent(self, ctx: Context, split: str) -> str | None:
+    def unavailable(self, ctx: Context, split: str) -> str | None:
         there = has_split(ctx.cfg.data, split)
         return None if there else f"data.splits.{split} is null, so the data has none"
 
