@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from test_codec import codec
 
 from pgtg.checks import value_at
 from pgtg.compose import run_config
 from pgtg.config import RunConfig
 from pgtg.context import opened
-from pgtg.errors import MissingResourceError
+from pgtg.errors import ConfigError, DataError, MissingResourceError
 from pgtg.evaluate import evaluate_saved
 from pgtg.evaluation.system import System
 from pgtg.evaluation.text import TextEvaluation
@@ -286,6 +288,51 @@ def test_references_are_scored_as_given_or_as_the_policy_reads_them(
         results, samples = TextEvaluation(cfg).results(ctx, System("start", None), "test")
     assert [row["references"] for row in samples["greedy"]] == [[text] for text in expected]
     assert (results["reference"], results["references_cut"]) == (how, 1 if known else 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "surroundings", "refused"),
+    [
+        ("data.empty.train=drop", {}, True),
+        ("data.empty.train=drop", {"suffix": " tldr :"}, False),
+        ("data.empty.train=drop data.empty.validation=drop", {}, False),
+    ],
+)
+def test_an_empty_source_needs_text_around_it(
+    change: str, surroundings: dict[str, str], refused: bool, tmp_path: Path
+):
+    """A causal LM cannot start from nothing: refused in one line, with what helps."""
+    files = write(tmp_path, "cnn_dm", {"train": 60, "validation": 60, "test": 60})
+    cfg = run_config("summarize", ["experiment=cnn_dm_t5_small", *files, *change.split()])
+    task = SummarizeTask(cfg)
+    for split in ("train", "validation"):
+        task.examples(split)
+    causal = codec("gpt2", **surroundings)
+    if refused:
+        with pytest.raises(
+            DataError, match=r"data validation: 1 sources are empty \(first: id50\)"
+        ):
+            task.require_readable(causal)
+    else:
+        task.require_readable(causal)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.repeats.trian=keep", "data.repeats.trian: there is no such split; did you mean"),
+        ("data.empty.test=kept", "data.empty.test: there is no 'kept'; did you mean 'keep'"),
+        (
+            "data=newswire data.empty.test=keep",
+            "data.empty: only summaries from files or the hub",
+        ),
+        ("evaluate.reference=given", "evaluate.reference: there is no 'given'"),
+        ("judge.reference=trained", "judge.reference: there is no 'trained'"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(change: str, said: str):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        run_config("summarize", ["experiment=none", "data.path=/tmp", *change.split()])
 
 
 @pytest.mark.slow

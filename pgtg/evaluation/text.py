@@ -56,11 +56,11 @@ class TextEvaluation:
 
     def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:
         """Results and per-example rows by decoding ("greedy", "sample")."""
-        lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
-        ctx.to_read(lm)
         task = ctx.task
         assert isinstance(task, SummarizeTask)
         examples = task.to_evaluate(split)
+        lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
+        ctx.to_read(lm)
         encoded = task.sources(examples, codec)
         how = ctx.cfg.evaluate.reference
         references = [scored_against(example, codec, how) for example in examples]

@@ -41,7 +41,7 @@ from pgtg.types import DataCounts, Example
 T = TypeVar("T")
 T_in = TypeVar("T_in", contravariant=True)
 
-SPARE = "empty references left out"  # key in DataCounts.truncated
+SPARE, EMPTY_SOURCE = "empty references left out", "empty source kept"  # in DataCounts.truncated
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pgtg.schedule import segments, updates_per_epoch
 from pgtg.store import RunFolder
 from pgtg.tasks import newswire
 from pgtg.tasks.comparisons import Comparisons, of_sources, parts_in_passes
-from pgtg.tasks.data import Tally, has_split, load_split
+from pgtg.tasks.data import EMPTY_SOURCE, Tally, has_split, load_split
 from pgtg.tasks.examples import Examples
 from pgtg.tasks.task import Columns, examples_hash
 from pgtg.tasks.tokens import Encoded, Tokens, encoded, tokenized
@@ -95,7 +95,24 @@ class SummarizeTask:
             policy.max_target_tokens,
             tuple(ends),
         )
+        self.require_readable(self._codec)
         return self._codec
+
+    def require_readable(self, codec: Codec) -> None:
+        """A causal LM has nothing to start from where a source and what surrounds it are empty.
+
+        Raises:
+            DataError: A split that was read kept such rows.
+        """
+        for split, counts in self.counts.items():
+            rows = counts.truncated.get(EMPTY_SOURCE, 0)
+            if rows and not codec.encode_source("")[0]:
+                first = counts.examples[EMPTY_SOURCE]
+                raise DataError(
+                    f"data {split}: {rows} sources are empty (first: {first}) and leave the policy "
+                    "nothing to read: give policy.prefix or policy.suffix, or "
+                    f"data.empty.{split}=drop"
+                )
 
     def keep_in(self, folder: RunFolder, log: RunLog) -> None:
         """Tokens of large splits are kept in the run's folder, which this process has locked."""
