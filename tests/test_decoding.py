@@ -16,7 +16,7 @@ from pgtg.models.generate import LOOK_EVERY, Decoding, generate
 from pgtg.models.language import LanguageModel
 from pgtg.ops.masking import pad
 from pgtg.types import TokenIds
-from tests.support.sim_device import NAME, counted_syncs
+from support.sim_device import NAME, counted_syncs
 
 NEW = 24
 ENDS = [EOS, 4, 7]

@@ -107,7 +107,7 @@ def test_a_reward_model_that_was_never_trained_is_a_control(tmp_path: Path):
     found = json.loads((tmp_path / "eval/results_test.json").read_text())
     assert [*found] == ["start", "pgtg", "random_reward_model"]
     made = {path.name for path in (tmp_path / "controls/random_reward_model/00").iterdir()}
-    assert made == {"improve"}
+    assert made == {"improve", "targets"}  # no reward model of its own was trained
     own = RunFolder(tmp_path).artifact("rounds", "00", "improve").file("policy/model.safetensors")
     other = RunFolder(tmp_path).artifact("controls", "random_reward_model", "00", "improve")
     assert own.read_bytes() != other.file("policy/model.safetensors").read_bytes()

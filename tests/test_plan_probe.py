@@ -48,7 +48,7 @@ def test_fresh_prompts_are_part_of_an_update(tmp_path: Path):
     """16 a step for 10,000 updates of 7 rounds and 25 x 16 at their checks: sampled by the controls
     that train no reward model, judged within the updates of those that do."""
     cfg = run_config("prompt", ["experiment=sst2_paper", f"data.path={tmp_path}"])
-    sizes = {"train": 32, "dev": 32, "test": 1821}
+    sizes: dict[str, int | None] = {"train": 32, "dev": 32, "test": 1821}
     fresh, checked = prompt.fresh_prompts(cfg, 7)
     assert fresh == 7 * 10_000 * cfg.prompt.pool  # type: ignore[union-attr]
     work, judged = prompt.work(cfg, sizes), prompt.count(cfg, sizes).judged_prompts

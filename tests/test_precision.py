@@ -16,7 +16,7 @@ from pgtg.models.reward import HEADS, HeadSpec, build_reward_model
 from pgtg.ops.sampling import log_probability
 from pgtg.runtime import precision
 from pgtg.runtime.precision import as_read, judge_dtype, read_dtype
-from tests.support.sim_device import NAME
+from support.sim_device import NAME
 
 CPU = torch.device("cpu")
 

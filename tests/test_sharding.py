@@ -144,7 +144,8 @@ def save_parts(rank: int, folder: Path) -> None:
 
     lm = tiny("t5")
     trained(lm, "logits", folder)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    words = models.WordLevel({"a": 0, "b": 1, "</s>": 2}, unk_token="a")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="</s>")
     save_language_model(lm, tokenizer, folder / "saved")
     again, _ = load_language_model(str(folder / "saved"))
     with evaluating(lm), torch.no_grad():

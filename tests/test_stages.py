@@ -109,7 +109,7 @@ def test_sampling_goes_on_where_it_stopped(
     made[:] = [None] * -10
     monkeypatch.setattr(stage, "_generate", lambda *a: made.append(None) or original(*a))
     run_stage(cfg, run, "sample")
-    assert len(made) == 2  # 8 + 6 sources in chunks of 4: four chunks, two of them were kept
+    assert len(made) == 1  # 8 + 6 sources in chunks of 4: four chunks, three of them were kept
     assert contents(run, "rounds") == contents(sampled, "rounds")
 
 

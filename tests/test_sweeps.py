@@ -26,6 +26,7 @@ from pgtg.config import RunConfig
 from pgtg.config.overrides import folder_name
 from pgtg.context import opened
 from pgtg.errors import ArtifactError, DivergedError
+from pgtg.log import RunLog
 from pgtg.stages import improve
 from pgtg.store import RunFolder, read_json, write_json
 from pgtg.train import train
@@ -268,7 +269,9 @@ def test_a_job_takes_its_share(calls: Calls, monkeypatch: pytest.MonkeyPatch):
     folder, before = RunFolder(Path("x")), torch.get_num_threads()
     try:
         for threads, expected in ((None, 3), (2, 2)):
-            opened(replace(QUICK, threads=threads), folder, cast(Any, None), cast(Any, None))
+            opened(
+                replace(QUICK, threads=threads), folder, RunLog(None, mute=True), cast(Any, None)
+            )
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)

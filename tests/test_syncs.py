@@ -21,7 +21,7 @@ from pgtg.stages.align import PlackettLuce, group_batch
 from pgtg.tasks.comparisons import of_sources
 from pgtg.training import Training, Where, update
 from pgtg.types import Generations
-from tests.support.sim_device import NAME, counted_syncs
+from support.sim_device import NAME, counted_syncs
 from tests.test_loop import CFG
 from tests.test_objectives import OPTIONS
 from tests.tiny_models import ORIGIN, SOURCES, TOKENS, build

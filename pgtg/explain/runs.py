@@ -15,6 +15,7 @@ from pgtg.explain.credit import Group, Passage, View, views
 from pgtg.explain.pieces import Piece
 from pgtg.methods import method_of
 from pgtg.models.batch import per_token
+from pgtg.models.budget import token_budget
 from pgtg.models.codec import Codec
 from pgtg.models.loading import load_tokenizer
 from pgtg.models.reward import load_reward_model
@@ -201,7 +202,7 @@ def _rewards(
         sources,
         [[piece.id for piece in found] for _, found in rows],
         [number for number, _ in rows],
-        batch_tokens=run.cfg.sample.batch_tokens,
+        batch_tokens=token_budget(run.cfg.sample.batch_tokens),
         device=device,
     )
     left = iter(values)

@@ -256,7 +256,8 @@ class PromptTask:
         device = pick_device(self.cfg.device)
         dtype = judge_dtype(self.judge.dtype, device)
         model, tokenizer = load_classifier(path, revision=self.judge.revision, dtype=dtype)
-        return model.to(device), tokenizer
+        torch.nn.Module.to(model, device)
+        return model, tokenizer
 
 
 def _empty(name: str, number: int) -> list[Example]:
