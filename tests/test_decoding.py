@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.sim_device import NAME, counted_syncs
 from tiny_models import EOS, FAMILIES, ORIGIN, SOURCES, TOKENS, VOCAB, build
 from torch.testing import assert_close
 from transformers import MistralConfig, MistralForCausalLM
@@ -16,7 +17,6 @@ from pgtg.models.generate import LOOK_EVERY, Decoding, generate
 from pgtg.models.language import LanguageModel
 from pgtg.ops.masking import pad
 from pgtg.types import TokenIds
-from support.sim_device import NAME, counted_syncs
 
 NEW = 24
 ENDS = [EOS, 4, 7]

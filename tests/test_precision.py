@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.sim_device import NAME
 from tiny_models import FAMILIES, SOURCES, build
 
 from pgtg.config import BATCH_TOKENS
@@ -16,7 +17,6 @@ from pgtg.models.reward import HEADS, HeadSpec, build_reward_model
 from pgtg.ops.sampling import log_probability
 from pgtg.runtime import precision
 from pgtg.runtime.precision import as_read, judge_dtype, read_dtype
-from support.sim_device import NAME
 
 CPU = torch.device("cpu")
 

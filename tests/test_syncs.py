@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.sim_device import NAME, counted_syncs
 from torch import nn
 from torch.testing import assert_close
 
@@ -21,7 +22,6 @@ from pgtg.stages.align import PlackettLuce, group_batch
 from pgtg.tasks.comparisons import of_sources
 from pgtg.training import Training, Where, update
 from pgtg.types import Generations
-from support.sim_device import NAME, counted_syncs
 from tests.test_loop import CFG
 from tests.test_objectives import OPTIONS
 from tests.tiny_models import ORIGIN, SOURCES, TOKENS, build
