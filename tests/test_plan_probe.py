@@ -16,28 +16,32 @@ from pgtg.plan.probe import Part, Stopwatch, probe, shortened, text_of
 
 def test_the_work_of_a_run_by_hand():
     """Two rounds of 8 + 6 sources; two lines of 4 updates, validated at 2 and 4 on 6 sources."""
-    work = summarize.work(tiny())
+    cfg = tiny()
+    work = summarize.work(cfg)
     assert work.sampled == 2 * (8 + 6)
     assert (work.reward_updates, work.reward_checks) == (2 * 4, 2 * 2 * 6)
     assert (work.policy_updates, work.policy_checks) == (2 * 4, 2 * (1 + 1) * 6)
-    assert work.evaluated == 8 * 3 * len(tiny().evaluate.decodings)  # start, method, control
-    heads = summarize.work(tiny("reward.compare_heads=[paper,logprob]"))
+    assert work.evaluated == 8 * 3 * len(cfg.evaluate.decodings)  # start, method, control
+    cfg.reward.compare_heads = ["paper", "logprob"]
+    heads = summarize.work(cfg)
     assert heads.reward_updates == (2 + 2) * 4
 
 
 def test_time_is_units_times_seconds(tmp_path: Path):
     """Every part of a tiny run, with its units; the folder of the short run is gone."""
-    parts = {part.name: part for part in probe(tiny(), updates=3, folder=tmp_path)}
-    work = summarize.work(tiny())
+    cfg = tiny()
+    parts = {part.name: part for part in probe(cfg, updates=3, folder=tmp_path)}
+    work = summarize.work(cfg)
     assert parts["sample"].units == work.sampled and parts["align"].units == work.reward_updates
     assert parts["improve"].units == work.policy_updates
     # the short run makes one validation of each kind on as many of the held-out sources as fit
-    held = shortened(tiny(), 3).sample.heldout_sources
+    held = shortened(cfg, 3).sample.heldout_sources
     assert parts["improve validations"].units == work.policy_checks / held
     assert all(part.seconds > 0 for part in parts.values())
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_prompt_search_is_timed():
     parts = {part.name: part for part in probe(tiny_prompt(), updates=2)}
     assert {"sample", "align", "improve", "evaluation"} <= set(parts)

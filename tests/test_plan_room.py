@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ SMALL = [
 ]
 
 
+@lru_cache
 def sized(*overrides: str) -> RunConfig:
     return run_config("summarize", [*SMALL, "policy.path=x", *overrides])
 

@@ -143,8 +143,21 @@ def test_own_logits_are_the_models(family: str):
     assert "forward" not in vars(layers_of(model))
 
 
-def test_what_reads_no_text_is_refused_in_one_line():
+def test_models_of_one_config_are_tried_once(monkeypatch: pytest.MonkeyPatch):
+    from pgtg.models import structure as module
+
+    tried: list[Any] = []
+    original = module._tried
+    monkeypatch.setattr(module, "_known", {})
+    monkeypatch.setattr(module, "_tried", lambda model: tried.append(model) or original(model))
+    first, again = build("gpt2"), build("gpt2", seed=1)
+    build("gpt2", layers=1)
+    assert len(tried) == 2 and first.structure == again.structure
+
+
+def test_what_reads_no_text_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     model: Any = build("gpt2").model
+    monkeypatch.setattr("pgtg.models.structure._known", {})  # a config does not say this
     model.transformer = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match=r"GPT2LMHeadModel does not read text .*another model$"):
         LanguageModel(model)

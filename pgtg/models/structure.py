@@ -76,13 +76,24 @@ def taken(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in names}
 
 
+_known: dict[tuple[type, str], Structure] = {}  # models of one class and config are built alike
+
+
 @torch.no_grad()
 def structure(model: PreTrainedModel) -> Structure:
-    """Reads a token or two.
+    """Reads a token or two, once for all models of one class and config.
 
     Raises:
         ConfigError: The model does not read it as language models do.
     """
+    config = model.config
+    key = type(model), f"{config._attn_implementation} {config.to_json_string(use_diff=False)}"
+    if key not in _known:
+        _known[key] = _tried(model)
+    return _known[key]
+
+
+def _tried(model: PreTrainedModel) -> Structure:
     training = model.training
     model.eval()
     try:
