@@ -34,6 +34,27 @@ app = typer.Typer(
 )
 
 
+def show_version(asked: bool) -> None:
+    """Print the installed version and stop."""
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"pgtg {version('pgtg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def entry(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=show_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 class Cfg(StrEnum):
     """What --cfg prints."""
 
@@ -344,12 +365,13 @@ def list_names(
             autocompletion=complete_groups,
         ),
     ] = None,
+    config_dir: ConfigDir = None,
 ) -> None:
     """List tasks, experiments, aggregators, methods, ...; how far a sweep is; what is cached."""
     with reporting():
         from pgtg.listing import show
 
-        show(group)
+        show(group, config_dir)
 
 
 DOCTOR_EXAMPLES = """

@@ -8,14 +8,20 @@ from typing import Any
 from pgtg.compose import completed, run_config
 from pgtg.config import RunConfig
 from pgtg.context import Context, opened, quiet
-from pgtg.errors import ArtifactError, PgtgError
+from pgtg.errors import ArtifactError, ConfigError, PgtgError
 from pgtg.evaluation import EVALUATIONS
 from pgtg.evaluation.system import Evaluation, Results, System
 from pgtg.log import RunLog
 from pgtg.shared import parent_files, rewardless, share, start_models
-from pgtg.store import Artifact, RunFolder, content_hash, hash_of, write_json, write_jsonl
+from pgtg.store import Artifact, RunFolder, content_hash, flat, hash_of, write_json, write_jsonl
 from pgtg.tasks import open_task
 from pgtg.tasks.data import counts_line
+
+# sections and keys that `pgtg eval` of a run folder reads: data, decoding, texts, and where it runs
+READ = ("data", "metrics", "evaluate", "sample", "device", "tf32", "deterministic", "threads")
+READ += ("cache", "data_seed", "policy.prefix", "policy.suffix", "policy.target_prefix")
+READ += ("policy.max_source_tokens", "policy.max_target_tokens", "policy.dtype")
+PROMPTS = ("judge", "prompt", "policy.start_text", "seed")
 
 
 def evaluate_run(ctx: Context) -> dict[str, float]:
@@ -127,6 +133,7 @@ def evaluate_saved(
 
     Raises:
         ArtifactError: The run has no trained policy yet.
+        ConfigError: An override changes what is not read, or a classifier is not named.
     """
     run, log = RunFolder(path), RunLog(None, quiet=quiet())
     whole: dict[str, Any] = {}
@@ -136,6 +143,8 @@ def evaluate_saved(
         task = str(saved.get("task"))
         whole, added = completed(task, saved)
         cfg = run_config(task, overrides, saved=whole, config_dir=config_dir)
+        if overrides:
+            _require_effect(run_config(task, saved=whole), cfg)
         if added:
             log.warn(
                 f"{path}: config.yaml is of another version of pgtg; keys that it lacks have "
@@ -147,6 +156,12 @@ def evaluate_saved(
         artifact.verify()
         policy, out = artifact.path, run.path / "eval"
     else:
+        if cfg.judge.classifier is not None and cfg.judge.classifier.path is None:
+            raise ConfigError(
+                f"judge.classifier.path: {path} is no run folder, so it has no classifier of a "
+                "run's set-up: give judge=classifier judge.classifier.path=<model>, and the data "
+                "of the task by dataset=..., or a run folder"
+            )
         policy, out = path, None
     if metrics:
         cfg = replace(cfg, metrics=replace(cfg.metrics, names=metrics))
@@ -161,6 +176,24 @@ def evaluate_saved(
     if out is not None:
         _keep(run, out, _name(cfg, whole, split), results, samples, log)
     return results
+
+
+def _require_effect(saved: RunConfig, cfg: RunConfig) -> None:
+    """Refuse overrides of what made the run's policy: it is evaluated as it is.
+
+    Raises:
+        ConfigError: With the keys that would change nothing.
+    """
+    before, after = flat(asdict(saved)), flat(asdict(cfg))
+    read = READ + (PROMPTS if cfg.task == "prompt" else ())
+    read += ("seed",) if "sample" in cfg.evaluate.decodings else ()
+    lost = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    lost = [key for key in lost if key not in read and key.split(".")[0] not in read]
+    if lost:
+        raise ConfigError(
+            f"{', '.join(lost)}: pgtg eval reads the run's trained policy as it is, so this would "
+            "change nothing; leave it out, or evaluate another run or model folder"
+        )
 
 
 def _data(cfg: RunConfig) -> str:

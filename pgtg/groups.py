@@ -31,8 +31,23 @@ def groups() -> list[str]:
 
 
 def option_files(group: str) -> list[Path]:
-    """The yaml files of a config group ("" for the tasks), by name."""
+    """Our yaml files of a config group ("" for the tasks), by name."""
     return sorted((CONF / group).glob("*.yaml")) if (CONF / group).is_dir() else []
+
+
+def options(group: str, config_dir: Path | None = None) -> dict[str, str]:
+    """Name -> what it is, of the files of a config group, in the order of their names.
+
+    Args:
+        group: As for `option_files`.
+        config_dir: The user's own config files, if any; those of a group may lie in folders below
+            it, and take the place of ours of the same name.
+    """
+    found = {path.stem: path for path in option_files(group)}
+    if config_dir is not None and group:
+        own = config_dir / group
+        found |= {str(path.relative_to(own).with_suffix("")): path for path in own.rglob("*.yaml")}
+    return {name: title(found[name]) for name in sorted(found)}
 
 
 def title(path: Path) -> str:

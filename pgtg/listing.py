@@ -8,19 +8,25 @@ from pgtg import entries, sweeps
 from pgtg.checks import CHOICES, nearest
 from pgtg.console import aligned
 from pgtg.errors import ConfigError
-from pgtg.groups import LISTS, option_files, title
+from pgtg.groups import LISTS, options
 from pgtg.sizes import parse_size, show_size
 
 
-def show(group: str | None) -> None:
+def show(group: str | None, config_dir: Path | None = None) -> None:
     """Print one group with its descriptions, all groups in short, a sweep's status, or the cache.
 
+    Args:
+        group: One of LISTS, a sweep's folder, or "cache"; None for all groups.
+        config_dir: The user's own config files, if any.
+
     Raises:
-        ConfigError: There is no such group, and no such folder.
+        ConfigError: There is no such group and no such folder, or no `config_dir`.
         ArtifactError: The folder is no sweep's.
     """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir: there is no folder {config_dir}")
     if group is None:
-        _print({name: ", ".join(names(name)) for name in LISTS})
+        _print({name: ", ".join(names(name, config_dir)) for name in LISTS})
         print("\npgtg ls GROUP says more on each; also: ls SWEEP_FOLDER, ls cache", file=sys.stderr)
         return
     if group == "cache":
@@ -31,7 +37,7 @@ def show(group: str | None) -> None:
         return
     if group not in LISTS:
         raise ConfigError(f"there is no group '{group}'{nearest(group, LISTS)}, and no such folder")
-    _print(names(group))
+    _print(names(group, config_dir))
     if group == "metrics":
         print("\nnames for metrics.names=[...] and eval --metrics:")
         _print(CHOICES["metrics.names"])
@@ -72,12 +78,12 @@ def prune_cache(folder: Path, *, everything: bool, max_size: str | None) -> None
     print(f"{folder}: {len(gone)} entries deleted ({freed}), {left} left")
 
 
-def names(group: str) -> dict[str, str]:
+def names(group: str, config_dir: Path | None = None) -> dict[str, str]:
     """Name -> what it is, of one of the groups in LISTS."""
     key = LISTS[group]
     if key in CHOICES:
         return CHOICES[key]
-    return {path.stem: title(path) for path in option_files(key)}
+    return options(key, config_dir)
 
 
 def _print(rows: Mapping[str, str]) -> None:

@@ -68,7 +68,7 @@ class RunLog:
             _end_at_line(self._metrics)
         self._tracker: Tracker = tracker or NullTracker()
         self._tracking, self._failed = True, False
-        self._track(lambda: self._tracker.start())
+        self._track(self._start_tracker)
 
     def metrics(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None:
         """One line {"stage", "round", "step", ...} in metrics.jsonl; the tracker gets it too.
@@ -229,6 +229,11 @@ class RunLog:
                     f"the tracker failed ({type(error).__name__}: {reason}): the run goes on "
                     "without it, metrics.jsonl has everything"
                 )
+
+    def _start_tracker(self) -> None:
+        said = self._tracker.start()
+        if said:
+            self.warn(said)
 
     def _note(self, kind: str, text: str) -> None:
         """Lines to log.txt, each with the time of day."""

@@ -148,7 +148,7 @@ class RunFolder:
 
     def config_diff(self, new: Mapping[str, Any]) -> list[str]:
         """Lines "key: old -> new" for all keys that may change results; empty when none differs."""
-        old_flat, new_flat = _flat(self.config()), _flat(_parse_yaml(_yaml_text(new), "config"))
+        old_flat, new_flat = flat(self.config()), flat(_parse_yaml(_yaml_text(new), "config"))
         return [
             f"{key}: {_show(old_flat, key)} -> {_show(new_flat, key)}"
             for key in dict.fromkeys([*old_flat, *new_flat])
@@ -376,13 +376,13 @@ def _parse_yaml(text: bytes | str, path: object) -> dict[str, Any]:
     return config
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted key; lists and empty groups count as leaves."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     leaves = {}
     for key, value in tree.items():
-        leaves |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return leaves
 
 

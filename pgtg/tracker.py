@@ -6,6 +6,7 @@ a bounded time only: where going online fails, the same run id goes on offline (
 """
 
 import contextlib
+import hashlib
 import netrc
 import os
 import re
@@ -21,13 +22,14 @@ from pgtg.files import atomic
 
 INIT_SECONDS = 30.0  # wait at most so long to get online
 FINISH_SECONDS = 60.0  # and so long to upload what is left at the end
+MOST, HASH = 128, 12  # characters of a name that W&B takes; of the hash of a longer one
 _ID = re.compile(r"[a-z0-9]{8,32}")
 
 
 class Tracker(Protocol):
     """What `RunLog` tells a tracker."""
 
-    def start(self) -> None: ...
+    def start(self) -> str | None: ...
 
     def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -45,8 +47,8 @@ class Tracker(Protocol):
 class NullTracker:
     """Tracks nothing."""
 
-    def start(self) -> None:
-        """Nothing to start."""
+    def start(self) -> str | None:
+        """Nothing to start, nothing to say."""
 
     def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None:
         """Drops the values."""
@@ -74,16 +76,26 @@ class WandbTracker:
         self._run: Any = None
         self._stages: set[str] = set()
 
-    def start(self) -> None:
-        """Starts or resumes the W&B run; offline where nobody is logged in or the net is down."""
+    def start(self) -> str | None:
+        """Starts or resumes the W&B run; offline where nobody is logged in or the net is down.
+
+        Returns:
+            What to say of a run that goes on offline although it was to be online.
+        """
         mode = online_mode(self._cfg.mode)
         with _quiet():
+            if mode == "online" and not has_key():  # W&B would ask for a login, or wait
+                self._run = self._init("offline")
+                return "nobody is logged in to W&B (wandb login): the run is kept offline there"
             try:
                 self._run = self._init(mode)
-            except Exception:
+            except Exception as error:
                 if mode != "online":
                     raise
                 self._run = self._init("offline")
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                return f"W&B cannot be reached ({reason}): the run is kept offline there"
+        return None
 
     def _init(self, mode: str) -> Any:
         import wandb
@@ -97,7 +109,7 @@ class WandbTracker:
             project=os.environ.get("WANDB_PROJECT") or self._cfg.project,
             entity=self._cfg.entity or os.environ.get("WANDB_ENTITY"),
             group=self._cfg.group or os.environ.get("WANDB_RUN_GROUP"),
-            name=self._config.get("name"),
+            name=run_name(self._config, self._folder),
             config=dict(self._config),
             dir=directory,
             settings=wandb.Settings(
@@ -181,6 +193,18 @@ def has_key() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def run_name(config: Mapping[str, Any], folder: Path) -> str:
+    """What W&B shows a run as: its name and its folder's, so that no two jobs of a sweep share it.
+
+    Names that W&B would not take for their length end in a hash of the whole.
+    """
+    name = f"{config.get('name')} {folder.name}"
+    if len(name) <= MOST:
+        return name
+    digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:HASH]
+    return f"{name[: MOST - HASH - 1]}-{digest}"
 
 
 def _run_id(path: Path) -> str:

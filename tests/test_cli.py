@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -296,5 +297,7 @@ def test_bash_completion(words: list[str], expected: list[str]):
 def test_zsh_completion_completes_whole_words():
     from pgtg.completion import complete_overrides
 
-    assert "experiment=quickstart" in [name for name, _ in complete_overrides("experiment=qu")]
-    assert "experiment=" in [name for name, _ in complete_overrides("")]
+    context = typer.Context(typer.main.get_command(app))
+    experiments = [name for name, _ in complete_overrides(context, "experiment=qu")]
+    assert "experiment=quickstart" in experiments
+    assert "experiment=" in [name for name, _ in complete_overrides(context, "")]

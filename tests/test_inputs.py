@@ -4,22 +4,33 @@ import errno
 import json
 import os
 import shutil
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from test_cli import Calls, pgtg, stand_in
 from test_compatibility import gpt2, saved
 from tiny import _quiet  # noqa: F401 (a fixture)
+from typer.testing import CliRunner
 
 from pgtg import sweeps
-from pgtg.compose import run_config
-from pgtg.config import ColumnsConfig, DataConfig
-from pgtg.errors import ConfigError, DataError
+from pgtg.cli import app
+from pgtg.completion import complete_overrides
+from pgtg.compose import hydra_part, run_config
+from pgtg.config import ColumnsConfig, DataConfig, LoggerConfig
+from pgtg.doctor import Surroundings, needs
+from pgtg.errors import ConfigError, DataError, MissingResourceError
 from pgtg.judges.pool import JudgePool
+from pgtg.log import RunLog
+from pgtg.models.loading import load_language_model
 from pgtg.store import RunFolder
 from pgtg.tasks.data import load_split
 from pgtg.tasks.summarize import SummarizeTask
+from pgtg.tracker import run_name, tracker
 from pgtg.train import train
 
 WORDS = ["Sure", "the", "café", "<b>", "opened"]
@@ -142,6 +153,109 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "is not ours: set HOME" in pgtg("ls", "aggregators", code=2).stderr
 
 
+def test_the_version(calls: Calls):
+    from importlib.metadata import version
+
+    assert pgtg("--version").stdout == f"pgtg {version('pgtg')}\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_cache_size_that_is_none(calls: Calls, monkeypatch: pytest.MonkeyPatch, flags: list[str]):
+    monkeypatch.setenv("PGTG_CACHE_SIZE", "lots")
+    said = pgtg("train", "summarize", *flags, code=2).stderr.splitlines()
+    (line,) = [line for line in said if line.startswith("error: ")]
+    assert line.startswith("error: PGTG_CACHE_SIZE: found 'lots'")
+    assert calls.runs == [] and os.listdir() == []
+
+
+# --- own config files
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    folder = tmp_path / "conf" / "experiment"
+    (folder / "sub").mkdir(parents=True)
+    text = "# Mine.\n# @package _global_\ndefaults:\n  - override /data: files\n"
+    for name in ("reviews", "sub/deep"):  # one has the name of another task's default experiment
+        (folder / f"{name}.yaml").write_text(text)
+    return tmp_path / "conf"
+
+
+def test_own_experiments_are_listed_and_completed(calls: Calls, own: Path):
+    listed = pgtg("ls", "experiments", "--config-dir", str(own)).stdout.splitlines()
+    found = {line.split()[0]: line.partition("  ")[2].strip() for line in listed}
+    assert found["reviews"] == found["sub/deep"] == "Mine." and "quickstart" in found
+    assert "no folder nowhere" in pgtg("ls", "data", "--config-dir", "nowhere", code=2).stderr
+    context = typer.Context(typer.main.get_command(app))
+    context.params["config_dir"] = own
+    names = [name for name, _ in complete_overrides(context, "experiment=")]
+    assert "experiment=sub/deep" in names
+
+
+def test_a_launcher_is_read_with_the_experiment_that_is_asked_for(own: Path):
+    """Not with the task's default one, whose name an own experiment of another task may have."""
+    asked = ["experiment=none", "hydra/sweeper=basic"]
+    assert hydra_part("prompt", asked, own)["sweep"]["dir"]
+
+
+# --- trackers
+
+
+@dataclass
+class Wandb:
+    """A stand-in for W&B that cannot be reached, or says that it could."""
+
+    reached: bool
+    started: list[dict[str, Any]] = field(default_factory=list)
+
+    def init(self, **how: Any) -> object:
+        self.started.append(how)
+        if how["mode"] == "online" and not self.reached:
+            raise OSError("API key is invalid")
+        return SimpleNamespace(finish=lambda exit_code: None)
+
+    def Settings(self, **how: Any) -> object:
+        return how
+
+
+@pytest.mark.parametrize(
+    ("key", "reached", "modes", "said"),
+    [
+        (False, True, ["offline"], "nobody is logged in to W&B (wandb login)"),
+        (True, False, ["online", "offline"], "W&B cannot be reached (API key is invalid)"),
+        (True, True, ["online"], ""),
+    ],
+)
+def test_a_run_that_is_not_tracked_online_as_asked_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: bool,
+    reached: bool,
+    modes: list[str],
+    said: str,
+):
+    wandb = Wandb(reached)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # pyright: ignore
+    monkeypatch.setenv("NETRC", "/nowhere")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    cfg = LoggerConfig(name="wandb", project="p", entity=None, group=None, mode="online")
+    RunLog(tmp_path, tracker=tracker(cfg, tmp_path, {"name": "mine"})).close(0)
+    assert [how["mode"] for how in wandb.started] == modes
+    logged = (tmp_path / "log.txt").read_text()
+    for text in (capsys.readouterr().err, logged):
+        assert (said in text) if said else not text
+
+
+def test_jobs_have_names_of_their_own_that_wandb_takes():
+    folders = [Path(f"sweep/{'x' * 140},seed={seed}") for seed in range(2)]
+    names = {run_name({"name": "mine"}, folder) for folder in folders}
+    assert len(names) == 2 and all(len(name) == 128 for name in names)
+    assert run_name({"name": "mine"}, Path("s/seed=1")) == "mine seed=1"
+
+
 # --- sweeps
 
 
@@ -196,6 +310,35 @@ def test_evaluations_name_their_data_and_leave_earlier_ones(
     assert json.loads(beside.read_text())["examples"] == 2
 
 
+@pytest.mark.parametrize(
+    ("override", "keys"),
+    [
+        ("seed=4", "seed"),
+        ("policy=t5_small", "policy.path, policy.dropout"),
+        ("method=mle", "method.name"),
+    ],
+)
+def test_what_an_evaluation_does_not_read_is_refused(run: Path, override: str, keys: str):
+    said = pgtg("eval", str(run), override, code=2).stderr
+    assert said.startswith(f"error: {keys}: pgtg eval reads the run's trained policy as it is")
+
+
+def test_a_model_folder_is_no_judge_of_prompts(made: Path):
+    said = pgtg("eval", str(made / "gpt2"), "--task", "prompt", code=2).stderr
+    assert "error: judge.classifier.path: " in said and "is no run folder" in said
+
+
+def test_the_doctor_lists_lost_and_repeated_rows(made: Path):
+    cfg = run_config("summarize", [*SHORT, f"data.path={made / 'data'}", "policy.path=x"])
+    found = [*needs.data(cfg, Surroundings(made, None))]
+    assert [one.state for one in found] == ["ok", *["warning"] * 4]
+    assert "train 8, validation 5, test 4 examples" in found[0].text
+    assert found[3].text == "test: 4 of 5 rows; 1 missing reference (first: 4)"
+    assert found[4].text == "1 of the 5 texts of validation stand in train too"
+    limited = replace(cfg, data=replace(cfg.data, limit={"train": 2, "validation": 1, "test": 1}))
+    assert [one.state for one in needs.data(limited, Surroundings(made, None))] == ["ok"]
+
+
 def run_data(run: Path) -> str:
     return RunFolder(run).config()["data"]["path"]
 
@@ -220,10 +363,6 @@ def test_a_run_that_cannot_be_written_is_evaluated_nevertheless(
 @pytest.mark.parametrize("command", ["explain", "eval"])
 def test_a_terminal_that_shows_few_characters(run: Path, command: str):
     """A stand-in for PYTHONIOENCODING=ascii: the output is read in strict ASCII."""
-    from typer.testing import CliRunner
-
-    from pgtg.cli import app
-
     split = ["--split", "test"] if command == "eval" else ["--split", "train"]
     moved = run.rename(run.with_name("Läufe"))
     result = CliRunner(charset="ascii").invoke(app, [command, str(moved), *split])
@@ -232,6 +371,15 @@ def test_a_terminal_that_shows_few_characters(run: Path, command: str):
 
 
 # --- files
+
+
+def test_weights_of_other_sizes_are_named(tmp_path: Path):
+    folder = Path(saved(tmp_path / "gpt2", gpt2()))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_positions": 16}))
+    first = r"first: transformer.wpe.weight, \[32, 16\] in the files, \[16, 16\] by the config"
+    with pytest.raises(MissingResourceError, match=f"1 of its weights .*{first}"):
+        load_language_model(str(folder))
 
 
 def test_split_aliases_in_saved_folders(tmp_path: Path):

@@ -1,6 +1,7 @@
 """The doctor's checks of what a config needs: models, data, judge, metrics, tracker, room."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pgtg.plan.room import Room, nearest_folder
 from pgtg.sizes import show_size
 
 READ_AT_MOST = 200 * 10**6  # bytes of data files that are read to check them
+ASKED_FOR = ("beyond limit", "not drawn")  # rows that the config itself leaves out
 ASK_S = 5.0  # how long the hub may take to answer
 
 
@@ -102,18 +104,34 @@ def data(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
         yield warning("data", text, f"pgtg train {cfg.task} --dry-run ... reads and counts all")
         return
     try:
-        sizes = _split_sizes(cfg)
+        sizes, said = _split_sizes(cfg, around)
     except PgtgError as error:
         yield problem("data", str(error), "")
         return
-    counts = ", ".join(f"{split} {'no file' if n == 0 else n}" for split, n in sizes.items())
+    counts = ", ".join(f"{split} {n or 'no file'}" for split, n in sizes.items())
     yield good("data", f"{cfg.data.name}: {counts} examples")
+    for line in said:
+        yield warning("data", re.sub(r"^data:? ", "", line), "")
 
 
-def _split_sizes(cfg: RunConfig) -> dict[str, int | None]:
-    from pgtg.plan import split_sizes
+def _split_sizes(cfg: RunConfig, around: Surroundings) -> tuple[dict[str, int | None], list[str]]:
+    """Examples of each split that the run reads, and what is to be said of rows that are lost, cut
+    or in several splits; of files all rows are read."""
+    if cfg.data.name != "files":
+        from pgtg.plan import split_sizes
 
-    return split_sizes(cfg)
+        return split_sizes(cfg), []
+    from pgtg.tasks.data import counts_line, repeated_between
+    from pgtg.tasks.prompt import PromptTask
+    from pgtg.tasks.summarize import SummarizeTask
+
+    prompts = cfg.task == "prompt"
+    task = PromptTask(cfg, around.outputs) if prompts else SummarizeTask(cfg)
+    task.read()
+    sizes: dict[str, int | None] = dict.fromkeys(("train", "dev", "test") if prompts else (), 0)
+    sizes |= {split: counts.kept for split, counts in task.counts.items()}
+    lost = [c for c in task.counts.values() if {*c.dropped, *c.truncated} - {*ASKED_FOR}]
+    return sizes, [*map(counts_line, lost), *repeated_between(task.seen)]
 
 
 def _hub_data(cfg: RunConfig, around: Surroundings) -> Finding:

@@ -9,7 +9,7 @@ know is refused. Links are left alone: the hub's cache consists of them.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ def load(path: str, auto: Any, config: Any, **options: Any) -> Any:
 
     Raises:
         ArtifactError: The config claims more than the files hold.
-        MissingResourceError: Weights are missing.
+        MissingResourceError: Weights are missing, or of other sizes.
     """
     if Path(path).is_dir():
         _check_claims(Path(path), auto, config)
     options |= {"use_safetensors": True, "trust_remote_code": False}
-    model, found = auto.from_pretrained(path, config=config, output_loading_info=True, **options)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
+    model, found = auto.from_pretrained(path, config=config, **options)
+    _require_sizes(path, found["mismatched_keys"])
     parameters = dict(model.named_parameters())
     left_out = sorted(name for name in found["missing_keys"] if name in parameters)
     missing = [name for name in left_out if not _computed(model, name)]
@@ -56,6 +58,21 @@ def load(path: str, auto: Any, config: Any, **options: Any) -> Any:
             f"({missing[0]}, ...), which would be random: it is another kind of model, or damaged"
         )
     return model
+
+
+def _require_sizes(path: str, differ: Collection[tuple[str, Any, Any]]) -> None:
+    """Refuse weights that have another shape in the files than the config gives them.
+
+    Raises:
+        MissingResourceError: Names the first, with both shapes.
+    """
+    if differ:
+        name, held, wanted = min(differ)
+        raise MissingResourceError(
+            f"model {path!r}: {len(differ)} of its weights have another size than its config.json "
+            f"says (first: {name}, {list(held)} in the files, {list(wanted)} by the config): "
+            "config and weights are not of one model; save both again with save_pretrained"
+        )
 
 
 def _computed(model: Any, name: str) -> bool:

@@ -52,10 +52,13 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
 
     Raises:
         MissingResourceError: The judge lacks something; the message says what mends it.
-        ConfigError: A model, its tokenizer and the config do not fit.
+        ConfigError: A model, its tokenizer and the config do not fit; PGTG_CACHE_SIZE is no size.
     """
+    from pgtg.entries import size_limit
     from pgtg.models.compatibility import check_models
 
+    if cfg.cache != "off":
+        size_limit()
     said = check_models(cfg, fetch=fetch)
     if cfg.judge.classifier is None:
         from pgtg.judges import build_judge
