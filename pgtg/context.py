@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pgtg.models.budget import token_budget
 from pgtg.models.codec import Codec
 from pgtg.models.dropout import silence_dropout
 from pgtg.models.generate import Decoding
-from pgtg.models.language import AUTOCAST, LanguageModel
+from pgtg.models.language import AUTOCAST, LanguageModel, reading_passes
 from pgtg.models.loading import (
     load_language_model,
     save_language_model,
@@ -158,6 +159,10 @@ class Context:
         """A model that will only make passes without gradients, in `sample.precision`."""
         as_read(lm, read_dtype(self.cfg.sample.precision, self.device))
         return lm
+
+    def reading(self, lm: LanguageModel) -> AbstractContextManager[None]:
+        """Passes without gradients, in `sample.precision`, of a model that is in training."""
+        return reading_passes(lm, read_dtype(self.cfg.sample.precision, self.device))
 
     def save_policy(self, lm: LanguageModel, codec: Codec, folder: Path) -> None:
         """A Transformers folder, or the adaptor alone where the language model is frozen."""

@@ -1,13 +1,16 @@
 """Prompts that are sampled and judged for each update, and budgets that are equal, end to end."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from precisions import products
 from tiny import contents
 from tiny_prompt import tiny_prompt
+from torch.testing import assert_close
 
 from pgtg.config import AggregatorConfig, RunConfig
 from pgtg.errors import ConfigError
@@ -15,9 +18,14 @@ from pgtg.files import read_table
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.record import TABLE, Record, read_judged, write_judged
 from pgtg.judges.template import Prompt
+from pgtg.methods import method_of
 from pgtg.methods.fresh import BLOCK, FreshComparisons, draw, validations
+from pgtg.methods.method import Improving
+from pgtg.methods.objective import sampled_log_probs
+from pgtg.models.adaptor import AdaptedLanguageModel
+from pgtg.models.language import evaluating
 from pgtg.ops.ranking import plackett_luce_nll
-from pgtg.stages.align import GroupBatch, PlackettLuce
+from pgtg.stages.align import GroupBatch, PlackettLuce, random_reward_model
 from pgtg.stages.match import judged_prompts
 from pgtg.store import RunFolder, read_jsonl
 from pgtg.tasks.prompt import PromptTask
@@ -97,6 +105,37 @@ def test_every_line_spends_the_same_number_of_judged_prompts(finished: Path):
         metrics(finished, "controls", "random", "00", "match")["match/train_judged_prompts"] == 76
     )
     assert found["manual"]["judged_sequences_in_all"] == 6 + 10
+
+
+@pytest.mark.parametrize("control", ["", "sparse"])
+def test_states_of_prompts_drawn_narrowly_are_not_learned_from(
+    finished: Path, tmp_path: Path, control: str
+):
+    """Prompts come from products in bf16; the states that the adaptor learns on from float32."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    with session(fresh("sample.precision=bf16", "method.kl=0.1"), run, True) as ctx:
+        lm, codec = ctx.load_policy(0)
+        assert isinstance(lm, AdaptedLanguageModel)
+        reward = random_reward_model(ctx).eval().requires_grad_(False)
+        method, samples = method_of(ctx.cfg, control), [ctx.artifact(0, "sample")]
+        given = Improving(ctx, lm, codec, reward, samples, tmp_path / "working", 0, 2)
+        assert method.guide is not None
+        guide = method.guide(method, given)
+        dtypes = products(lm)
+        found = guide.window(0)[0]()
+        assert set(dtypes) == {torch.bfloat16, torch.float32}
+        with evaluating(lm), torch.no_grad():
+            expected = lm.states(found.batch)[:, :-1]
+            wanted = sampled_log_probs(lm, found.batch, ctx.sampling())
+        assert torch.equal(found.drawn.states, expected)  # to the bit
+        with torch.no_grad():
+            learned = sampled_log_probs(lm, found.batch, ctx.sampling(), found.drawn)
+        assert_close(learned, wanted, rtol=0, atol=1e-5)
+        loss = guide.objective(found, guide.objective.count(found))
+        assert loss.metrics["kl"].abs() < 1e-6
+        dtypes.clear()
+        guide.validate()
+        assert set(dtypes) == {torch.bfloat16}
 
 
 def test_the_sparse_control_learns_from_prompts_judged_for_each_of_its_updates(finished: Path):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from precisions import products
 from support.sim_device import NAME
 from tiny_models import FAMILIES, SOURCES, build
 
@@ -13,6 +14,7 @@ from pgtg.models import budget
 from pgtg.models.batch import token_batch
 from pgtg.models.budget import token_budget
 from pgtg.models.generate import Decoding, generate
+from pgtg.models.language import evaluating, reading_passes
 from pgtg.models.reward import HEADS, HeadSpec, build_reward_model
 from pgtg.ops.sampling import log_probability
 from pgtg.runtime import precision
@@ -55,6 +57,39 @@ def test_a_learner_and_a_sampler_in_bf16_nearly_agree_on_what_was_sampled(family
     gap = (exact - narrow).abs()
     assert 0 < gap.mean() < 0.05 and gap.max() < 0.5, gap
     assert (exact - narrow).mean().abs() < 0.03  # and none of them is favoured
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_policy_in_training_is_read_narrowly_and_keeps_its_weights(family: str):
+    lm = build(family).train()
+    before = {name: p.detach().clone() for name, p in lm.named_parameters()}
+    batch = token_batch(SOURCES, [[3, 9], [4], [5, 6, 7]], [0, 1, 2])
+    options: dict[str, Any] = {"k": 2, "eos_ids": [], "seed_key": (1,), "batch_tokens": "auto"}
+    found, dtypes = {}, products(lm)
+    for name, dtype in (("plain", None), ("narrow", torch.bfloat16)):
+        with reading_passes(lm, dtype):
+            assert not lm.training
+            found[name] = lm.logits(batch)
+            list(generate(lm, SOURCES, ["a", "b", "c"], decoding=Decoding(False, 9), **options))
+        assert lm.training
+        assert set(dtypes) == {dtype or torch.float32}
+        dtypes.clear()
+    with evaluating(lm), torch.no_grad():
+        exact = lm.logits(batch)
+    assert torch.equal(found["plain"], exact)  # to the bit
+    gap = (found["narrow"].float() - exact)[batch.mask].abs()
+    assert 0 < gap.mean() < 0.05
+    for name, parameter in lm.named_parameters():
+        assert parameter.requires_grad and torch.equal(parameter, before[name])
+
+
+def test_weights_that_are_narrow_are_read_as_they_are():
+    """Also a learner's of its own; autocast would widen some of its steps."""
+    for dtype, narrowed in ((None, False), (torch.bfloat16, True)):
+        lm = build("t5")
+        as_read(lm, dtype)
+        with reading_passes(lm, torch.bfloat16):
+            assert torch.is_autocast_enabled("cpu") is not narrowed
 
 
 @pytest.mark.parametrize("head", HEADS)

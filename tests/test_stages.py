@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from precisions import products
 from tiny import RESULTS, _quiet, contents, results, tiny  # noqa: F401 (a fixture)
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -25,9 +26,12 @@ from pgtg.config import RunConfig
 from pgtg.errors import ArtifactError, ConfigError, DataError
 from pgtg.generations import read_part
 from pgtg.judges.pool import JudgePool
+from pgtg.methods import method_of
+from pgtg.methods.method import Improving
+from pgtg.stages.align import random_reward_model
 from pgtg.store import RunFolder, load_tensors, read_table, write_table
 from pgtg.tasks import newswire
-from pgtg.train import run_stage, train
+from pgtg.train import run_stage, session, train
 
 ORDER = ("sample", "align", "score", "aggregate", "improve")
 SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false")
@@ -319,6 +323,32 @@ def test_every_option_of_improvement_runs_and_changes_the_weights(aligned: Path)
     found = [improved(aligned), *(improved(aligned, *options) for options in OPTIONS)]
     for a, b in itertools.combinations(range(len(found)), 2):
         assert differ(found[a], found[b]), (a, b)
+
+
+def test_what_a_policy_samples_for_its_update_is_drawn_narrowly_and_learned_from_exactly(
+    sampled: Path, tmp_path: Path
+):
+    """Tokens come from products in bf16; log-probabilities from the learner's own in float32."""
+    cfg = tiny(*SHORT, "sample.precision=bf16", "method.reinforce=0.5", "method.kl=0.1")
+    with session(cfg, copy(sampled, tmp_path), True) as ctx:
+        lm, codec = ctx.load_policy(0)
+        reward = random_reward_model(ctx).eval().requires_grad_(False)
+        folder = ctx.artifact(0, "improve").working("x")
+        targets = ctx.artifact(0, "targets"), "x"
+        given = Improving(ctx, lm, codec, reward, [], folder, 0, 2, *targets)
+        guide = method_of(ctx.cfg).guide(method_of(ctx.cfg), given)  # type: ignore[misc]
+        dtypes = products(lm)
+        batch = guide.window(0)[0]()
+        assert dtypes and set(dtypes) == {torch.bfloat16}
+        assert {p.dtype for p in lm.parameters()} == {torch.float32}
+        guide.validate()
+        assert set(dtypes) == {torch.bfloat16}
+        dtypes.clear()
+        loss = guide.objective(batch, guide.objective.count(batch))
+        assert dtypes and set(dtypes) == {torch.float32}
+        # the start policy is the policy, so that their log-probabilities are one number
+        assert loss.metrics["kl"] == 0 and batch.sampled.start_log_probs.dtype == torch.float32
+        assert batch.sampled.advantage.dtype == torch.float32
 
 
 def test_the_uniform_control_is_plain_mle(finished: Path, tmp_path: Path):

@@ -21,6 +21,7 @@ from pgtg.models.loading import load_tokenizer
 from pgtg.models.reward import load_reward_model
 from pgtg.models.special_tokens import end_tokens
 from pgtg.runtime.device import pick_device
+from pgtg.runtime.precision import as_read, read_dtype
 from pgtg.store import Artifact, RunFolder
 from pgtg.tasks import Task
 from pgtg.types import TokenIds
@@ -196,6 +197,7 @@ def _rewards(
     """Rewards of all tokens by the run's reward model, by group and text."""
     device = pick_device(run.cfg.device)
     model = load_reward_model(run.reward.path).to(device).eval()
+    as_read(model.backbone, read_dtype(run.cfg.sample.precision, device))
     rows = [(number, found) for number, group in enumerate(texts) for _, found, _ in group]
     values = per_token(
         model,

@@ -26,7 +26,7 @@ from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, draw_prompts
 from pgtg.models.batch import continuing, moved, token_batch
 from pgtg.models.codec import Codec
 from pgtg.models.generate import generate, streams
-from pgtg.models.language import LanguageModel, evaluating
+from pgtg.models.language import LanguageModel
 from pgtg.ops.ranking import informative
 from pgtg.ops.sampling import derive_seed
 from pgtg.tasks.comparisons import Comparisons, from_fresh
@@ -66,7 +66,7 @@ def draw_batch(
         frozen model.
     """
     sampling, (source, _) = ctx.sampling(), codec.encode_source("")
-    with evaluating(lm):
+    with ctx.reading(lm):
         if isinstance(lm, AdaptedLanguageModel):
             noise = [streams(sampling.max_new_tokens, number, key, [PROMPT]) for key in keys]
             drawn = draw_prompts(lm, source, moved(torch.cat(noise), lm.device), sampling)
@@ -117,7 +117,7 @@ class FreshComparisons:
         self.ctx, self.round, self.shuffle = ctx, round, shuffle
         self.fit, self.options = ctx.cfg.reward.fit, prompt_task(ctx).options
         self.lm, self.codec = ctx.load_policy(round, control)
-        self.lm.requires_grad_(False).eval()
+        ctx.to_read(self.lm).requires_grad_(False).eval()
         length = ctx.cfg.sample.max_new_tokens
         self.records = {
             "train": Record(folder / "judged.train", self.options.pool, length),

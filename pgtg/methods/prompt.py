@@ -23,9 +23,8 @@ from pgtg.judges.record import Record, write_judged
 from pgtg.methods.fresh import draw, draw_batch, is_fresh, judge, validations
 from pgtg.methods.method import STAGES, Improving, Method
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
-from pgtg.models.adaptor import AdaptedLanguageModel, Drawn
+from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, read_again
 from pgtg.models.batch import token_batch
-from pgtg.models.language import evaluating
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages, standardized
 from pgtg.tasks.comparisons import distinct
@@ -80,7 +79,10 @@ class PromptGuide:
         return draw_batch(self.ctx, self.given.lm, self.given.codec, number, [key])
 
     def _sampled(self, batch: TokenBatch, advantage: Tensor, drawn: Drawn | None = None) -> Sampled:
-        start = None
+        lm, start = self.given.lm, None
+        if drawn is not None and drawn.narrow:
+            assert isinstance(lm, AdaptedLanguageModel)
+            drawn = read_again(lm, batch)
         if self.start is not None:
             states = drawn and replace(drawn, candidates=None)  # the start policy has its own
             with torch.no_grad():
@@ -169,8 +171,7 @@ class SparseGuide(PromptGuide):
         advantage = centred[:, None].expand(batch.mask.shape).where(batch.mask, 0.0)
         lm, drawn = self.given.lm, None
         if isinstance(lm, AdaptedLanguageModel):
-            with evaluating(lm):
-                drawn = Drawn(batch.tokens, lm.states(batch)[:, :-1])
+            drawn = read_again(lm, batch)
         return self._sampled(batch, advantage, drawn)
 
 

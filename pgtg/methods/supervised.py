@@ -5,7 +5,7 @@ computed once, in length-sorted batches, for all lines that the reward model gui
 trains on the same batches from the same start with other weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,6 @@ from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import generate
-from pgtg.models.language import evaluating
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages
 from pgtg.store import Artifact
@@ -31,7 +30,7 @@ from pgtg.tasks.examples import Examples
 from pgtg.tasks.rows import BATCH, mapped_rows, write_rows
 from pgtg.tasks.summarize import SummarizeTask
 from pgtg.training import Where
-from pgtg.types import Example
+from pgtg.types import Example, TokenIds
 
 JUDGED_AT_ONCE = 128  # texts
 REWARDS = "rewards.arrow"
@@ -117,7 +116,7 @@ class SupervisedGuide:
         """Samples of the policy as it is now, with their advantages under the reward model."""
         assert self.model is not None
         sources = list(self.tokens.sources(examples.rows))
-        with evaluating(self.lm):
+        with self.ctx.reading(self.lm):
             found = dict(
                 generate(
                     self.lm,
@@ -172,7 +171,7 @@ class SupervisedGuide:
             seed_key=(),
         )
         parts: list[tuple[list[int], Future]] = []
-        while rows := list(islice(found, JUDGED_AT_ONCE)):
+        while rows := self._next(found):
             places, tokens = [i for i, _ in rows], [drawn[0] for _, drawn in rows]
             texts = [self.codec.decode(ids) for ids in tokens]
             own = [examples[i] for i in places]
@@ -183,6 +182,11 @@ class SupervisedGuide:
             for i, score in zip(places, future.result()["score"], strict=True)
         }
         return [scores[i] for i in range(len(examples))]
+
+    def _next(self, found: Iterator[tuple[int, list[TokenIds]]]) -> list:
+        """The next texts that are judged at once."""
+        with self.ctx.reading(self.lm):
+            return list(islice(found, JUDGED_AT_ONCE))
 
 
 @processes.first

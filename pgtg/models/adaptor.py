@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError, DivergedError
 from pgtg.models.generate import Decoding, drawable
-from pgtg.models.language import LanguageModel
+from pgtg.models.language import LanguageModel, evaluating
 from pgtg.models.linear import with_fast_linears
 from pgtg.models.structure import bare_head, own_logits
 from pgtg.models.untrusted import load_module
 from pgtg.ops.sampling import draw, seeded
 from pgtg.processes import first
 from pgtg.store import read_json, save_tensors, write_json
-from pgtg.types import TokenIds
+from pgtg.types import TokenBatch, TokenIds
 
 ADAPTOR_JSON, ADAPTOR_WEIGHTS = "adaptor.json", "adaptor.safetensors"
 
@@ -132,6 +132,7 @@ class Drawn:
     states: Float[Tensor, "N T D"]  # the frozen model's, before each token
     candidates: Int[Tensor, "N T C"] | None = None  # what top-k left to draw from; None: everything
     finite: Bool[Tensor, ""] | None = None  # whether the policy's logits were finite
+    narrow: bool = False  # computed in a narrower type than the one that the policy learns in
 
     def require_finite(self) -> None:
         """Raises a DivergedError if the policy had no distribution to draw from."""
@@ -173,7 +174,15 @@ def draw_prompts(
         tokens.append(place)
     chosen = torch.stack(left, 1) if left else None
     finite = torch.stack(peaks).isfinite().all()
-    return Drawn(torch.stack(tokens, 1), torch.stack(states, 1), chosen, finite)
+    narrow = torch.is_autocast_enabled(lm.device.type)
+    return Drawn(torch.stack(tokens, 1), torch.stack(states, 1), chosen, finite, narrow)
+
+
+@torch.no_grad()
+def read_again(lm: AdaptedLanguageModel, batch: TokenBatch) -> Drawn:
+    """Given sequences as a learner reads them: states in its own type, nothing left out."""
+    with evaluating(lm):
+        return Drawn(batch.tokens, lm.states(batch)[:, :-1])
 
 
 def adapt(

@@ -54,6 +54,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+@contextmanager
+def reading_passes(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Passes without gradients inside, of a model that goes on to learn: `evaluating`, and products
+    in `dtype` while the weights stay as they are (autocast).
+
+    Args:
+        dtype: None: as the weights are; so are weights read that are not float32.
+    """
+    weights = next(model.parameters())
+    narrow = dtype is not None and weights.dtype == torch.float32
+    products = torch.autocast(weights.device.type, dtype) if narrow else nullcontext()
+    with evaluating(model), torch.no_grad(), products:
+        yield
+
+
 STATES = "last_hidden_state"
 CPU_SLICE = 1024  # source tokens that a CPU encodes at a time
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -273,6 +273,7 @@ def _fresh(ctx: Context, before: Artifact, samples: Artifact) -> dict[str, float
     if not len(comparisons):
         return {}
     model = load_reward_model(before.file("reward")).to(ctx.device).eval()
+    ctx.to_read(model.backbone)
     parts = comparisons.split(ctx.cfg.reward.fit.micro_batch)
     batches = [group_batch(fresh, part, ctx.device) for part in parts]
     found = heldout_metrics(PlackettLuce(model, ctx.cfg.aggregator), batches)

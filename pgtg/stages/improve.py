@@ -110,6 +110,7 @@ def _make(
     ctx.choose_trained(lm)
     if model is not None:
         model.eval().requires_grad_(False)
+        ctx.to_read(model.backbone)
     first = sum(updates[:round])
     targets = _targets(ctx, round, control, aligned, length)
     given = Improving(ctx, lm, codec, model, samples, working, first, length, *targets)
