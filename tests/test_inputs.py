@@ -382,6 +382,14 @@ def test_weights_of_other_sizes_are_named(tmp_path: Path):
         load_language_model(str(folder))
 
 
+def test_a_data_file_that_is_a_link_to_nothing(tmp_path: Path):
+    (tmp_path / "train.jsonl").symlink_to("gone.jsonl")
+    cfg = DataConfig("files", str(tmp_path), columns=ColumnsConfig(None, "source", ["target"]))
+    said = r"train.jsonl \(a link to gone.jsonl\): No such file or directory"
+    with pytest.raises(DataError, match=said):
+        load_split(cfg, "train")
+
+
 def test_split_aliases_in_saved_folders(tmp_path: Path):
     import datasets
 

@@ -52,8 +52,19 @@ def _from_files(cfg: DataConfig, split: str) -> Table:
         return _from_disk(files[0], split, single=True)
     if format_of(files[0]) not in READERS:
         raise DataError(f"{files[0]}: unknown format, known: {', '.join(READERS)}")
+    for file in files:
+        _require_open(file)
     tables = [READERS[format_of(file)](file, cfg.quoting) for file in files]
     return tables[0] if len(tables) == 1 else _chained(tables, f"{files[0].parent}/{split}")
+
+
+def _require_open(file: Path) -> None:
+    """Raises DataError if a file cannot be opened: a link to nothing, no right to read it."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        to = f" (a link to {file.readlink()})" if file.is_symlink() else ""
+        raise DataError(f"{file}{to}: {error.strerror or error}") from error
 
 
 def format_of(file: Path) -> str:
