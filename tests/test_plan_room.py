@@ -83,6 +83,15 @@ def test_the_disk_by_hand():
     assert plain.disk_end - tables.disk_end == pytest.approx((1 + 2 * 3) * w)
 
 
+def test_tokens_and_token_rewards_are_counted():
+    """5,000 examples of 40 + 16 tokens at 2 bytes; rewards of 16 tokens in float32 for the 2 x 4
+    examples of each of three rounds. Fewer than 4,096 are not kept."""
+    none = ModelSizes(ModelSize(0, 0, files=0.0), ModelSize(0, 0, files=0.0), head=0)
+    ends = [room_for(sized(), none, 3, on_cpu=True, train=n).disk_end for n in (0, 100, 5000)]
+    assert ends[1] - ends[0] == pytest.approx(3 * 2 * 4 * 16 * 4)
+    assert ends[2] - ends[1] == pytest.approx(5000 * (40 + 16) * 2)
+
+
 def test_the_memory_by_hand():
     """Policy training: weights, gradients, two moments, best weights and the reward model, each W.
 

@@ -23,8 +23,10 @@ def describe(cfg: RunConfig) -> str:
     rows = {
         "run": f"{cfg.task}/{cfg.name} seed {cfg.seed}: {cfg.method.name}, {cfg.aggregator.name}"
     }
-    rows |= prompt.describe(cfg) if cfg.task == "prompt" else summarize.describe(cfg)
-    rows |= _resources(cfg, model_sizes(cfg))
+    task = prompt if cfg.task == "prompt" else summarize
+    examples = task.split_sizes(cfg)
+    rows |= task.describe(cfg, examples)
+    rows |= _resources(cfg, model_sizes(cfg), examples.get("train") or 0)
     width = max(len(name) for name in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
@@ -95,11 +97,11 @@ def _on_cpu(cfg: RunConfig) -> bool:
     return pick_device(cfg.device).type == "cpu"
 
 
-def _resources(cfg: RunConfig, sizes: ModelSizes | None) -> dict[str, str]:
+def _resources(cfg: RunConfig, sizes: ModelSizes | None, train: int) -> dict[str, str]:
     if sizes is None:
         return {"memory": UNKNOWN, "disk": UNKNOWN}
     on_cpu = _on_cpu(cfg)
-    found = room_for(cfg, sizes, _rounds(cfg), on_cpu=on_cpu)
+    found = room_for(cfg, sizes, _rounds(cfg), on_cpu=on_cpu, train=train)
     models = [f"policy {sizes.policy.parameters:,}", f"reward backbone {sizes.reward.parameters:,}"]
     if not sizes.adaptor:
         models[0] += f" ({sizes.policy.trained:,} trained)"

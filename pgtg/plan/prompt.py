@@ -139,9 +139,9 @@ def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
     return {split: 0 if found is None else len(found[0]) for split, found in read.items()}
 
 
-def describe(cfg: RunConfig) -> dict[str, str]:
-    """The rows of the plan."""
-    found, sizes = count(cfg, split_sizes(cfg)), split_sizes(cfg)
+def describe(cfg: RunConfig, sizes: dict[str, int | None]) -> dict[str, str]:
+    """The rows of the plan, for splits of so many examples."""
+    found = count(cfg, sizes)
     unknown = "unknown: the data is not on this machine"
     examples = ", ".join(f"{k} {unknown if v is None else v or 'n/a'}" for k, v in sizes.items())
     sequences = unknown

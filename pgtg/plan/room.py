@@ -18,12 +18,15 @@ from pgtg.config import BATCH_TOKENS, DEPTHS, FitConfig, RunConfig
 from pgtg.errors import MissingResourceError
 from pgtg.plan.models import FLOAT32, ModelSize, ModelSizes
 from pgtg.plan.work import heads_of, lines_of
+from pgtg.schedule import segments, updates_per_epoch
 from pgtg.sizes import show_size
 
 TOKEN = 3.0  # bytes on the disk of a token id, its share of the text, and its reward
+ID = 2.0  # bytes of a kept token id; vocabularies of 65,536 and more take 4
 SCORE = 8.0  # bytes of a number in a table
 SPARE = 64e6  # bytes of logs, results and manifests, and of room that a file system wants
 KERNELS = 1.1e8  # bytes of buffers that matrix products and file formats keep
+KEPT_FROM = 4096  # examples from which on token ids are kept, as in `tasks.tokens`
 WRITING = 2  # states on the disk while one is replaced: the former and the new one
 
 
@@ -65,9 +68,15 @@ class Room:
     host: float
 
 
-def room_for(cfg: RunConfig, sizes: ModelSizes, rounds: int, *, on_cpu: bool) -> Room:
-    """What a run with so many rounds takes."""
-    ledger = _disk(cfg, sizes, rounds)
+def room_for(
+    cfg: RunConfig, sizes: ModelSizes, rounds: int, *, on_cpu: bool, train: int = 0
+) -> Room:
+    """What a run with so many rounds takes.
+
+    Args:
+        train: Training examples, whose tokens and token rewards are kept; 0 if that is not known.
+    """
+    ledger = _disk(cfg, sizes, rounds, train)
     stages = list(_memory(cfg, sizes))
     device = max(weights + activations for weights, activations, _ in stages)
     activations = max(activations for _, activations, _ in stages)
@@ -92,8 +101,9 @@ def _program() -> float:
 # --- disk
 
 
-def _disk(cfg: RunConfig, sizes: ModelSizes, rounds: int) -> Ledger:
+def _disk(cfg: RunConfig, sizes: ModelSizes, rounds: int, train: int) -> Ledger:
     ledger = Ledger()
+    ledger.keep(_token_bytes(cfg, train))
     if cfg.policy.tiny_t5 is not None or cfg.policy.tiny_lm is not None:
         ledger.keep(sizes.policy.saved * (2 if cfg.policy.tiny_lm is not None else 1))
     before = _Newest()
@@ -155,6 +165,20 @@ def _reward_trained(cfg: RunConfig, sizes: ModelSizes) -> float:
 def _checked(cfg: RunConfig) -> bool:
     """Whether held-out comparisons choose the best reward model."""
     return cfg.sample.heldout_sources > 0
+
+
+def _token_bytes(cfg: RunConfig, train: int) -> float:
+    """Token ids of the training split, and the token rewards of the targets that rounds use."""
+    if cfg.prompt is not None or train < 1:
+        return 0.0
+    fit, target = cfg.improve, cfg.policy.max_target_tokens
+    ids = ID * train * (cfg.policy.max_source_tokens + target) if train >= KEPT_FROM else 0.0
+    if not lines_of(cfg, "align"):
+        return ids
+    epoch = updates_per_epoch(train, fit.micro_batch, fit.accumulate)
+    parts = segments(cfg.schedule, epoch)
+    used = sum(min(train, part * fit.micro_batch * fit.accumulate) for part in parts)
+    return ids + FLOAT32 * target * used
 
 
 def _sample_bytes(cfg: RunConfig, round: int) -> float:

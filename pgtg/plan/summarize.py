@@ -92,13 +92,9 @@ def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     )
 
 
-def describe(cfg: RunConfig) -> dict[str, str]:
-    """The rows of the plan.
-
-    Raises:
-        DataError: The data are on this machine but cannot be read.
-    """
-    return _work(cfg, count(cfg, split_sizes(cfg)))
+def describe(cfg: RunConfig, examples: Mapping[str, int | None]) -> dict[str, str]:
+    """The rows of the plan, for splits of so many examples."""
+    return _work(cfg, count(cfg, examples))
 
 
 def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
