@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pgtg import processes
 from pgtg.config import RunConfig
+from pgtg.config.inputs import settings
 from pgtg.errors import ArtifactError, ConfigError
 from pgtg.log import RunLog
 from pgtg.models.adaptor import ADAPTOR_JSON, adapt, load_adaptor, save_adaptor
@@ -46,11 +47,9 @@ class Context:
     device: torch.device
     cursor: list[int]  # one number: where the log stood after the last artifact [bytes]
 
-    def config_part(self, *names: str) -> dict[str, Any]:
-        """The named sections of the config: what a stage's result depends on."""
-        whole = asdict(self.cfg)
-        whole["judge"].pop("workers")  # any number gives the same scores
-        return {name: whole[name] for name in ("task", "seed", *names)}
+    def settings(self, stage: str) -> dict[str, Any]:
+        """Value of each key of the config that a stage's result depends on."""
+        return settings(self.cfg, stage)
 
     def artifact(self, round: int, stage: str, *, control: str = "", head: str = "") -> Artifact:
         """Where a stage's result of a round stands; a control's and a compared head's beside it."""

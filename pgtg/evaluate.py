@@ -7,6 +7,7 @@ from typing import Any
 
 from pgtg.compose import completed, run_config
 from pgtg.config import RunConfig
+from pgtg.config.inputs import portable
 from pgtg.context import Context, opened, quiet
 from pgtg.errors import ArtifactError, ConfigError, PgtgError
 from pgtg.evaluation import EVALUATIONS
@@ -85,14 +86,12 @@ def _depends(
     policies = [ctx.artifact(i, "improve", control=system.control) for i in rounds]
     if system.policy is None:
         policies = []
-    part = dict(evaluation.depends_on(ctx))
-    part["data"].pop("path")
     return {
         "models": models,
         "parents": parent_files([*system.parents, *policies]),
         "system": [system.name, system.control],
         "keep_rounds": ctx.cfg.keep_rounds,  # policies of earlier rounds may be gone
-        "config": part | {"data_seed": ctx.cfg.data_seed},
+        "config": portable(evaluation.depends_on(ctx)),
         "data": ctx.task.contents(split),
         "split": split,
     }

@@ -23,6 +23,7 @@ import torch
 
 from pgtg import processes
 from pgtg.cache import CachedArtifact
+from pgtg.config.inputs import portable
 from pgtg.context import Context
 from pgtg.entries import prune, size_limit
 from pgtg.errors import ArtifactError, PgtgError
@@ -37,7 +38,7 @@ LINES, FILES = "lines.jsonl", "files"
 CODE = ("ops", "models", "judges", "metrics", "tasks", "methods", "stages", "evaluation")
 CODE += ("loop.py", "context.py", "evaluate.py", "files.py", "generations.py", "log.py")
 CODE += ("runtime", "processes.py", "schedule.py", "shared.py", "states.py", "training.py")
-CODE += ("types.py",)
+CODE += ("types.py", "config/inputs.py")
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")  # of a Transformers folder
 
 
@@ -117,16 +118,10 @@ def parent_files(artifacts: Iterable[Artifact]) -> list[Any]:
     return [artifact.manifest()["files"] for artifact in artifacts]
 
 
-def config_part(ctx: Context, *names: str) -> dict[str, Any]:
-    """The named sections of the config, without what names a place and what runs beside."""
-    part: dict[str, Any] = ctx.config_part(*names) | {"data_seed": ctx.cfg.data_seed}
-    if "data" in part:
-        part["data"].pop("path")
-    if "sample" in part:  # what `auto` stands for here
-        part["sample"]["precision"] = str(read_dtype(ctx.cfg.sample.precision, ctx.device))
-    if "method" in part:
-        part["method"].pop("controls")
-    return part
+def shared_settings(ctx: Context, stage: str) -> dict[str, Any]:
+    """`Context.settings` for the cache: the precision is what `auto` stands for here."""
+    precision = str(read_dtype(ctx.cfg.sample.precision, ctx.device))
+    return portable(ctx.settings(stage)) | {"sample.precision": precision}
 
 
 def start_models(ctx: Context) -> Any:

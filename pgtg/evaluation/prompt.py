@@ -72,8 +72,7 @@ class PromptEvaluation:
         return None  # prompts are ranked on dev, and n/a stands in the column of the split
 
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:
-        whole = ctx.config_part("data", "policy", "sample", "judge", "evaluate", "prompt")
-        return whole | {"data_seed": ctx.cfg.data_seed}
+        return ctx.settings("evaluate")
 
     def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:
         """Results and rows: "best", "policy" (one a text) and "candidates" (one a prompt)."""

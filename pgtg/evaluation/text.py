@@ -52,7 +52,7 @@ class TextEvaluation:
 
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:
         metrics = [dict(metric.describe()) for metric in self.present]
-        return ctx.config_part("data", "policy", "sample", "evaluate") | {"metrics": metrics}
+        return ctx.settings("evaluate") | {"metrics": metrics}
 
     def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:
         """Results and per-example rows by decoding ("greedy", "sample")."""

@@ -34,7 +34,7 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
     samples = ctx.need(ctx.artifact(round, "sample"), "sample")
     scored = ctx.need(ctx.artifact(round, "score", head=head), "score")
     artifact = ctx.artifact(round, "aggregate", head=head)
-    inputs = hash_of([samples, scored], ctx.config_part("aggregator"))
+    inputs = hash_of([samples, scored], ctx.settings("aggregate"))
     if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)

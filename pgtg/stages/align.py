@@ -101,12 +101,11 @@ def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Art
     samples = [ctx.need(made_for(ctx, i, "sample", control), "sample") for i in replayed]
     before = ctx.artifact(round - 1, "align", control=control) if round > 0 and not head else None
     parents = [*ctx.parents(0), *samples] + ([ctx.need(before, "align")] if before else [])
-    part = ctx.config_part("policy", "reward", "aggregator") | {"round": round, "head": head}
+    part = ctx.settings("align") | {"round": round, "head": head}
     part |= {"groups": ctx.task.grouping()} | ({"control": control} if control else {})
     fresh = is_fresh(ctx)
     if fresh:  # the policy itself is sampled and its prompts are judged
         parents += ctx.parents(round, control) if round > 0 else []
-        part |= ctx.config_part("data", "sample", "judge")
     inputs = hash_of(parents, part)
     if ctx.made(artifact, inputs):
         return artifact

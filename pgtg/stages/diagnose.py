@@ -31,8 +31,7 @@ def diagnose(ctx: Context) -> Artifact:
     aligned = [ctx.artifact(i, "align") for i in rounds]
     samples = [ctx.need(ctx.artifact(i, "sample"), "sample") for i in rounds]
     artifact = ctx.folder.artifact("diagnostics")
-    part = ctx.config_part("aggregator", "judge") | {"texts": ctx.cfg.evaluate.diagnose}
-    inputs = hash_of([*aligned, *samples], part)
+    inputs = hash_of([*aligned, *samples], ctx.settings("diagnose"))
     if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)

@@ -14,10 +14,10 @@ from pgtg.methods.method import Guide, Improving
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import load_reward_model
 from pgtg.shared import (
-    config_part,
     parent_files,
     rewardless,
     share,
+    shared_settings,
     start_models,
 )
 from pgtg.stages.align import random_reward_model
@@ -47,10 +47,10 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
     if method.needs_reward:
         aligned = ctx.need(made_for(ctx, round, "align", control), "align")
     parents += [*samples, *([aligned] if aligned else [])]
-    names = ("data", "policy", "sample", "judge", "method", "aggregator", "improve", "schedule")
     planned = ctx.task.segments()[round]
     updates = updates_of(ctx, round, control, planned)
-    part = ctx.config_part(*names) | {"round": round, "control": control}
+    part = ctx.settings("improve" if rewardless(ctx, control) else "guided")
+    part |= {"round": round, "control": control}
     own = {} if updates == planned else {"updates": updates}
     inputs = hash_of(parents, part | own)
     if not ctx.made(artifact, inputs):
@@ -77,12 +77,11 @@ def _depends(
     models = start_models(ctx) if rewardless(ctx, control) else None
     if models is None:
         return None
-    names = ("data", "policy", "sample", "judge", "method", "improve", "schedule", "prompt")
     return dict(own) | {
         "models": models,
         "parents": parent_files(parents),
         "line": control,
-        "config": config_part(ctx, *names),
+        "config": shared_settings(ctx, "improve"),
         "data": [ctx.task.contents("train"), examples_hash(ctx.task.heldout())],
         "judge": dict(ctx.task.judge_description()),
     }
@@ -141,8 +140,7 @@ def _targets(
     own = aligned is None or "align" in method_of(ctx.cfg, control).stages
     artifact = ctx.artifact(round, "targets", control=control if own else "")
     parents = [*ctx.parents(0), *([aligned] if aligned else [])]
-    names = ("data", "policy", "reward", "sample", "improve", "schedule")
-    part = ctx.config_part(*names) | {"round": round, "updates": updates}
+    part = ctx.settings("targets") | {"round": round, "updates": updates}
     return artifact, hash_of(parents, part)
 
 

@@ -47,7 +47,7 @@ def match(ctx: Context, round: int, control: str) -> Artifact | None:
             ctx.log.say(f"{control}: {-left} prompts more than {ctx.cfg.method.name} were judged")
         return None
     parents = ctx.parents(round + 1 if trained else 0, control)
-    part = ctx.config_part("data", "policy", "sample", "judge") | {"round": round}
+    part = ctx.settings("match") | {"round": round}
     inputs = hash_of(parents, part | {"control": control, "prompts": left})
     if not ctx.made(artifact, inputs):
         _make(ctx, artifact, inputs, round, control, trained, left)

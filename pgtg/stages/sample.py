@@ -21,10 +21,10 @@ from pgtg.models.codec import Codec
 from pgtg.models.generate import generate
 from pgtg.models.language import LanguageModel
 from pgtg.shared import (
-    config_part,
     parent_files,
     rewardless,
     share,
+    shared_settings,
     start_models,
 )
 from pgtg.store import Artifact, hash_of, write_table
@@ -47,7 +47,7 @@ def sample(ctx: Context, round: int, *, control: str = "") -> Artifact:
     # a control that trains no policy samples its start policy in every round
     trained = control if "improve" in method_of(ctx.cfg, control).stages else None
     parents = ctx.parents(0) if trained is None else ctx.parents(round, control)
-    part = ctx.config_part("data", "policy", "sample", "judge") | {"round": round}
+    part = ctx.settings("sample") | {"round": round}
     inputs = hash_of(parents, part | ({"control": control} if control else {}))
     if not ctx.made(artifact, inputs):
         share(
@@ -73,7 +73,7 @@ def _depends(
         "models": models,
         "parents": parent_files(parents),
         "line": control,
-        "config": config_part(ctx, "data", "policy", "sample", "judge", "prompt"),
+        "config": shared_settings(ctx, "sample"),
         "data": [ctx.task.contents("train"), examples_hash(ctx.task.heldout())],
         "judge": dict(ctx.task.judge_description()),
     }

@@ -24,7 +24,7 @@ def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
     aligned = ctx.need(ctx.artifact(round, "align", head=head), "align")
     artifact = ctx.artifact(round, "score", head=head)
     parts = ctx.cfg.reward.score
-    inputs = hash_of([*ctx.parents(0), samples, aligned], {"parts": parts})
+    inputs = hash_of([*ctx.parents(0), samples, aligned], ctx.settings("score"))
     if ctx.made(artifact, inputs):
         return artifact
     working = artifact.working(inputs)
