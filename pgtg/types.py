@@ -4,9 +4,9 @@ Shape letters, everywhere: `B` sources · `S` source tokens · `N` generations �
 (right-padded) · `G` comparison groups · `J` candidates per group · `V` vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -139,31 +139,3 @@ class Loss:
 
     value: Float[Tensor, ""]
     metrics: Mapping[str, Float[Tensor, ""] | float] = field(default_factory=dict)
-
-
-class Metric(Protocol):
-    """A text metric: one score per example, so that means are means over examples."""
-
-    name: str  # as in the config
-    columns: tuple[str, ...]  # names of the scores that `score` returns
-    scale: str  # "[0, 100]", "[0, 1]"
-
-    def describe(self) -> Mapping[str, Any]:
-        """Version, tokeniser, splitter, model: all that the numbers depend on."""
-        ...
-
-    def score(
-        self, texts: Sequence[str], references: Sequence[Sequence[str]]
-    ) -> dict[str, list[float]]:
-        """Scores by column name, one per text."""
-        ...
-
-
-class Judge(Protocol):
-    """The true preference: a score per generation, higher is better."""
-
-    name: str
-
-    def describe(self) -> Mapping[str, Any]: ...
-
-    def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]: ...

@@ -92,16 +92,6 @@ def test_each_split_counts_its_own_and_totals_add_up(tmp_path: Path):
     assert scores.counts() == Counts(3, 8, 3, 8) and scores.counts("test") == Counts(0, 0, 0, 0)
 
 
-def test_a_resumed_run_counts_on(tmp_path: Path):
-    scores = PromptScores(classifier(), tmp_path)
-    scores([A, B], "train", EXAMPLES)
-    later = PromptScores(classifier(), tmp_path)
-    later.restore(scores.state())
-    later([B, C], "train", EXAMPLES)
-    assert later.counts() == Counts(3, 9, 3, 9)
-    assert scores.counts() == Counts(2, 6, 2, 6)  # what was restored is a copy
-
-
 def test_prompts_are_one_where_the_classifier_reads_the_same():
     """By ids where they are read, by text where it is."""
     twins = [Prompt("x", (5, 9)), Prompt("y", (5, 9))]

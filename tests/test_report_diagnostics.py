@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from report_runs import add_round, make_run
 
+from pgtg.errors import ConfigError
 from pgtg.ops import credit
 from pgtg.report.build import build, load
 
@@ -75,6 +76,21 @@ def test_weights_are_the_gradient_of_the_aggregator(name: str):
     expected = rewards.grad[0] / rewards.grad.sum()
     found = credit.aggregator_weights(name, 2.0, rewards[0].tolist())
     assert found.tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("name", ["median", "Max", ""])
+def test_weights_of_an_unknown_aggregator_are_refused(name: str):
+    with pytest.raises(ConfigError, match="expected one of avg, max, min, sum"):
+        credit.aggregator_weights(name, 2.0, [0.1, 0.9])
+    with pytest.raises(ConfigError):
+        credit.spread(name, 2.0, [[0.1, 0.9]])
+
+
+def test_every_aggregator_has_its_weights():
+    from pgtg.ops.aggregate import AGGREGATORS
+
+    for name in AGGREGATORS:
+        assert credit.aggregator_weights(name, 2.0, [0.1, 0.9]).sum() == pytest.approx(1)
 
 
 def test_calibration_by_hand():

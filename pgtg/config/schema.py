@@ -136,13 +136,6 @@ class FitConfig:
 
 
 @dataclass
-class ModelConfig:
-    path: str = MISSING
-    revision: str | None = None
-    dtype: str = MISSING
-
-
-@dataclass
 class TinyT5Config:
     """The tiny T5 of the embedded default, built here and warm-started by plain MLE."""
 

@@ -258,15 +258,6 @@ class PromptScores:
     def computed_sequences(self) -> int:
         return self.counts().computed_sequences
 
-    def state(self) -> dict[str, Any]:
-        """What was asked for so far, as json can hold it, so that a resumed run counts on."""
-        return {"asked": self._asked, "computed": self._computed}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up the counts of `state`."""
-        self._asked = {split: dict(keys) for split, keys in state["asked"].items()}
-        self._computed = {split: list(done) for split, done in state["computed"].items()}
-
     def close(self) -> None:
         for memo in self._memos.values():
             memo.close()

@@ -8,6 +8,8 @@ from itertools import groupby
 
 import numpy as np
 
+from pgtg.errors import ConfigError
+
 BINS = 10  # of the calibration
 
 
@@ -15,10 +17,15 @@ def aggregator_weights(name: str, temperature: float, rewards: Sequence[float]) 
     """The gradient of f by each token reward, scaled to sum 1: how much each token counts.
 
     avg and sum: equal shares. max: softmax(r / beta), min: softmax(-r / beta).
+
+    Raises:
+        ConfigError: An aggregator whose gradient is not known here.
     """
     values = np.asarray(rewards, float)
     if name in ("avg", "sum"):
         return np.full(len(values), 1 / len(values))
+    if name not in ("max", "min"):
+        raise ConfigError(f"aggregator.name: found {name}, expected one of avg, max, min, sum")
     scaled = (values if name == "max" else -values) / temperature
     weights = np.exp(scaled - scaled.max())
     return weights / weights.sum()

@@ -23,6 +23,7 @@ from pgtg.judges.memo import PromptScores
 from pgtg.judges.template import Prompt, Template
 from pgtg.log import RunLog
 from pgtg.models.codec import Codec, PromptCodec
+from pgtg.models.loading import load_tokenizer
 from pgtg.ops.gap import gap_scores
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import judge_dtype
@@ -198,8 +199,12 @@ class PromptTask:
 
     @cached_property
     def _shares_vocabulary(self) -> bool:
+        """Compared token by token: one model may have several names, one family several sizes."""
         policy, judge = self.cfg.policy, self.judge
-        return policy.path is not None and policy.path == judge.path
+        if policy.path is None or judge.path is None:
+            return False
+        tokenizer = load_tokenizer(policy.path, revision=policy.revision)[0]
+        return tokenizer.get_vocab() == self._model[1].get_vocab()
 
     def log_probs(self, prompts: Sequence[Prompt], split: str, template: str = "") -> np.ndarray:
         """float32 [P, E, C] log-probabilities of the label words; memoised."""
