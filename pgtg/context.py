@@ -21,7 +21,7 @@ from pgtg.models.batch import per_token
 from pgtg.models.budget import token_budget
 from pgtg.models.codec import Codec
 from pgtg.models.dropout import silence_dropout
-from pgtg.models.generate import Decoding
+from pgtg.models.generate import Decoding, growing_cache
 from pgtg.models.language import AUTOCAST, LanguageModel, reading_passes
 from pgtg.models.loading import (
     load_language_model,
@@ -157,6 +157,12 @@ class Context:
     def to_read(self, lm: LanguageModel) -> LanguageModel:
         """A model that will only make passes without gradients, in `sample.precision`."""
         as_read(lm, read_dtype(self.cfg.sample.precision, self.device))
+        return lm
+
+    def to_decode(self, lm: LanguageModel) -> LanguageModel:
+        """`to_read`, of a model that will sample or decode; says what is slow about its cache."""
+        if slow := growing_cache(self.to_read(lm)):
+            self.log.note_once(slow)
         return lm
 
     def reading(self, lm: LanguageModel) -> AbstractContextManager[None]:

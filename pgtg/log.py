@@ -57,6 +57,7 @@ class RunLog:
         plain: Any = {"markup": False, "emoji": False, "highlight": False, "quiet": mute}
         self._stderr = QuietConsole(stderr=True, **plain)
         self._stdout = QuietConsole(**plain)
+        self._noted: set[str] = set()
         self._metrics: Any = None
         self._text: Any = None
         if folder is not None:
@@ -95,6 +96,12 @@ class RunLog:
     def note(self, text: str) -> None:
         """A line to log.txt only."""
         self._note("", text)
+
+    def note_once(self, text: str) -> None:
+        """A line to log.txt that is not repeated."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.note(text)
 
     def warn(self, text: str) -> None:
         """A warning to stderr, also when quiet, and to log.txt."""

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from support.sim_device import NAME
 from test_cli import pgtg
 
 from pgtg import doctor
@@ -181,8 +183,12 @@ def test_room_is_held_against_the_plan(around: Surroundings, monkeypatch: pytest
         monkeypatch.setattr(needs.shutil, "disk_usage", lambda path, usage=usage: usage)
         states = [next(check(QUICK, around)).state for check in (needs.memory, needs.disk)]
         assert states == (["problem", "problem"] if less else ["ok", "warning"])  # below 1 GB
-    if not torch.cuda.is_available():
+    if not torch.accelerator.is_available():
         assert needs._gpu(QUICK) is None
+    # any accelerator whose module tells its memory is asked
+    module = torch.get_device_module(NAME)
+    monkeypatch.setattr(module, "mem_get_info", lambda device: (3, 5), raising=False)
+    assert needs._gpu(replace(QUICK, device=NAME)) == (3, 5)
 
 
 def test_a_sweep_and_the_prompt_task_are_examined(around: Surroundings):

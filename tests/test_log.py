@@ -480,3 +480,10 @@ def test_global_random_state_is_left_alone(tmp_path: Path):
     tracker._run_id(tmp_path / "wandb_id")
     log.close(0)
     assert random_states() == before
+
+
+def test_a_note_that_is_said_once_stands_once(tmp_path: Path):
+    log = RunLog(tmp_path, quiet=True)
+    for _ in range(3):
+        log.note_once("the cache grows")
+    assert (tmp_path / "log.txt").read_text().count("the cache grows") == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from pgtg.config import RunConfig
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
 from pgtg.doctor.machine import memory_bytes
-from pgtg.errors import ConfigError, PgtgError
+from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.plan.room import Room, nearest_folder
 from pgtg.sizes import show_size
 
@@ -254,12 +254,14 @@ def _needs(cfg: RunConfig | None) -> Room | None:
 
 
 def _gpu(cfg: RunConfig) -> tuple[int, int] | None:
-    """Free and total bytes of the GPU that the run would take; None on a CPU."""
-    import torch
+    """Free and total bytes of the accelerator that the run would take; None on a CPU, and where
+    the device does not tell."""
+    from pgtg.runtime.device import memory_of, pick_device
 
-    if not torch.cuda.is_available() or cfg.device not in ("auto", "cuda"):
-        return None
-    return torch.cuda.mem_get_info()
+    try:
+        return memory_of(pick_device(cfg.device))
+    except MissingResourceError:
+        return None  # the check of the device says so
 
 
 def _bytes_of(path: Path) -> int:

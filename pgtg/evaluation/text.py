@@ -60,7 +60,7 @@ class TextEvaluation:
         assert isinstance(task, SummarizeTask)
         examples = task.to_evaluate(split)
         lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
-        ctx.to_read(lm)
+        ctx.to_decode(lm)
         encoded = task.sources(examples, codec)
         how = ctx.cfg.evaluate.reference
         references = [scored_against(example, codec, how) for example in examples]

@@ -58,11 +58,16 @@ def _longer(part: Tensor, length: int) -> Tensor:
     return made
 
 
-def make_room(cache: Any, room: int) -> None:
+def make_room(cache: Any, room: int) -> list[str]:
     """Let the layers of a dynamic cache that keep all tokens be written in place from now on.
 
-    Layers of another kind (sliding windows, linear attention) stay as they are.
+    Returns:
+        The kinds of layers that stay as they are: sliding windows, linear attention.
     """
+    left = set()
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[i] = RoomyLayer(layer, room)
+        elif not isinstance(layer, RoomyLayer):
+            left.add(type(layer).__name__)
+    return sorted(left)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pgtg.errors import DivergedError, PgtgError
 from pgtg.models.budget import token_budget
-from pgtg.models.language import LanguageModel
+from pgtg.models.language import LanguageModel, evaluating
 from pgtg.models.sharing import indices
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.ops.sampling import candidates, draw, restrict, uniforms
@@ -187,6 +187,23 @@ def generate_batch(
                 live = [live[place] for place in kept]
         lm.extend(reading, chosen[:, None], torch.ones_like(chosen[:, None]).bool(), logits=True)
     return done
+
+
+@torch.no_grad()
+def growing_cache(lm: LanguageModel) -> str:
+    """What of a model's cache cannot be written in place, in words; empty if there is nothing."""
+    name = type(lm.model).__name__
+    if not lm.structure.caches:
+        return f"{name} has no cache of keys and values: each new token reads its text again"
+    token = torch.ones(1, 1, dtype=torch.long, device=lm.device)
+    with evaluating(lm):
+        kinds = lm.prefill(token, token.bool(), logits=False).reserve(1)
+    if not kinds:
+        return ""
+    return (
+        f"{name}: room in the cache is not made before decoding for layers of the kind "
+        f"{', '.join(kinds)}; Transformers makes their keys and values again at every token"
+    )
 
 
 def _until(ends: frozenset[int], tokens: TokenIds) -> TokenIds:

@@ -73,7 +73,12 @@ class Reading:
         sources = self.sources.select(rows, self.cache.cross_attention_cache)
         return Reading(self.output[index], self.cache, None, sources)
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for that many further tokens, read one after another without gradients."""
-        if self.cache is not None:
-            make_room(getattr(self.cache, "self_attention_cache", self.cache), tokens)
+    def reserve(self, tokens: int) -> list[str]:
+        """Make room for that many further tokens, read one after another without gradients.
+
+        Returns:
+            The kinds of the cache's layers for which that is not possible.
+        """
+        if self.cache is None:
+            return []
+        return make_room(getattr(self.cache, "self_attention_cache", self.cache), tokens)

@@ -60,6 +60,12 @@ def free_cached_memory(device: torch.device) -> None:
         empty()
 
 
+def memory_of(device: torch.device) -> tuple[int, int] | None:
+    """Free and total bytes of an accelerator's own memory; None for those that do not tell."""
+    ask = getattr(_module(device), "mem_get_info", None)
+    return None if ask is None else ask(device)
+
+
 def require_float64(device: torch.device) -> None:
     """Tokens are drawn, and ranks counted, in float64.
 

@@ -65,7 +65,7 @@ def _make(
 ) -> None:
     working = artifact.working(inputs)
     lm, codec = ctx.load_policy(round + 1, control) if trained else ctx.load_start()
-    ctx.to_read(lm)
+    ctx.to_decode(lm)
     record = Record(working / "judged.train", 1, ctx.cfg.sample.max_new_tokens)
     size = BLOCK * prompt_task(ctx).options.pool
     with ctx.log.progress(f"match.{control} round {round}", number) as bar:

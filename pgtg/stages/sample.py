@@ -84,7 +84,7 @@ def _make(
 ) -> None:
     working = artifact.working(inputs)
     lm, codec = ctx.load_policy(round, control) if trained else ctx.load_start()
-    ctx.to_read(lm)
+    ctx.to_decode(lm)
     metrics: dict[str, float] = {}
     for part, examples in ctx.task.to_sample(round).items():
         cut = _sample_part(ctx, lm, codec, examples, part, round, working, control)
