@@ -53,6 +53,7 @@ def fit(
     select: str = "",
     optimizer_state: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
+    ahead: bool = False,
 ) -> FitResult:
     """Train `model` in place for at most cfg.updates updates.
 
@@ -70,6 +71,9 @@ def fit(
         optimizer_state: State to continue from, as in a former result; fresh if None.
         progress: Rate, best value and patience to continue from, as `Progress.carried` gives them;
             fresh if None.
+        ahead: Whether `windows` depends on the update's number alone, neither on the weights nor on
+            torch's generators, and leaves nothing behind: then an accelerator's next update is
+            made before the host waits for this one.
 
     Raises:
         DivergedError: A loss or a gradient is not finite.
@@ -85,7 +89,7 @@ def fit(
             set_optimizer(training, optimizer_state)
         if progress is not None:
             training.continue_from(progress)
-    progress = training.progress
+    progress, training.ahead = training.progress, ahead
 
     def save() -> None:
         training.require_finite()

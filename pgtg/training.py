@@ -85,6 +85,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     progress: Progress
     best: dict[str, Tensor] | None = None  # trained weights at the best validation so far
+    ahead: bool = False  # whether batches depend on their update's number alone, not on weights
+    prepared: tuple[int, Sequence[Callable[[], Any]]] | None = None  # an update's, made early
 
     @classmethod
     def begun(cls, model: nn.Module, cfg: FitConfig, where: Where) -> "Training":
@@ -145,9 +147,10 @@ def update(training: Training, windows: Windows, objective: Objective) -> dict[s
         training.model, precision=cfg.precision, checkpointing=cfg.gradient_checkpointing
     )
     with passes, seeded(where.seed_at(progress.step, *processes.key())):
-        window, lines = _accumulate(training, windows(progress.step), objective)
+        window, lines = _accumulate(training, _parts(training, windows), objective)
     norm = _gradient_norm(training)
     whole_norm = whole_tensor(norm)
+    _prepare(training, windows)  # while the device still computes
     found = processes.everyone(lambda: _fetched(training, whole_norm, lines))
     values: dict[str, float] = {}
     for line in (line for _, lines in found for line in lines):
@@ -158,6 +161,37 @@ def update(training: Training, windows: Windows, objective: Objective) -> dict[s
     values |= _step(training, norm, found[0][0])
     progress.step += 1
     return values
+
+
+def _parts(training: Training, windows: Windows) -> Sequence[Callable[[], Any]]:
+    """What makes, or hands out, the micro-batches of the update that is due."""
+    prepared, training.prepared = training.prepared, None
+    if prepared is not None and prepared[0] == training.progress.step:
+        return prepared[1]
+    return windows(training.progress.step)
+
+
+def _prepare(training: Training, windows: Windows) -> None:
+    """Make this process's micro-batches of the next update, on accelerators.
+
+    An error is left to that update, which makes them again and raises it there: this one's weights
+    and its saved state are as they would be without.
+    """
+    step, device = training.progress.step + 1, next(iter(training.trained.values())).device
+    if not training.ahead or device.type == "cpu" or step >= training.cfg.updates:
+        return
+    try:
+        parts = list(windows(step))
+        for place in processes.own(range(len(parts))):
+            batch = parts[place]()
+            parts[place] = partial(_same, batch)
+    except Exception:
+        return
+    training.prepared = step, parts
+
+
+def _same(batch: Any) -> Any:
+    return batch
 
 
 def _accumulate(

@@ -13,7 +13,7 @@ from pgtg.models import generate as generating
 from pgtg.models import masks, reading
 from pgtg.models.batch import token_batch
 from pgtg.models.cache import RoomyLayer
-from pgtg.models.generate import Decoding, LOOK_EVERY, generate, growing_cache
+from pgtg.models.generate import LOOK_EVERY, Decoding, generate, growing_cache
 from pgtg.models.language import LanguageModel
 from pgtg.ops.masking import pad
 from pgtg.types import TokenIds
@@ -102,12 +102,12 @@ def test_windows_keep_their_own_cache_and_masks():
         read = lm.prefill(*pad([SOURCES[0]]), logits=True)
         read.reserve(8)
         assert not any(isinstance(layer, RoomyLayer) for layer in read.cache.layers)
-    assert growing_cache(build("t5")) == growing_cache(build("llama")) == ""
-    assert "MistralForCausalLM" in growing_cache(lm) and "SlidingWindow" in growing_cache(lm)
         for t in range(6):
             lm.extend(read, torch.tensor([[3 + t]]), torch.ones(1, 1).bool(), logits=True)
         ids = torch.tensor([[*SOURCES[0], *range(3, 9)]])
         assert_close(read.output[:, 0], lm.model(ids).logits[:, -1], rtol=1e-4, atol=2e-5)
+    assert growing_cache(build("t5")) == growing_cache(build("llama")) == ""
+    assert "MistralForCausalLM" in growing_cache(lm) and "SlidingWindow" in growing_cache(lm)
 
 
 @pytest.mark.parametrize("device", ["cpu", NAME])

@@ -10,6 +10,7 @@ from support.sim_device import NAME, counted_syncs
 from torch import nn
 from torch.testing import assert_close
 
+from pgtg import training as training_module
 from pgtg.config import AggregatorConfig, FitConfig
 from pgtg.errors import DivergedError
 from pgtg.methods.objective import Improvement, PolicyGradient, Sampled, SupervisedBatch
@@ -179,3 +180,70 @@ def test_a_policy_that_cannot_draw_is_a_loss_that_is_not_finite():
     training = Training.begun(model, FIT, Where(0, "improve", 0))
     with pytest.raises(DivergedError, match="the loss is nan"):
         update(training, lambda step: [lambda: makes[0](NAME)], objective)
+
+
+@pytest.mark.parametrize("device", [NAME, "cpu"])
+def test_the_next_update_is_made_before_the_device_is_waited_for(
+    device: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Each batch once, on an accelerator one update early, and the same numbers to the bit."""
+    fetched = training_module._fetched
+
+    def run(ahead: bool) -> tuple[list[str], list[dict[str, float]]]:
+        model, objective, makes = CASES["improve"]()
+        to(model, device).train()
+        cfg, said = replace(FIT, updates=3), []
+        training = Training.begun(model, cfg, Where(0, "improve", 0))
+        training.ahead = ahead
+
+        def windows(step: int) -> list[Callable[[], Any]]:
+            def make() -> Any:
+                said.append(f"make {step}")
+                return makes[step](device)
+
+            return [make]
+
+        def fetch(*args: Any) -> Any:
+            said.append("fetch")
+            return fetched(*args)
+
+        monkeypatch.setattr(training_module, "_fetched", fetch)
+        values = [update(training, windows, objective) for _ in range(3)]
+        assert training.prepared is None
+        return said, values
+
+    plain, early = run(False), run(True)
+    assert plain[0] == ["make 0", "fetch", "make 1", "fetch", "make 2", "fetch"]
+    expected = ["make 0", "make 1", "fetch", "make 2", "fetch", "fetch"]
+    assert early[0] == (expected if device == NAME else plain[0])
+    assert early[1] == plain[1]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_stops_an_early_batch_leaves_nothing_behind(error: type[BaseException]):
+    """An error is the next update's own; an interrupt comes before the weights change."""
+    model, objective, makes = CASES["improve"]()
+    to(model, NAME).train()
+    training = Training.begun(model, replace(FIT, updates=2), Where(0, "improve", 0))
+    training.ahead, tried = True, []
+
+    def windows(step: int) -> list[Callable[[], Any]]:
+        def make() -> Any:
+            tried.append(step)
+            if step == 1:
+                raise error("no such batch")
+            return makes[0](NAME)
+
+        return [make]
+
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            update(training, windows, objective)
+        assert not training.optimizer.state and training.progress.step == 0
+    else:
+        update(training, windows, objective)
+        assert training.progress.step == 1 and training.prepared is None
+        with pytest.raises(ValueError, match="no such batch"):
+            update(training, windows, objective)
+        assert tried == [0, 1, 1]
+    assert training.prepared is None

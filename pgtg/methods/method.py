@@ -56,6 +56,7 @@ class Guide(Protocol):
     cut: int  # examples that had to be cut to fit
     validates: bool  # whether there is held-out data to choose the best weights by
     heldout: str  # what `validate` measures, in words
+    ahead: bool  # whether batches depend on neither the policy nor torch's generators
 
     def fit_config(self) -> FitConfig: ...
 

@@ -36,6 +36,7 @@ class PromptGuide:
     """What dense and sparse guidance share: the policy, its samples, its validation."""
 
     cut = 0  # nothing is read that could be too long
+    ahead = False  # prompts are drawn from the policy as it is
     spread: float | None = None  # unit of standardised advantages; None: a batch's own
 
     def __init__(self, method: Method, given: Improving):

@@ -21,7 +21,7 @@ from pgtg import processes
 from pgtg.config import FitConfig
 from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
-from pgtg.models.batch import token_batch
+from pgtg.models.batch import moved, token_batch
 from pgtg.models.generate import generate
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages
@@ -52,6 +52,7 @@ class SupervisedGuide:
         self.heldout = f"{ctx.cfg.judge.name} of greedy text on held-out sources"
         extra = ctx.cfg.method if method.samples else replace(ctx.cfg.method, reinforce=0.0)
         self.options = extra if method.needs_reward else replace(extra, entropy=0.0)
+        self.ahead = self.options.reinforce == 0  # else the policy is sampled for its update
         self.objective = Improvement(self.lm, self.options, ctx.sampling())
         self.start = ctx.load_start()[0] if self.options.reinforce * self.options.kl > 0 else None
         self.tokens = self.task.tokens("train", self.codec)
@@ -89,7 +90,7 @@ class SupervisedGuide:
             for line, row in zip(values, examples.rows.tolist(), strict=True):
                 rewards = self._rewards(row)
                 line[: len(rewards)] = torch.from_numpy(rewards)
-            values = values.to(self.ctx.device)
+            values = moved(values, self.ctx.device)
         seed = Where(self.ctx.cfg.seed, "improve", 0).seed_at(update, "weights", place)
         assert self.method.weigh is not None
         weights = self.method.weigh(values, batch.mask, self.ctx.cfg.method, seed)

@@ -168,6 +168,7 @@ def _train(
         log=ctx.log,
         validate=(lambda: heldout_metrics(objective, checks)) if checks else None,
         select="align/heldout_nll",
+        ahead=True,
     )
     if cfg.keep == "best" and result.best is not None:
         load_weights(model, result.best)

@@ -191,6 +191,7 @@ def _train(
         select="improve/negative_heldout_score",
         optimizer_state=optimizer,
         progress=progress,
+        ahead=guide.ahead,
     )
     Artifact(working / "state").remove()
     lm.eval()
