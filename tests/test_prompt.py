@@ -123,6 +123,7 @@ def test_candidates_are_the_judged_the_sampled_and_the_greedy(finished: Path):
     assert len(candidates(finished, "random")) == 6  # as many as the others may rank
 
 
+@pytest.mark.slow
 def test_single_stages_are_the_whole_run(finished: Path, tmp_path: Path):
     cfg = tiny_prompt("keep_rounds=all")
     for number in (0, 1):
@@ -132,6 +133,7 @@ def test_single_stages_are_the_whole_run(finished: Path, tmp_path: Path):
     assert contents(tmp_path / "run", *RESULTS) == contents(finished, *RESULTS)
 
 
+@pytest.mark.slow
 def test_the_memo_changes_no_bit(finished: Path, tmp_path: Path):
     for attempt in ("miss", "hit"):
         train(tiny_prompt("keep_rounds=all", f"cache={tmp_path / 'cache'}"), tmp_path / attempt)

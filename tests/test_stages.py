@@ -264,7 +264,10 @@ def test_heldout_findings_are_those_of_the_files(
     assert aligned["align/heldout_pair_accuracy"] == pytest.approx(sum(pairs) / len(pairs))
 
 
-@pytest.mark.parametrize("head", ["paper", "state_action", "logprob"])
+@pytest.mark.parametrize(
+    "head",
+    ["state_action", *(pytest.param(h, marks=pytest.mark.slow) for h in ("paper", "logprob"))],
+)
 def test_every_head_learns_the_judges_order(sampled: Path, tmp_path: Path, head: str):
     """Over-fitted to the few groups there are: the training loss falls well below its start."""
     import json
