@@ -206,7 +206,7 @@ def hydra_part(
     parsed = OverridesParser.create(config_loader=load).parse_overrides(list(overrides))
     own = [str(o.input_line) for o in parsed if o.is_hydra_override()]
     experiments = [o for o in parsed if o.key_or_group == "experiment"]  # may choose a launcher
-    own += ["experiment=none" if o.is_sweep_override() else o.input_line for o in experiments]
+    own += ["experiment=none" if o.is_sweep_override() else str(o.input_line) for o in experiments]
     try:
         cfg = load.load_configuration(task, own, RunMode.MULTIRUN, validate_sweep_overrides=False)
     except HydraException as error:
