@@ -439,7 +439,7 @@ def test_the_global_random_state_neither_matters_nor_moves(tmp_path: Path):
     assert same(*ends)
 
 
-def test_dropout_depends_on_seed_stage_round_and_update(tmp_path: Path):
+def test_dropout_depends_on_seed_stage_and_round(tmp_path: Path):
     """Another key is another mask; the same key the same."""
     keys = [WHERE, WHERE, Where(8, "align", 0), Where(7, "improve", 0), Where(7, "align", 1)]
     ends = []
@@ -449,6 +449,14 @@ def test_dropout_depends_on_seed_stage_round_and_update(tmp_path: Path):
         ends.append(weights(model))
     assert same(ends[0], ends[1])
     assert not any(same(ends[0], other) for other in ends[2:])
+
+
+def test_dropout_depends_on_the_update(folder: Path):
+    """The same rows and, without a rate, the same weights: what differs is the mask."""
+    cfg = replace(CFG, updates=3, lr=0.0)
+    run(network(dropout=0.5), folder, cfg, windows=lambda step: [rows(0)])
+    losses = [line["align/loss"] for line in logged(folder)]
+    assert len(losses) == len(set(losses)) == 3
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

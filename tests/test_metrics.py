@@ -301,6 +301,12 @@ def test_rouge_l_and_lsum_differ_when_sentences_change_places():
     assert scores["rougeL"] == pytest.approx(50.0)
 
 
+def test_rouge_lsum_splits_the_text_as_well_as_the_reference():
+    """One sentence of the reference is found in two of the text, whatever their order."""
+    scores = build_rouge("regex").pair("Bees sting. Ants bite.", ["Ants bite bees sting."])
+    assert scores["rougeLsum"] == pytest.approx(100.0)
+
+
 def test_each_rouge_column_takes_its_own_best_reference():
     references = ["d c b a", "a b"]
     scores = build_rouge("regex").pair("a b c d", references)
