@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -31,14 +32,9 @@ def test_the_reward_model_guides_in_eval_mode_and_frozen(
     monkeypatch.setattr(stage, "load_reward_model", lambda _: model)
     monkeypatch.setattr(stage, "_targets", lambda *_: (None, ""))
     artifact: Any = SimpleNamespace(working=lambda _: tmp_path, file=lambda name: tmp_path / name)
-    ctx: Any = SimpleNamespace(
-        cfg=None,
-        device="cpu",
-        task=SimpleNamespace(segments=lambda: [1]),
-        load_policy=lambda *_: (nn.Linear(1, 1), None),
-        choose_trained=lambda _: None,
-        to_read=lambda model: model,
-    )
+    ctx = MagicMock()
+    ctx.task.segments.return_value = [1]
+    ctx.load_policy.return_value = (nn.Linear(1, 1), None)
     with pytest.raises(Seen) as found:
         stage._make(ctx, artifact, "", 0, "", artifact, [], 1)
     given = found.value.args[0][0]
@@ -59,8 +55,7 @@ def test_a_later_round_goes_on_with_the_optimiser(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(stage, "load_tensors", {"optimizer.safetensors": state}.__getitem__)
     monkeypatch.setattr(stage, "progress_of", {"numbers": progress}.__getitem__)
     monkeypatch.setattr(stage, "fit", seen)
-    guide: Any = SimpleNamespace(window=None, objective=None, fit_config=lambda: None)
-    guide.validates = False
+    guide = MagicMock(validates=False)
     for round, expected in ((0, (None, None)), (2, (state, "carried"))):
         with pytest.raises(Seen) as found:
             stage._train(ctx, nn.Linear(1, 1), guide, round, "", "", [1, 1, 1], tmp_path)  # type: ignore[arg-type]
