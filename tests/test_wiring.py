@@ -32,7 +32,7 @@ def test_the_reward_model_guides_in_eval_mode_and_frozen(
     monkeypatch.setattr(stage, "load_reward_model", lambda _: model)
     monkeypatch.setattr(stage, "_targets", lambda *_: (None, ""))
     artifact: Any = SimpleNamespace(working=lambda _: tmp_path, file=lambda name: tmp_path / name)
-    ctx = MagicMock()
+    ctx = MagicMock(device="cpu")
     ctx.task.segments.return_value = [1]
     ctx.load_policy.return_value = (nn.Linear(1, 1), None)
     with pytest.raises(Seen) as found:
