@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.sim_device import NAME
 from test_reviews import CONFIG
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -170,12 +171,18 @@ def test_lesson_prompts_are_richer_in_active_words_pairs_and_repeats_than_unifor
 # --- teaching
 
 
-def teach(tmp_path: Path, name: str, seed: int, cfg: TinyLMConfig = TINY):
+def teach(tmp_path: Path, name: str, seed: int, cfg: TinyLMConfig = TINY, device: str = "cpu"):
     folder = tmp_path / f"{name}{seed}"
     folder.mkdir()
     recipe = {"judge": lessons.teach_law, "policy": lessons.teach_words}[name]
     return folder / name, recipe(
-        CONFIG, cfg, seed, folder, inputs="x", log=RunLog(None, quiet=True)
+        CONFIG,
+        cfg,
+        seed,
+        folder,
+        inputs="x",
+        log=RunLog(None, quiet=True),
+        device=torch.device(device),
     )
 
 
@@ -190,6 +197,21 @@ def test_teaching_saves_a_folder_and_is_a_function_of_its_seed(tmp_path: Path, n
         assert sorted(p.name for p in folder.parent.iterdir() if p.name == name) == [name]
         models.append(auto.from_pretrained(folder).get_input_embeddings().weight)
     assert models[0].equal(models[1]) and not models[0].equal(models[2])
+
+
+@pytest.mark.parametrize("name", ["judge", "policy"])
+def test_teaching_on_a_device_gives_the_cpus_model(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "device").mkdir()
+    _, expected = teach(tmp_path, name, 0)
+    seen, read = set(), lessons.log_probs
+    monkeypatch.setattr(
+        lessons, "log_probs", lambda model, of: (seen.add(of.ids.device.type), read(model, of))[1]
+    )
+    folder, found = teach(tmp_path / "device", name, 0, device=NAME)
+    assert seen == {NAME} and found == pytest.approx(expected, rel=1e-4)
+    assert any(folder.glob("*.safetensors"))
 
 
 def test_the_causal_lm_learns_the_words(tmp_path: Path):

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from pgtg.config import ReviewsConfig, TinyLMConfig
 from pgtg.log import RunLog
 from pgtg.loop import Validate, fit
+from pgtg.models.batch import moved
 from pgtg.models.loading import save_folder
 from pgtg.models.tiny_lm import END, MASK, build_causal, build_masked
 from pgtg.ops.sampling import derive_seed
@@ -40,6 +41,7 @@ from pgtg.types import Loss, Window
 UNIFORM = 0.3  # share of lessons with uniform words only
 PAIR, STRONGEST = 0.3, 0.4  # shares of the others: with a pair put in; the strongest of 8
 POOLS = (3, 6, 99)  # sizes of the pool of active words; the last one stands for all
+CPU = torch.device("cpu")
 HELD = 256  # held-out texts of each kind
 
 
@@ -53,6 +55,12 @@ class Lessons:
     columns: Int[Tensor, " P"]
     words: Int[Tensor, " P"]
     weights: Float[Tensor, " P"]
+    whole: int  # sum of the weights
+
+    def on(self, device: torch.device) -> "Lessons":
+        """The same lessons on a device."""
+        parts = (self.ids, self.mask, self.rows, self.columns, self.words, self.weights)
+        return Lessons(*(moved(part, device) for part in parts), self.whole)
 
 
 class Predict:
@@ -62,7 +70,7 @@ class Predict:
         self.model = model
 
     def count(self, batch: Lessons) -> Window:
-        return Window(len(batch.ids), round(batch.weights.sum().item()))
+        return Window(len(batch.ids), batch.whole)
 
     def __call__(self, batch: Lessons, window: Window) -> Loss:
         return Loss(-(batch.weights * log_probs(self.model, batch)).sum() / window.tokens)
@@ -116,6 +124,7 @@ def masked_lessons(
         (mask.sum(1) - 3).repeat(2),  # the mask stands before "." and the end token
         answers.repeat_interleave(len(pairs)),
         torch.cat([1 - good, good]),
+        len(pairs),
     )
 
 
@@ -128,7 +137,14 @@ def log_odds_error(model: Any, lessons: Lessons) -> float:
 
 
 def teach_law(
-    world: ReviewsConfig, cfg: TinyLMConfig, seed: int, folder: Path, *, inputs: str, log: RunLog
+    world: ReviewsConfig,
+    cfg: TinyLMConfig,
+    seed: int,
+    folder: Path,
+    *,
+    inputs: str,
+    log: RunLog,
+    device: torch.device = CPU,
 ) -> dict[str, float]:
     """Train the masked LM on the world's law; saved with its tokenizer as folder/judge.
 
@@ -139,17 +155,19 @@ def teach_law(
         folder: Working folder; a stopped training goes on from the state that it keeps there.
         inputs: Hash of all that this training depends on.
         log: Where the training's metrics go.
+        device: Where it is trained.
 
     Returns:
         Mean absolute error of the answers' log-odds [nats], on uniform prompts and on lessons.
     """
     law, words = reviews.make_law(world), reviews.candidates(world)
     model, tokenizer = build_masked(reviews.vocabulary(world), cfg, derive_seed(seed, "judge"))
+    model.to(device)  # type: ignore[arg-type]
 
     def lessons(prompt: Callable[[random.Random], Words], n: int, *key: int | str) -> Lessons:
         rng = random.Random(derive_seed(seed, "judge", *key))
         pairs = [(reviews.review(rng, i % 2), prompt(rng)) for i in range(n)]
-        return masked_lessons(pairs, law, tokenizer)
+        return masked_lessons(pairs, law, tokenizer).on(device)
 
     def uniform(rng: random.Random) -> Words:
         return tuple(rng.choices(words, k=world.length))
@@ -180,11 +198,19 @@ def causal_lessons(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
     coded = tokenizer([f"{END} {text} {END}" for text in texts], padding=True, return_tensors="pt")
     ids, mask = coded["input_ids"], coded["attention_mask"].bool()
     rows, columns = mask[:, 1:].nonzero(as_tuple=True)
-    return Lessons(ids, mask, rows, columns, ids[rows, columns + 1], torch.ones(len(rows)))
+    words, weights = ids[rows, columns + 1], torch.ones(len(rows))
+    return Lessons(ids, mask, rows, columns, words, weights, len(rows))
 
 
 def teach_words(
-    world: ReviewsConfig, cfg: TinyLMConfig, seed: int, folder: Path, *, inputs: str, log: RunLog
+    world: ReviewsConfig,
+    cfg: TinyLMConfig,
+    seed: int,
+    folder: Path,
+    *,
+    inputs: str,
+    log: RunLog,
+    device: torch.device = CPU,
 ) -> dict[str, float]:
     """Train the causal LM on the world's text; saved with its tokenizer as folder/policy.
 
@@ -194,10 +220,12 @@ def teach_words(
         Mean -log P(token) on held-out texts [nats].
     """
     model, tokenizer = build_causal(reviews.vocabulary(world), cfg, derive_seed(seed, "words"))
+    model.to(device)  # type: ignore[arg-type]
 
     def lessons(n: int, *key: int | str) -> Lessons:
         rng = random.Random(derive_seed(seed, "words", *key))
-        return causal_lessons([reviews.any_text(world, rng) for _ in range(n)], tokenizer)
+        texts = [reviews.any_text(world, rng) for _ in range(n)]
+        return causal_lessons(texts, tokenizer).on(device)
 
     held = lessons(HELD, "held")
 

@@ -23,6 +23,7 @@ def make(ctx: Context, made: Artifact, key: str) -> None:
     judge = ctx.cfg.judge.classifier and ctx.cfg.judge.classifier.tiny
     assert world is not None and policy is not None and judge is not None  # config check
     folder, log = made.working(key), RunLog(None, quiet=quiet())
-    metrics = teach_words(world, policy, world.seed, folder, inputs=key, log=log)
-    metrics |= teach_law(world, judge, world.seed, folder, inputs=key, log=log)
+    how: dict[str, Any] = {"inputs": key, "log": log, "device": ctx.device}
+    metrics = teach_words(world, policy, world.seed, folder, **how)
+    metrics |= teach_law(world, judge, world.seed, folder, **how)
     made.commit(inputs=key, metrics=metrics)
