@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.checks import nearest
+from pgtg.config.inputs import settings
 from pgtg.context import Context, opened
 from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceError
 from pgtg.explain.credit import Group, Passage
@@ -88,7 +89,7 @@ def _scored(run: Run, round: int, samples: Artifact, part: str) -> list[list[flo
     scored, aligned = (run.folder.artifact(*here, name) for name in ("score", "align"))
     start = run.folder.artifact("start")
     parents = [*([start] if start.exists() else []), samples, aligned]
-    inputs = hash_of(parents, {"parts": run.cfg.reward.score})
+    inputs = hash_of(parents, settings(run.cfg, "score"))
     if not scored.exists() or scored.manifest()["inputs"] != inputs:
         return None
     if f"{part}.parquet" not in scored.verify()["files"]:
