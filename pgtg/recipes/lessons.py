@@ -14,7 +14,7 @@ since those are the prompts that a search will ask about.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ class Lessons:
 
     def on(self, device: torch.device) -> "Lessons":
         """The same lessons on a device."""
-        parts = (self.ids, self.mask, self.rows, self.columns, self.words, self.weights)
-        return Lessons(*(moved(part, device) for part in parts), self.whole)
+        tensors = {name: value for name, value in vars(self).items() if name != "whole"}
+        return replace(self, **{name: moved(value, device) for name, value in tensors.items()})
 
 
 class Predict:
