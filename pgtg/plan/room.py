@@ -26,7 +26,6 @@ ID = 2.0  # bytes of a kept token id; vocabularies of 65,536 and more take 4
 SCORE = 8.0  # bytes of a number in a table
 SPARE = 64e6  # bytes of logs, results and manifests, and of room that a file system wants
 KERNELS = 1.1e8  # bytes of buffers that matrix products and file formats keep
-KEPT_FROM = 4096  # examples from which on token ids are kept, as in `tasks.tokens`
 WRITING = 2  # states on the disk while one is replaced: the former and the new one
 
 
@@ -171,6 +170,8 @@ def _token_bytes(cfg: RunConfig, train: int) -> float:
     """Token ids of the training split, and the token rewards of the targets that rounds use."""
     if cfg.prompt is not None or train < 1:
         return 0.0
+    from pgtg.tasks.tokens import KEPT_FROM  # here: it loads torch
+
     fit, target = cfg.improve, cfg.policy.max_target_tokens
     ids = ID * train * (cfg.policy.max_source_tokens + target) if train >= KEPT_FROM else 0.0
     if not lines_of(cfg, "align"):
