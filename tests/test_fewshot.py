@@ -10,6 +10,7 @@ import pytest
 from pgtg.config import ColumnsConfig, DataConfig, FewshotConfig
 from pgtg.errors import ConfigError, DataError
 from pgtg.tasks.fewshot import EMPTY, REPEATED, load_fewshot
+from pgtg.tasks.tables import QUOTES
 from pgtg.types import Labelled
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "fewshot"
@@ -249,7 +250,7 @@ def rows_by_csv(path: Path) -> list[tuple[str, int]]:
 )
 def test_the_published_files_are_read_as_they_are(name: str, classes: int, test: int | None):
     labels = [f"class {i}" for i in range(classes)]
-    cfg = config(REAL / name, labels=labels, folders=FOLDERS, shots=16)
+    cfg = config(REAL / name, labels=labels, folders=FOLDERS, shots=16, quoting="standard")
     for seed, folder in enumerate(FOLDERS):
         for split in ("train", "dev"):
             examples, counts = load(cfg, split, seed)
@@ -269,9 +270,13 @@ def test_the_published_files_are_read_as_they_are(name: str, classes: int, test:
 @pytest.mark.skipif(not REAL.is_dir(), reason="the 16-shot files are not beside the checkout")
 def test_quoting_matters_in_281_rows_of_agnews():
     cfg = config(REAL / "agnews", labels=["a", "b", "c", "d"], folders=FOLDERS)
-    texts = [example.text for example in load(cfg, "test")[0]]
     raw = (REAL / "agnews" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    assert sum(t != line.rsplit("\t", 1)[0] for t, line in zip(texts, raw, strict=True)) == 281
+    lines = [line.rsplit("\t", 1)[0] for line in raw]
+    found, counts = load(replace(cfg, quoting="standard"), "test")
+    assert sum(e.text != line for e, line in zip(found, lines, strict=True)) == 281
+    kept, counted = load(cfg, "test")
+    assert [e.text for e in kept] == lines
+    assert (counts.truncated.get(QUOTES), counted.truncated[QUOTES]) == (None, 281)
 
 
 def test_labels_of_other_names_are_mapped(tmp_path: Path):
