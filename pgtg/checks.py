@@ -250,7 +250,11 @@ def _mistyped(cfg: RunConfig) -> Iterator[str]:
     """What OmegaConf lets pass in a saved config: lists and mappings as values of a mapping."""
     texts = ("data.splits", "data.repeats", "data.empty")
     for key, kind in (("data.limit", int), *((text, str) for text in texts)):
-        for name, value in value_at(cfg, key).items():
+        found = value_at(cfg, key)
+        if not isinstance(found, dict):  # a text that begins an interpolation and does not end it
+            yield f"{key}: expected a mapping {{key: value}}, found {found!r}"
+            continue
+        for name, value in found.items():
             if not isinstance(value, kind | None):
                 yield f"{key}.{name}: found {value}, expected {expected_type(f'{key}.{name}')}"
 

@@ -339,3 +339,14 @@ def test_numbers_that_are_not_finite_are_refused_once(value: str):
         f"{key}: found {value}, expected a finite number" for key in ("method.kl", "improve.lr")
     ]
     assert sorted(caught.value.problems) == sorted(expected)
+
+
+@pytest.mark.parametrize("text", ["name=a\0b", "name=\udcff", "aggregator=\ud800"])
+def test_what_is_no_utf8_text_is_refused(text: str):
+    with pytest.raises(ConfigError, match="UTF-8 text without the character NUL"):
+        run_config("summarize", [text])
+
+
+def test_an_interpolation_that_does_not_end_is_no_mapping():
+    with pytest.raises(ConfigError, match=r"data\.empty: expected a mapping .* found '\$\{'"):
+        run_config("summarize", ["data.empty=${"])

@@ -169,6 +169,8 @@ def kinds(run: Path) -> list[str]:
     for artifact in RunFolder(run).artifacts():
         if artifact.path.parent == run and artifact.path.name != "start":
             continue  # published copies are made anew
+        if artifact.path.name == "targets":
+            continue  # read while the policy is trained only; test_tokens.py damages them there
         for name in artifact.manifest()["files"]:
             key = (artifact.path.name, Path(name).name)
             found.setdefault(key, str((artifact.path / name).relative_to(run)))
@@ -281,6 +283,6 @@ def test_a_judge_that_says_nan(cfg: RunConfig, finished: Path, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(Rouge, "score", spoilt)
         code, text = said(capsys, lambda: train(cfg, tmp_path / "run"))
-    assert code == 1 and "rouge1 of example 0 is nan" in text
+    assert code == 1 and "judge rouge1: score nan for the text" in text
     train(cfg, tmp_path / "run")
     assert results(tmp_path / "run") == results(finished)

@@ -13,6 +13,7 @@ from tiny import results, tiny
 
 from pgtg.artifacts import Artifact
 from pgtg.context import Context
+from pgtg.errors import ArtifactError
 from pgtg.log import RunLog
 from pgtg.models.codec import Codec
 from pgtg.tasks import rows, tokens
@@ -195,4 +196,21 @@ def test_rewards_of_another_reward_model_are_not_taken(counted, tmp_path: Path):
     shutil.rmtree(run / "rounds" / "01" / "improve")
     train(RUN, run)
     assert (target / "rewards.arrow").read_bytes() == before
+    assert results(run) == results(counted[0])
+
+
+def test_damaged_rewards_of_targets_are_named_when_they_are_read(counted, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(counted[0], run)
+    shutil.rmtree(run / "rounds" / "01" / "improve")
+    file = run / "rounds" / "01" / "targets" / "rewards.arrow"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError) as caught:
+        train(RUN, run)
+    assert str(file) in str(caught.value)
+    assert f"delete the folder {file.parent}" in str(caught.value)
+    shutil.rmtree(file.parent)
+    train(RUN, run)
     assert results(run) == results(counted[0])

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from pgtg.config.schema import PLAIN, expected_type, is_open
+from pgtg.errors import ConfigError
 
 PATHS = (
     "data.path",
@@ -46,7 +47,12 @@ def as_hydra(text: str, *, sweep: bool = False) -> str:
     Args:
         text: `key=value`.
         sweep: Commas outside quotes separate values.
+
+    Raises:
+        ConfigError: Broken Unicode (bytes of another encoding), or a NUL character.
     """
+    if "\0" in text or text != text.encode(errors="replace").decode():
+        raise ConfigError(f"{text!r}: a parameter is UTF-8 text without the character NUL")
     typed, equals, value = text.partition("=")
     key = typed.lstrip("+~")
     if text == "experiment=null":

@@ -35,7 +35,7 @@ from pgtg.states import load_weights
 from pgtg.store import Artifact
 from pgtg.tasks import reviews
 from pgtg.tasks.reviews import ANSWERS, Law, Words
-from pgtg.training import Where, Windows
+from pgtg.training import Where
 from pgtg.types import Loss, Window
 
 UNIFORM = 0.3  # share of lessons with uniform words only
@@ -180,12 +180,18 @@ def teach_law(
     def validate() -> dict[str, float]:
         return {f"judge/{k}_log_odds_error": log_odds_error(model, v) for k, v in held.items()}
 
-    def window(step: int) -> list[Callable[[], Lessons]]:
-        size, parts = cfg.fit.micro_batch, cfg.fit.accumulate
-        return [partial(lessons, mixed, size, step, part) for part in range(parts)]
-
     where = Where(seed, "judge", 0)
-    _fit(model, window, cfg, where, folder, inputs, log, validate, "lesson_log_odds_error")
+    _fit(
+        model,
+        partial(lessons, mixed),
+        cfg,
+        where,
+        folder,
+        inputs,
+        log,
+        validate,
+        "lesson_log_odds_error",
+    )
     save_folder(model, tokenizer, folder / "judge")
     return validate()
 
@@ -233,19 +239,15 @@ def teach_words(
         with torch.no_grad():
             return {"words/token_nll": -log_probs(model, held).mean().item()}
 
-    def window(step: int) -> list[Callable[[], Lessons]]:
-        size, parts = cfg.fit.micro_batch, cfg.fit.accumulate
-        return [partial(lessons, size, step, part) for part in range(parts)]
-
     where = Where(seed, "words", 0)
-    _fit(model, window, cfg, where, folder, inputs, log, validate, "token_nll")
+    _fit(model, lessons, cfg, where, folder, inputs, log, validate, "token_nll")
     save_folder(model, tokenizer, folder / "policy")
     return validate()
 
 
 def _fit(
     model: Any,
-    window: Windows,
+    lessons: Callable[..., Lessons],
     cfg: TinyLMConfig,
     where: Where,
     folder: Path,
@@ -254,7 +256,16 @@ def _fit(
     validate: Validate,
     select: str,
 ) -> None:
-    """Train in place; the model ends with the weights that the config keeps, in eval mode."""
+    """Train in place; the model ends with the weights that the config keeps, in eval mode.
+
+    Args:
+        lessons: Makes a micro-batch of a size, from its step and its number there.
+    """
+
+    def window(step: int) -> list[Callable[[], Lessons]]:
+        size, parts = cfg.fit.micro_batch, cfg.fit.accumulate
+        return [partial(lessons, size, step, part) for part in range(parts)]
+
     name = where.stage
     states, select = folder / f"{name}_training", f"{name}/{select}"
     result = fit(
