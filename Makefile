@@ -63,7 +63,7 @@ results-scitldr: $(READY) ## the README's real run: needs SMOLLM2, MINILM and DA
 		"make results-scitldr"
 
 torture: $(READY) ## kill and resume runs of both tasks, 200 times (ARGS="--kills 20")
-	$(BIN)/python tests/torture.py $(ARGS)
+	$(BIN)/python -m tests.support.torture $(ARGS)
 
 check: lint types test ## all that must hold before a commit
 

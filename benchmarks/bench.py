@@ -40,13 +40,13 @@ from pgtg.judges.template import Prompt, Template
 from pgtg.methods.objective import Improvement, PolicyGradient, Sampled, SupervisedBatch
 from pgtg.metrics import build_metrics, compute
 from pgtg.models.adaptor import adapt, draw_prompts
+from pgtg.models.backends.linear import linear
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding, generate, streams
 from pgtg.models.language import LanguageModel
-from pgtg.models.linear import linear
 from pgtg.models.reward import HeadSpec, RewardModel, build_reward_model
 from pgtg.ops.objectives import uniform_weights
-from pgtg.stages.align import GroupBatch, PlackettLuce
+from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
 from pgtg.types import Labelled
 
 SAVED = Path(__file__).with_name("bench.json")

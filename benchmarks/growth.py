@@ -32,7 +32,7 @@ from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import HeadSpec, build_reward_model
-from pgtg.stages.align import GroupBatch, PlackettLuce
+from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
 
 SAVED = Path(__file__).with_name("growth.json")
 

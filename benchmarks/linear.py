@@ -2,9 +2,10 @@
 
     python benchmarks/linear.py [--threads 1] [--repeats 5]
 
-It is what `pgtg.models.linear` decides by: GFLOPS of both ways (2 FLOPs per multiplication, three
-times that with gradients), the best of several repeats, alternating. Where the CPU is one on which
-torch is as fast, both ways are torch's own for a run; here both are always called.
+It is what `pgtg.models.backends.linear` decides by: GFLOPS of both ways (2 FLOPs per
+multiplication, three times that with gradients), the best of several repeats, alternating. Where
+the CPU is one on which torch is as fast, both ways are torch's own for a run; here both are
+always called.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from pgtg.models import linear
+from pgtg.models.backends import linear
 
 SHAPES = [  # rows, inputs, outputs
     *[(rows, 64, 64) for rows in (32, 256, 1024)],

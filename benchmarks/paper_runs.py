@@ -7,9 +7,9 @@ Models have the true sizes and random weights, texts are random words with CNN/D
 SST-2's numbers and lengths, so nothing is downloaded and the work is that of the real run: the
 stages of `experiment=cnn_dm_t5_base` and `experiment=sst2_paper` themselves, with `--updates`
 updates of each training, timed in their steady state, times the units of the whole run
-(`pgtg.plan.probe`). A random policy seldom ends its texts, so generations have full length: an
-upper bound. Further KEY=VALUE reach the config, e.g. sample.precision=bf16. --size tiny is only
-to try the script.
+(`pgtg.pipeline.plan.probe`). A random policy seldom ends its texts, so generations have full
+length: an upper bound. Further KEY=VALUE reach the config, e.g. sample.precision=bf16. --size tiny
+is only to try the script.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pgtg.compose import run_config
 from pgtg.config import RunConfig
-from pgtg.plan.probe import Part, probe, show_time, text_of
+from pgtg.config.compose import run_config
+from pgtg.pipeline.plan.probe import Part, probe, show_time, text_of
 
 TRAIN, VALIDATION, TEST = 287_113, 13_368, 11_490  # CNN/DailyMail 3.0.0
 ARTICLE, SUMMARY = (780, 390), (56, 25)  # words: mean and standard deviation

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pgtg.compose import run_config
-from pgtg.generations import read_generations
+from pgtg.config.compose import run_config
+from pgtg.data.generations import read_generations
 from pgtg.models.loading import load_language_model
 from pgtg.ops.ranking import pair_accuracy
-from pgtg.store import Artifact, RunFolder
+from pgtg.runs.folder import Artifact, RunFolder
 
 HELD, SPLITS, RIDGES = 1 / 3, 20, (0.1, 1.0, 10.0)
 

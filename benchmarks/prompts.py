@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pgtg.store import RunFolder, read_jsonl
+from pgtg.runs.folder import RunFolder, read_jsonl
 
 COLUMNS = "prompts judged | best train score | dev % | test % | test %, mean of top 3"
 

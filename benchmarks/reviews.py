@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pgtg.compose import run_config
+from pgtg.config.compose import run_config
+from pgtg.data.worlds import reviews
 from pgtg.judges.template import Prompt
-from pgtg.store import RunFolder
-from pgtg.tasks import open_task, reviews
+from pgtg.runs.folder import RunFolder
+from pgtg.tasks import open_task
 from pgtg.tasks.prompt import PromptTask
 
 RANDOM, RESAMPLES, RESTARTS = 3000, 2000, 3

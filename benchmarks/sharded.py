@@ -18,11 +18,11 @@ from bench import rows
 from memory import held_mib, peak_mib
 from transformers import T5Config, T5ForConditionalGeneration
 
-from pgtg import processes
-from pgtg.compose import run_config
+from pgtg.config.compose import run_config
 from pgtg.models.batch import token_batch
 from pgtg.models.language import LanguageModel
-from pgtg.training import Training, Where, update
+from pgtg.runtime import distributed
+from pgtg.training.update import Training, Where, update
 from pgtg.types import Loss, TokenBatch, Window
 
 COUNT = 2
@@ -45,7 +45,7 @@ def member(rank: int, port: int, told: dict[str, str], layers: int, width: int, 
     os.environ.update({name: str(value) for name, value in names.items()} | told)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    processes.join("cpu")
+    distributed.join("cpu")
     cfg = run_config("summarize", []).improve
     parts = [token_batch(rows(2, 128, i), rows(2, 32, i), range(2)) for i in range(COUNT)]
     before = held_mib()

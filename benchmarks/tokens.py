@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from pgtg.artifacts import Artifact
 from pgtg.config import ColumnsConfig, DataConfig
-from pgtg.log import RunLog
+from pgtg.data.splits import load_split
+from pgtg.data.tokens import tokenized
 from pgtg.models.codec import Codec
-from pgtg.tasks.data import load_split
-from pgtg.tasks.tokens import tokenized
+from pgtg.runs.artifacts import Artifact
+from pgtg.runs.log import RunLog
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from training import Trained, method_config
 from transformers import GPT2LMHeadModel, GPT2Model, RobertaForMaskedLM
 
 from pgtg.config import AggregatorConfig
+from pgtg.data.comparisons import from_pool
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.memo import PromptScores
 from pgtg.judges.template import Prompt, Template
@@ -38,8 +39,7 @@ from pgtg.models.reward import HeadSpec, build_reward_model
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.gap import gap_scores
 from pgtg.ops.objectives import advantages
-from pgtg.stages.align import PlackettLuce, group_batch
-from pgtg.tasks.comparisons import from_pool
+from pgtg.pipeline.stages.align import PlackettLuce, group_batch
 from pgtg.types import Generations, Labelled
 
 LABEL_WORDS = ["w100", "w200"]

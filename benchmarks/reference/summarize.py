@@ -18,6 +18,7 @@ from training import Trained, method_config
 from transformers import LogitsProcessorList, T5ForConditionalGeneration, T5Model
 
 from pgtg.config import AggregatorConfig, JudgeConfig
+from pgtg.data.comparisons import in_passes, of_sources
 from pgtg.judges.pool import JudgePool
 from pgtg.methods.objective import Improvement, SupervisedBatch
 from pgtg.models.batch import per_token, token_batch
@@ -26,8 +27,7 @@ from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import HeadSpec, build_reward_model
 from pgtg.ops.objectives import mle_weights
-from pgtg.stages.align import PlackettLuce, group_batch
-from pgtg.tasks.comparisons import in_passes, of_sources
+from pgtg.pipeline.stages.align import PlackettLuce, group_batch
 from pgtg.types import Generations
 
 EOS = 1

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from pgtg.config import FitConfig, MethodConfig
-from pgtg.training import Objective, Training, Where, update
+from pgtg.training.update import Objective, Training, Where, update
 
 
 def fit_config(optimizer: str = "adam") -> FitConfig:

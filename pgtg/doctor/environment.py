@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pgtg.doctor.machine import cpu_name, memory_bytes, size_or_unknown
-from pgtg.store import provenance
+from pgtg.runs.folder import provenance
 
 VARIABLES = ("HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 VARIABLES += ("NLTK_DATA", "WANDB_MODE", "WANDB_DIR", "TOKENIZERS_PARALLELISM", "NO_COLOR")
@@ -17,7 +17,7 @@ def block() -> str:
     """A block for a bug report, in Markdown."""
     import torch
 
-    from pgtg.models.linear import onednn_is_faster
+    from pgtg.models.backends.linear import onednn_is_faster
 
     about = provenance([], 0)
     total, free = memory_bytes()

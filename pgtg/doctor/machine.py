@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgtg.config import RunConfig
+from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
-from pgtg.entries import size_limit
 from pgtg.errors import ConfigError, MissingResourceError
-from pgtg.plan.room import nearest_folder
-from pgtg.sizes import show_size
+from pgtg.pipeline.plan.room import nearest_folder
+from pgtg.runs.entries import size_limit
 
 SKEW_S = 5.0  # a disk's clock may differ so much from ours
 SLOWER = 1.5  # a 16-bit product that takes so much longer than a 32-bit one is no help

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgtg.config import RunConfig
+from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
 from pgtg.doctor.machine import memory_bytes
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.plan.room import Room, nearest_folder
-from pgtg.sizes import show_size
+from pgtg.pipeline.plan.room import Room, nearest_folder
 
 READ_AT_MOST = 200 * 10**6  # bytes of data files that are read to check them
 ASKED_FOR = ("beyond limit", "not drawn")  # rows that the config itself leaves out
@@ -118,10 +118,10 @@ def _split_sizes(cfg: RunConfig, around: Surroundings) -> tuple[dict[str, int | 
     """Examples of each split that the run reads, and what is to be said of rows that are lost, cut
     or in several splits; of files all rows are read."""
     if cfg.data.name != "files":
-        from pgtg.plan import split_sizes
+        from pgtg.pipeline.plan import split_sizes
 
         return split_sizes(cfg), []
-    from pgtg.tasks.data import counts_line, repeated_between
+    from pgtg.data.splits import counts_line, repeated_between
     from pgtg.tasks.prompt import PromptTask
     from pgtg.tasks.summarize import SummarizeTask
 
@@ -190,7 +190,7 @@ def tracker(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     if cfg.logger.name != "wandb":
         yield good("tracker", "none; metrics.jsonl has everything")
         return
-    from pgtg.tracker import has_key, online_mode
+    from pgtg.runs.tracker import has_key, online_mode
 
     mode = online_mode(cfg.logger.mode)
     if mode == "online" and not has_key():
@@ -245,7 +245,7 @@ def _needs(cfg: RunConfig | None) -> Room | None:
     """Estimated bytes of memory and disk; None without a config, or without the models."""
     if cfg is None:
         return None
-    from pgtg.plan import needs
+    from pgtg.pipeline.plan import needs
 
     try:
         return needs(cfg)

@@ -7,7 +7,7 @@ from pgtg.explain.credit import Explained, explained
 from pgtg.explain.runs import Read, Run, labelled, open_run, read
 from pgtg.explain.shading import Scale
 from pgtg.explain.texts import Texts, of_run, of_user
-from pgtg.log import RunLog
+from pgtg.runs.log import RunLog
 
 FEW, MANY = 3, 50  # sources that are shown: in the terminal, elsewhere
 

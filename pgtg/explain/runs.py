@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pgtg.compose import completed, run_config
 from pgtg.config import RunConfig
+from pgtg.config.compose import completed, run_config
 from pgtg.errors import ArtifactError, ConfigError, DataError
 from pgtg.explain import pieces
 from pgtg.explain.credit import Group, Passage, View, views
@@ -20,9 +20,9 @@ from pgtg.models.codec import Codec
 from pgtg.models.loading import load_tokenizer
 from pgtg.models.reward import load_reward_model
 from pgtg.models.special_tokens import end_tokens
+from pgtg.runs.folder import Artifact, RunFolder
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import as_read, read_dtype
-from pgtg.store import Artifact, RunFolder
 from pgtg.tasks import Task
 from pgtg.types import TokenIds
 

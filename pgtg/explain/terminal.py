@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from pgtg.console import QuietConsole, shown
 from pgtg.explain import pieces
 from pgtg.explain.credit import Entry, View
 from pgtg.explain.gather import Credit
 from pgtg.explain.pieces import Piece
 from pgtg.explain.shading import LEVELS, LIGHT, STRONG, Scale, visible
+from pgtg.runs.console import QuietConsole, shown
 
 DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 LONGEST_SOURCE = 600  # characters of a source that are shown

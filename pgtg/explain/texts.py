@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgtg.checks import nearest
+from pgtg.config.checks import nearest
 from pgtg.config.inputs import settings
-from pgtg.context import Context, opened
+from pgtg.data.comparisons import distinct
+from pgtg.data.generations import read_generations
+from pgtg.data.splits import counts_line, text_problem
 from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceError
 from pgtg.explain.credit import Group, Passage
 from pgtg.explain.runs import Run
-from pgtg.generations import read_generations
-from pgtg.log import RunLog
+from pgtg.methods.context import Context, opened
 from pgtg.models.generate import generate
-from pgtg.store import Artifact, hash_of, read_table
+from pgtg.runs.folder import Artifact, hash_of, read_table
+from pgtg.runs.log import RunLog
 from pgtg.tasks import open_task
-from pgtg.tasks.comparisons import distinct
-from pgtg.tasks.data import counts_line, text_problem
 from pgtg.types import Example, Generations
 
 SPLITS = ("train", "validation", "test")

@@ -6,8 +6,8 @@ from typing import Any
 
 from pgtg.errors import ConfigError
 from pgtg.explain.gather import Credit, Options, gather
-from pgtg.log import RunLog
-from pgtg.store import atomic, write_jsonl, write_table
+from pgtg.runs.folder import atomic, write_jsonl, write_table
+from pgtg.runs.log import RunLog
 
 FORMATS = ("jsonl", "parquet")
 

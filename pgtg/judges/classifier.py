@@ -30,14 +30,14 @@ from transformers import (
 )
 
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.files import content_hash
 from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot, Template
 from pgtg.metrics.lookup import nearest
-from pgtg.models.linear import onednn_is_faster
+from pgtg.models.backends.linear import onednn_is_faster
 from pgtg.models.loading import load_language_model, require_pair
-from pgtg.models.untrusted import check_folder, load, unloadable
+from pgtg.models.trust import check_folder, load, unloadable
 from pgtg.ops.masking import length_sorted
+from pgtg.runs.files import content_hash
 from pgtg.types import Labelled
 
 READOUTS = ("raw", "calibrated")

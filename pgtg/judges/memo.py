@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pgtg.errors import PgtgError
-from pgtg.files import content_hash, locked
 from pgtg.judges.template import Prompt
+from pgtg.runs.files import content_hash, locked
 
 if TYPE_CHECKING:
     from pgtg.types import Labelled  # pulls in torch

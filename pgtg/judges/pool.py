@@ -28,10 +28,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from pgtg import processes
 from pgtg.config import JudgeConfig
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.judges import TextJudge, build_judge
+from pgtg.runtime import distributed
 
 CHUNK = 32  # texts a worker scores at a time: some 10 ms of METEOR
 _DIED = (
@@ -244,7 +244,7 @@ def free_cores() -> int:
     share = int(os.environ.get("PGTG_THREADS") or 0)  # a sweep's share for a job
     known = hasattr(os, "sched_getaffinity")
     cores = share or (len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
-    cores //= processes.count()
+    cores //= distributed.count()
     return min(cores - 1, MOST) if cores > 2 else 0
 
 

@@ -22,12 +22,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from pgtg.files import content_hash
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot
+from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.language import LanguageModel
-from pgtg.models.linear import with_fast_linears
 from pgtg.models.reading import Reading
 from pgtg.ops.masking import length_sorted, pad
+from pgtg.runs.files import content_hash
 from pgtg.types import Labelled
 
 Head = Callable[[Float[Tensor, "N D"]], Float[Tensor, "N C"]]

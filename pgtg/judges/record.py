@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from pgtg import processes
 from pgtg.errors import ArtifactError
-from pgtg.files import read_table, write_table
+from pgtg.runs.files import read_table, write_table
+from pgtg.runtime import distributed
 
 TABLE = "judged.parquet"
 
@@ -61,7 +61,7 @@ class Record:
             )
         return found
 
-    @processes.first
+    @distributed.first
     def _write(self, at: int, data: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
@@ -84,7 +84,7 @@ def write_judged(
     return {f"{stage}/{split}_judged_prompts": float(n) for split, n in counts.items()}
 
 
-@processes.first
+@distributed.first
 def _write_table(folder: Path, records: Mapping[str, Record], draws: Mapping[str, int]) -> None:
     if not (folder / TABLE).is_file():
         rows = {split: record.read(draws[split]) for split, record in records.items()}

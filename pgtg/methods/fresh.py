@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pgtg import processes
 from pgtg.config import FitConfig
-from pgtg.context import Context
+from pgtg.data.comparisons import Comparisons, from_fresh
 from pgtg.judges.record import Record, write_judged
+from pgtg.methods.context import Context
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, draw_prompts
 from pgtg.models.batch import continuing, moved, token_batch
 from pgtg.models.codec import Codec
@@ -29,7 +29,7 @@ from pgtg.models.generate import generate, streams
 from pgtg.models.language import LanguageModel
 from pgtg.ops.ranking import informative
 from pgtg.ops.sampling import derive_seed
-from pgtg.tasks.comparisons import Comparisons, from_fresh
+from pgtg.runtime import distributed
 from pgtg.tasks.prompt import PromptTask
 from pgtg.types import Generations, TokenBatch, TokenIds
 
@@ -95,7 +95,7 @@ def judge(ctx: Context, codec: Codec, prompts: Sequence[TokenIds], split: str) -
         texts = [codec.decode(ids) for ids in own]
         return list(task.gaps(task.prompts(own, texts), split))
 
-    return np.stack(processes.spread(judged, prompts))
+    return np.stack(distributed.spread(judged, prompts))
 
 
 def validations(steps: int, fit: FitConfig) -> int:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pgtg.config import FitConfig
-from pgtg.context import Context
+from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel
-from pgtg.store import Artifact
+from pgtg.runs.folder import Artifact
 
 STAGES = ("sample", "align", "score", "aggregate", "improve")
 

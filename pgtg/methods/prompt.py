@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pgtg.config import FitConfig
-from pgtg.generations import joined, read_generations
+from pgtg.data.comparisons import distinct
+from pgtg.data.generations import joined, read_generations
 from pgtg.judges.record import Record, write_judged
 from pgtg.methods.fresh import draw, draw_batch, is_fresh, judge, validations
 from pgtg.methods.method import STAGES, Improving, Method
@@ -27,7 +28,6 @@ from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, read_again
 from pgtg.models.batch import token_batch
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages, standardized
-from pgtg.tasks.comparisons import distinct
 from pgtg.tasks.prompt import PromptTask
 from pgtg.types import TokenBatch
 

@@ -17,19 +17,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pgtg import processes
 from pgtg.config import FitConfig
+from pgtg.data.examples import Examples
+from pgtg.data.rows import BATCH, mapped_rows, write_rows
 from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.models.batch import moved, token_batch
 from pgtg.models.generate import generate
 from pgtg.ops.aggregate import AGGREGATORS
 from pgtg.ops.objectives import advantages
-from pgtg.store import Artifact
-from pgtg.tasks.examples import Examples
-from pgtg.tasks.rows import BATCH, mapped_rows, write_rows
+from pgtg.runs.folder import Artifact
+from pgtg.runtime import distributed
 from pgtg.tasks.summarize import SummarizeTask
-from pgtg.training import Where
+from pgtg.training.update import Where
 from pgtg.types import Example, TokenIds
 
 JUDGED_AT_ONCE = 128  # texts
@@ -156,7 +156,7 @@ class SupervisedGuide:
 
     def validate(self) -> dict[str, float]:
         """The judge's mean score [its unit] of greedy text on the held-out sources, negated."""
-        scores = processes.spread(self._judged, self.ctx.task.heldout())
+        scores = distributed.spread(self._judged, self.ctx.task.heldout())
         return {"improve/negative_heldout_score": -sum(scores) / len(scores)}
 
     def _judged(self, examples: Sequence[Example]) -> list[float]:
@@ -190,7 +190,7 @@ class SupervisedGuide:
             return list(islice(found, JUDGED_AT_ONCE))
 
 
-@processes.first
+@distributed.first
 def _made(artifact: Artifact, inputs: str) -> bool:
     """Whether the artifact is there, whole, from these inputs."""
     if not artifact.exists() or artifact.manifest()["inputs"] != inputs:
@@ -199,7 +199,7 @@ def _made(artifact: Artifact, inputs: str) -> bool:
     return True
 
 
-@processes.first
+@distributed.first
 def _write(path: Path, names: Sequence[str], values: Sequence[np.ndarray]) -> None:
     starts = range(0, len(names), BATCH)
     batches = (

@@ -139,7 +139,7 @@ def _load(model: str, layers: int, device: str | None) -> Any:
     """A BERTScorer, kept loaded: loading costs seconds, scoring a batch does not."""
     from bert_score import BERTScorer
 
-    from pgtg.models.untrusted import check_folder
+    from pgtg.models.trust import check_folder
 
     check_folder(model)
     try:

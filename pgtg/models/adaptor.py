@@ -15,14 +15,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError, DivergedError
+from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.generate import Decoding, drawable
 from pgtg.models.language import LanguageModel, evaluating
-from pgtg.models.linear import with_fast_linears
 from pgtg.models.structure import bare_head, own_logits
-from pgtg.models.untrusted import load_module
+from pgtg.models.trust import load_module
 from pgtg.ops.sampling import draw, seeded
-from pgtg.processes import first
-from pgtg.store import read_json, save_tensors, write_json
+from pgtg.runs.folder import read_json, save_tensors, write_json
+from pgtg.runtime.distributed import first
 from pgtg.types import TokenBatch, TokenIds
 
 ADAPTOR_JSON, ADAPTOR_WEIGHTS = "adaptor.json", "adaptor.safetensors"

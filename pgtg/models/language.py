@@ -31,10 +31,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from pgtg.errors import ConfigError
 from pgtg.models import masks
-from pgtg.models.checkpointing import checkpointable_layers, checkpointed
-from pgtg.models.linear import with_fast_linears
+from pgtg.models.backends.checkpointing import checkpointable_layers, checkpointed
+from pgtg.models.backends.linear import with_fast_linears
+from pgtg.models.backends.sharding import is_sharded, whole
 from pgtg.models.reading import Reading, Sources
-from pgtg.models.sharding import is_sharded, whole
 from pgtg.models.sharing import Layout, sharing
 from pgtg.models.special_tokens import end_tokens
 from pgtg.models.structure import Outputs, arguments, layers_of, own_logits, structure

@@ -18,12 +18,12 @@ from transformers.utils import logging as transformers_logging
 
 from pgtg.config import DEPTHS
 from pgtg.errors import ConfigError
-from pgtg.files import follow_umask, writing
+from pgtg.models.backends.sharding import weights_of
 from pgtg.models.language import LanguageModel
-from pgtg.models.sharding import weights_of
 from pgtg.models.special_tokens import ordinary
-from pgtg.models.untrusted import check_folder, load, unloadable
-from pgtg.processes import first
+from pgtg.models.trust import check_folder, load, unloadable
+from pgtg.runs.files import follow_umask, writing
+from pgtg.runtime.distributed import first
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers_logging.set_verbosity_error()

@@ -20,16 +20,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError
-from pgtg.files import plain_file
+from pgtg.models.backends.linear import with_fast_linears
+from pgtg.models.backends.sharding import weights_of
 from pgtg.models.batch import right_padded
 from pgtg.models.language import LanguageModel
-from pgtg.models.linear import with_fast_linears
 from pgtg.models.loading import load_language_model, save_language_model
-from pgtg.models.sharding import weights_of
-from pgtg.models.untrusted import load_module
+from pgtg.models.trust import load_module
 from pgtg.ops.bounds import BOUNDS
 from pgtg.ops.sampling import log_probability, seeded
-from pgtg.store import read_json, save_tensors, write_json
+from pgtg.runs.files import plain_file
+from pgtg.runs.folder import read_json, save_tensors, write_json
 from pgtg.types import TokenBatch
 
 HEAD_JSON, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"

@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pgtg.checks import nearest
+from pgtg.config.checks import nearest
 from pgtg.errors import ArtifactError, ConfigError
-from pgtg.files import read_json
 from pgtg.report import collect, comparable
 from pgtg.report.collect import Run, System
 from pgtg.report.cost import Cost, cost
@@ -17,6 +16,7 @@ from pgtg.report.curves import Curve, policy_curve, reward_curve, sampled_curve
 from pgtg.report.diagnostics import COLUMNS, Lengths, diagnostics, lengths
 from pgtg.report.rows import Baseline, Group, Row, group, pick_baseline, rows
 from pgtg.report.statistics import RESAMPLES, Comparison, Summary, compare, holm, summarize
+from pgtg.runs.files import read_json
 
 T = TypeVar("T")
 NOT_TESTED = ("tokens",)  # described, not a quality

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pgtg.errors import ArtifactError, ConfigError
-from pgtg.files import content_hash, read_json, read_jsonl
-from pgtg.store import CONFIG, NEUTRAL, Artifact, RunFolder
+from pgtg.runs.files import content_hash, read_json, read_jsonl
+from pgtg.runs.folder import CONFIG, NEUTRAL, Artifact, RunFolder
 
 SEEDS = ("seed", "data_seed", "data.seed")  # what makes two runs replicates of one another
 NO_PART_OF_A_METRIC = ("truncated_texts",)  # counts of one evaluation, not its definition

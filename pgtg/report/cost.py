@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgtg.files import read_bytes
 from pgtg.report.collect import Run
-from pgtg.store import Artifact
+from pgtg.runs.files import read_bytes
+from pgtg.runs.folder import Artifact
 
 GUIDED = ("shuffled",)  # controls that may use the run's own reward model
 DONE = re.compile(r"^\S+ (.+ round \d+): (\d+)/\2 in ([\d.]+ (?:s|h|min)(?: \d+ (?:s|min))?)", re.M)

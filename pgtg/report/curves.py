@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pgtg.files import read_jsonl
 from pgtg.report.collect import Run
 from pgtg.report.diagnostics import FRESH, reward_rounds
 from pgtg.report.rows import Row
-from pgtg.store import Artifact
+from pgtg.runs.files import read_jsonl
+from pgtg.runs.folder import Artifact
 
 REWARD = "align/heldout_pair_accuracy"
 POLICY = "improve/negative_heldout_score"

@@ -15,7 +15,7 @@ import numpy as np
 
 from pgtg.ops.credit import relations, spread
 from pgtg.report.collect import Run
-from pgtg.store import Artifact, read_table
+from pgtg.runs.folder import Artifact, read_table
 
 PARTS = ("heldout", "train")  # the first one that a run has
 FRESH = "align/fresh_pair_accuracy"

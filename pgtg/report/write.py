@@ -4,10 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pgtg.checks import nearest
-from pgtg.console import aligned, shown
+from pgtg.config.checks import nearest
 from pgtg.errors import ArtifactError, ConfigError
-from pgtg.files import atomic, read_json, write_json
 from pgtg.report import collect
 from pgtg.report.build import Report, build, load
 from pgtg.report.collect import Run
@@ -16,6 +14,8 @@ from pgtg.report.page import as_page
 from pgtg.report.plots import as_png, as_svg, figures
 from pgtg.report.poster import by_data, poster
 from pgtg.report.tables import Table, tables
+from pgtg.runs.console import aligned, shown
+from pgtg.runs.files import atomic, read_json, write_json
 
 LAYOUTS = {"full": "all tables and figures", "poster": "the paper's two tables, ours beside them"}
 

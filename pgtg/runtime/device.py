@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from pgtg import processes
 from pgtg.errors import ConfigError, MissingResourceError
+from pgtg.runtime import distributed
 
 ASKED_FOR = ("mps",)  # accelerators that `auto` leaves alone: small models are no faster there
 
@@ -23,7 +23,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         MissingResourceError: Torch does not know it, or it cannot be used here.
     """
-    own = processes.device()
+    own = distributed.device()
     if own is not None and name in ("auto", torch.device(own).type):
         name = own
     elif name == "auto":

@@ -17,24 +17,24 @@ import numpy as np
 import torch
 
 from pgtg.config import FewshotConfig, FitConfig, PromptConfig, RunConfig, TemplateConfig
+from pgtg.data.comparisons import Comparisons, all_at_once, from_pool
+from pgtg.data.fewshot import load_fewshot
+from pgtg.data.splits import fingerprint
+from pgtg.data.tokens import Encoded, encoded
+from pgtg.data.worlds import reviews
 from pgtg.errors import ConfigError, DataError
 from pgtg.judges.classifier import Classifier, load_classifier
 from pgtg.judges.memo import PromptScores
 from pgtg.judges.template import Prompt, Template
-from pgtg.log import RunLog
 from pgtg.models.codec import Codec, PromptCodec
 from pgtg.models.loading import load_tokenizer
 from pgtg.ops.gap import gap_scores
+from pgtg.runs.folder import RunFolder
+from pgtg.runs.log import RunLog
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import judge_dtype
-from pgtg.schedule import segments
-from pgtg.store import RunFolder
-from pgtg.tasks import reviews
-from pgtg.tasks.comparisons import Comparisons, all_at_once, from_pool
-from pgtg.tasks.data import fingerprint
-from pgtg.tasks.fewshot import load_fewshot
 from pgtg.tasks.task import Columns, examples_hash
-from pgtg.tasks.tokens import Encoded, encoded
+from pgtg.training.schedule import segments
 from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
 

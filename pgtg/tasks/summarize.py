@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 
 from pgtg.config import FitConfig, RunConfig
+from pgtg.data.comparisons import Comparisons, of_sources, parts_in_passes
+from pgtg.data.examples import Examples
+from pgtg.data.splits import EMPTY_SOURCE, Tally, has_split, load_split
+from pgtg.data.tokens import Encoded, Tokens, encoded, tokenized
+from pgtg.data.worlds import newswire
 from pgtg.errors import ConfigError, DataError
 from pgtg.judges.pool import JudgePool
-from pgtg.log import RunLog
 from pgtg.metrics import unread_line
 from pgtg.models.codec import Codec
 from pgtg.ops.order import of_epoch
 from pgtg.ops.sampling import derive_seed
-from pgtg.schedule import segments, updates_per_epoch
-from pgtg.store import RunFolder
-from pgtg.tasks import newswire
-from pgtg.tasks.comparisons import Comparisons, of_sources, parts_in_passes
-from pgtg.tasks.data import EMPTY_SOURCE, Tally, has_split, load_split
-from pgtg.tasks.examples import Examples
+from pgtg.runs.folder import RunFolder
+from pgtg.runs.log import RunLog
 from pgtg.tasks.task import Columns, examples_hash
-from pgtg.tasks.tokens import Encoded, Tokens, encoded, tokenized
+from pgtg.training.schedule import segments, updates_per_epoch
 from pgtg.types import DataCounts, Example, Generations, TokenIds
 
 LOOKED_AT = 500  # examples whose references the judge is held against before a run

@@ -7,12 +7,12 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from pgtg.config import FitConfig, RunConfig
-from pgtg.files import json_line
-from pgtg.log import RunLog
+from pgtg.data.comparisons import Comparisons
+from pgtg.data.tokens import Encoded
 from pgtg.models.codec import Codec
-from pgtg.store import RunFolder
-from pgtg.tasks.comparisons import Comparisons
-from pgtg.tasks.tokens import Encoded
+from pgtg.runs.files import json_line
+from pgtg.runs.folder import RunFolder
+from pgtg.runs.log import RunLog
 from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
 Columns = dict[str, list[Any]]  # of a table, by name

@@ -428,8 +428,7 @@ _libraries = _register()
 if __name__ == "__main__":
     usage = "usage: python -m tests.support.sim_device -m MODULE ARGUMENTS..."
     assert sys.argv[1:2] == ["-m"] and len(sys.argv) > 2, usage
-    for own in ("support.sim_device", "tests.support.sim_device"):
-        sys.modules[own] = sys.modules["__main__"]
+    sys.modules["tests.support.sim_device"] = sys.modules["__main__"]
     _Module.offered = True
     _, _, module, *arguments = sys.argv
     sys.argv = [module, *arguments]

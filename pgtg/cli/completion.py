@@ -1,0 +1,48 @@
+"""Shell completion: tasks, `group=option` and top-level keys, read from the names of config files.
+
+Bash cuts words at `=`, so there the words before the cursor end in [group, "="] and only the option
+is completed; other shells hand over `group=opt` whole. A --config-dir before the cursor is looked
+into as well. Nothing here imports Hydra.
+"""
+
+import os
+import shlex
+from pathlib import Path
+
+import typer
+
+from pgtg.config.groups import LISTS, groups, options
+
+
+def complete_tasks(incomplete: str) -> list[tuple[str, str]]:
+    return [*options("").items()]
+
+
+def complete_groups(incomplete: str) -> list[str]:
+    return list(LISTS)
+
+
+def complete_overrides(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """`group=` names, or the options of the group before the cursor."""
+    own: Path | None = ctx.params.get("config_dir")
+    group, equals, _ = incomplete.partition("=")
+    if equals and group:
+        return [(f"{group}={name}", text) for name, text in options(group, own).items()]
+    words = _bash_words()
+    if words[-1:] == ["="]:  # the cursor is right after the sign: `aggregator=<TAB>`
+        return [*options(words[-2], own).items()]
+    if words[-2:-1] == ["="]:
+        return [*options(words[-3], own).items()]
+    return [(f"{name}=", f"one of {len(options(name, own))}") for name in groups()]
+
+
+def _bash_words() -> list[str]:
+    """Bash's words up to and including the one at the cursor; none in other shells."""
+    words, index = os.environ.get("COMP_WORDS"), os.environ.get("COMP_CWORD")
+    if words is None or index is None:
+        return []
+    try:
+        found = shlex.split(words)[: int(index) + 1]
+    except ValueError:  # an open quote: nothing to complete there
+        return []
+    return found + [""] * (int(index) + 1 - len(found))  # an empty last word is lost on the way

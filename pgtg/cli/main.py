@@ -1,0 +1,456 @@
+"""The command line: parse, compose, dispatch, exit code. Nothing else.
+
+Parameters of a run are `key=value` only; `--flags` say how to run. Exit codes: 0 ok, 1 the run
+failed, 2 usage, config or data, 130 Ctrl-C, 143 after saving on SIGTERM. stdout holds results,
+stderr the rest. Everything slow is imported inside the commands.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgtg.cli.completion import complete_groups, complete_overrides, complete_tasks
+from pgtg.errors import ConfigError, PgtgError
+from pgtg.runtime import distributed, signals
+
+HELP = """Preference-grounded token-level guidance: learn a reward for each token from rankings of
+whole texts, and use it to improve a language model.
+
+Start with: pgtg train summarize
+"""
+app = typer.Typer(
+    name="pgtg",
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(asked: bool) -> None:
+    """Print the installed version and stop."""
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"pgtg {version('pgtg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def entry(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=show_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+class Cfg(StrEnum):
+    """What --cfg prints."""
+
+    job = "job"
+    hydra = "hydra"
+    all = "all"
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn what a command raises into one line per problem on stderr, and the exit code."""
+    before = {signum: signal.getsignal(signum) for signum in signals.EXIT_CODES}
+    signals.install()
+    try:
+        ensure_home()
+        replace_what_cannot_be_shown()
+        yield
+    except PgtgError as error:
+        for line in str(error).split("\n") if distributed.tells(error) else ():
+            typer.echo(f"error: {printable(line)}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    except signals.Interrupted as stop:
+        if distributed.tells(stop):
+            typer.echo("; ".join([str(stop), *getattr(stop, "__notes__", ())]), err=True)
+        raise typer.Exit(stop.exit_code) from stop
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        typer.echo(f"error: {printable(unforeseen(error))}", err=True)
+        raise typer.Exit(1) from error
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Texts hold any character; a terminal of another encoding shows a sign in its place."""
+    import sys
+
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+
+
+def ensure_home() -> None:
+    """A user without a home folder (a container's, named by a number) gets one among the temporary
+    files: caches of ours and of the libraries lie below it.
+
+    Raises:
+        ConfigError: Its place is taken by another user.
+    """
+    import os
+    import tempfile
+
+    if os.path.expanduser("~") != "~":  # noqa: PTH111 (Path.home raises)
+        return
+    home = Path(tempfile.gettempdir()) / f"pgtg-home-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.is_symlink() or home.stat().st_uid != os.getuid():
+        raise ConfigError(f"this user has no home folder, and {home} is not ours: set HOME")
+    os.environ["HOME"] = str(home)
+    typer.echo(f"note: this user has no home folder; caches go to {home} (set HOME)", err=True)
+
+
+def printable(line: str) -> str:
+    """Control characters as escapes: a stranger's file must not drive the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
+def unforeseen(error: Exception) -> str:
+    """One line for an error that nobody foresaw; its traceback goes to a file of its own."""
+    import tempfile
+    import traceback
+
+    first = (str(error).strip() or "no message").splitlines()[0]
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="pgtg-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return f"{type(error).__name__}: {first} (unexpected; traceback in {file.name})"
+
+
+Task = Annotated[
+    str, typer.Argument(help="The task, e.g. summarize.", autocompletion=complete_tasks)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Parameters, e.g. aggregator=max seed=1 experiment=cnn_dm_t5_small.",
+        autocompletion=complete_overrides,
+        show_default=False,
+    ),
+]
+ConfigDir = Annotated[
+    Path | None, typer.Option("--config-dir", help="Folder of your own config files.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Go on although the run's config changed.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show results and errors only.")]
+Round = Annotated[int | None, typer.Option("--round", min=0, help="Round; default: the next one.")]
+
+TRAIN_EXAMPLES = """
+Examples:
+
+\b
+  pgtg train summarize                                   the embedded quickstart
+  pgtg train summarize aggregator=max seed=1             one option, one value changed
+  pgtg train summarize experiment=cnn_dm_t5_small        the paper's hyper-parameters
+  pgtg train summarize data=files data.path=my policy=t5_small
+  pgtg train summarize run_dir=outputs/mine              resumes it if it is unfinished
+  pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1 sweep_dir=outputs/sweep
+  pgtg train summarize --dry-run | --cfg job
+"""
+
+
+@app.command(epilog=TRAIN_EXAMPLES)
+def train(
+    task: Task,
+    overrides: Overrides = None,
+    multirun: Annotated[
+        bool, typer.Option("-m", "--multirun", help="One run for each combination of key=a,b.")
+    ] = False,
+    cfg: Annotated[Cfg | None, typer.Option("--cfg", help="Print the config, run nothing.")] = None,
+    config_dir: ConfigDir = None,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, print counts and sizes, write nothing.")
+    ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="With --dry-run: time a few steps, say how long it takes."),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole alternation: sample, align, improve, evaluate; resume an unfinished run."""
+    with reporting():
+        from pgtg.cli.calls import Call
+
+        call = Call.parse(task, overrides, config_dir, multirun=multirun)
+        if probe and not dry_run:
+            raise ConfigError(
+                "--probe goes with --dry-run: it times a few steps of what is planned"
+            )
+        if cfg is not None:
+            call.show_config(cfg.value)
+        elif dry_run:
+            call.dry_run(probe=probe)
+        else:
+            call.launch(force=force, quiet=quiet)
+
+
+def stage_command(stage: str, doc: str) -> None:
+    """Add the command that runs one stage of a round on a run folder."""
+
+    def command(
+        task: Task,
+        overrides: Overrides = None,
+        round: Round = None,
+        config_dir: ConfigDir = None,
+        force: Force = False,
+        quiet: Quiet = False,
+    ) -> None:
+        with reporting():
+            from pgtg.cli.calls import Call
+
+            call = Call.parse(task, overrides, config_dir)
+            call.run_stage(stage, round, force=force, quiet=quiet)
+
+    example = f"Example: pgtg {stage} summarize run_dir=outputs/mine"
+    app.command(stage, help=doc, epilog=example)(command)
+
+
+stage_command("sample", "Draw generations from the policy and let the judge score them.")
+stage_command("score", "Reward each token of the samples with the reward model.")
+stage_command("aggregate", "Turn token rewards into one evaluation per sequence.")
+stage_command("align", "Train the reward model to rank as the judge does.")
+stage_command("improve", "Train the policy with the token rewards.")
+
+EVAL_EXAMPLES = """
+Examples:
+
+\b
+  pgtg eval outputs/mine --split test
+  pgtg eval outputs/mine --metrics rouge,bertscore metrics.bertscore_layers=9
+  pgtg eval path/to/transformers-folder data=files data.path=my --split validation
+"""
+
+
+@app.command("eval", epilog=EVAL_EXAMPLES)
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A run folder, or a Transformers folder.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option("--split", help="validation or test.")] = "validation",
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="Names, e.g. rouge,meteor.")
+    ] = None,
+    task: Annotated[
+        str,
+        typer.Option("--task", help="For a Transformers folder.", autocompletion=complete_tasks),
+    ] = "summarize",
+    config_dir: ConfigDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate the policy of a run, or any model that Transformers loads."""
+    with reporting():
+        from pgtg.cli.calls import evaluate_folder
+
+        evaluate_folder(path, split, metrics, task, overrides, config_dir, quiet=quiet)
+
+
+REPORT_EXAMPLES = """
+Examples:
+
+\b
+  pgtg report outputs/summarize/multirun/mine            a sweep: its groups over seeds
+  pgtg report a b --baseline method=mle --metrics rougeLsum,meteor_stem
+  pgtg report sweep --baseline uniform                   against each group's own control
+  pgtg report sweeps --layout poster                     the paper's tables, ours beside them
+"""
+
+
+@app.command(epilog=REPORT_EXAMPLES)
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders with runs below.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", help="Row to test against: method=mle, a control, a label, none."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="Columns to show, e.g. rougeLsum,meteor_stem.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split; test if all runs have it.")
+    ] = None,
+    layout: Annotated[str, typer.Option("--layout", help="full or poster.")] = "full",
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(
+        "outputs/report"
+    ),
+) -> None:
+    """Compare finished runs: tables, tests and figures, as Markdown, LaTeX, CSV, JSON and HTML."""
+    with reporting():
+        from pgtg.cli.calls import report_folders
+
+        report_folders(folders, out, baseline, metrics, split, layout)
+
+
+EXPLAIN_EXAMPLES = """
+Examples:
+
+\b
+  pgtg explain outputs/mine                              a few sources in the terminal
+  pgtg explain outputs/mine --html credit.html --with outputs/max --with outputs/sum
+  pgtg explain outputs/mine --split test --n 200 --out credit.parquet
+  pgtg explain outputs/mine --text my.jsonl              your own prompts and completions
+"""
+
+
+@app.command(epilog=EXPLAIN_EXAMPLES)
+def explain(
+    path: Annotated[Path, typer.Argument(help="A run folder with a reward model.")],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="Sources: train, validation or test; default: the last round's."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="Your texts: jsonl with prompt, completion, maybe reference."),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", min=1, help="Sources (or prompts); 3 in the terminal, else 50."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write one offline page.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="jsonl or parquet.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write tokens and rewards.")] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another run that reads the same texts; may be repeated."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show which tokens a run's reward model thanks or blames for the rank of a text."""
+    with reporting():
+        from pgtg.cli.calls import explain_run
+
+        explain_run(path, split, text, n, html, format, out, others, quiet=quiet)
+
+
+LS_EXAMPLES = """
+Examples:
+
+\b
+  pgtg ls aggregators
+  pgtg ls outputs/sweep          done, running, failed (why) and missing runs of a sweep
+  pgtg ls cache
+"""
+
+
+@app.command("ls", epilog=LS_EXAMPLES)
+def list_names(
+    group: Annotated[
+        str | None,
+        typer.Argument(
+            help="One group, a sweep's folder, or cache; all groups in short if left out.",
+            autocompletion=complete_groups,
+        ),
+    ] = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """List tasks, experiments, aggregators, methods, ...; how far a sweep is; what is cached."""
+    with reporting():
+        from pgtg.cli.listing import show
+
+        show(group, config_dir)
+
+
+DOCTOR_EXAMPLES = """
+Examples:
+
+\b
+  pgtg doctor                                            this machine, and the quickstart
+  pgtg doctor summarize experiment=cnn_dm_t5_small       what that run would need
+  pgtg doctor prompt dataset=sst2 --online               also ask the hub for what is not here
+  pgtg doctor --env                                      a block for a bug report
+"""
+
+
+@app.command(epilog=DOCTOR_EXAMPLES)
+def doctor(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TASK] [KEY=VALUE]...",
+            help="As for train; the quickstart if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    env: Annotated[bool, typer.Option("--env", help="Print a block for a bug report.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the hub for what is not on this machine.")
+    ] = False,
+    multirun: Annotated[
+        bool, typer.Option("-m", "--multirun", help="The overrides are of a sweep.")
+    ] = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Name every problem of this machine and this config, and what mends each. Exit code 1 if any.
+
+    Nothing is fetched and nothing is left written.
+    """
+    with reporting():
+        if env:
+            from pgtg.doctor.environment import block
+
+            typer.echo(block())
+            return
+        from pgtg.cli import calls
+
+        well = calls.doctor(words or [], config_dir, multirun=multirun, online=online)
+    if not well:
+        raise typer.Exit(1)
+
+
+cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What runs share.")
+app.add_typer(cache, name="cache")
+
+PRUNE_EXAMPLES = """
+Examples:
+
+\b
+  pgtg cache prune                   down to the limit, PGTG_CACHE_SIZE
+  pgtg cache prune --max-size 2GB    oldest use first, never what is in use
+  pgtg cache prune --all
+"""
+
+
+@cache.command(epilog=PRUNE_EXAMPLES)
+def prune(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Delete all that is not in use.")
+    ] = False,
+    max_size: Annotated[
+        str | None, typer.Option("--max-size", help="Bytes to keep, e.g. 2GB.")
+    ] = None,
+) -> None:
+    """Delete from the cache what was used longest ago. It only saves time: nothing is lost."""
+    with reporting():
+        from pgtg.cli.listing import prune_cache
+        from pgtg.runs.entries import default_cache
+
+        prune_cache(default_cache(), everything=everything, max_size=max_size)
+
+
+@cache.callback()
+def cache_group() -> None:
+    """The cache by content hash; `pgtg ls cache` lists it."""

@@ -1,0 +1,492 @@
+"""From `conf/` and key=value overrides to a checked `RunConfig`. All that composes knows Hydra.
+
+Whatever is wrong with a call is collected and reported together: unknown keys and options with the
+nearest known name, wrong types, missing values, and the cross-checks of `config.check`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pgtg.config import RunConfig, expected_type, is_open, known_keys, stand_in
+from pgtg.config.checks import STANDARD, check, nearest, value_at
+from pgtg.config.groups import CONF, groups, option_files
+from pgtg.config.overrides import PATHS, as_hydra, folder_name
+from pgtg.errors import ConfigError
+
+VERSION_BASE = "1.3"
+LAUNCHERS = "launchers are extras: pip install 'pgtg[joblib]', 'pgtg[slurm]' or 'pgtg[ray]'"
+# how Hydra and OmegaConf refuse odd input; some of it trips over their own assertions and types
+REFUSALS = (HydraException, OmegaConfBaseException)
+REFUSALS += (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+SECTIONS = {"dataset": "data"}  # groups that fill a section of another name
+# what an experiment fits to its data, whatever backbone or method the call chooses
+FITTED = {
+    "reward": ("fit",),
+    "method": ("entropy", "entropy_target", "standardize", "sparse_updates", "sparse_lr"),
+}
+
+
+class Composed(NamedTuple):
+    """A config, what is wrong with the overrides that are not in it, and what was decided."""
+
+    cfg: DictConfig
+    problems: list[str]
+    notes: list[str]
+
+
+def register() -> None:
+    """Tell Hydra the schema and the resolver of `conf/`; may be called any number of times."""
+    setup_globals()
+    setbase(VERSION_BASE)
+    OmegaConf.register_new_resolver("pgtg_folder", folder_name, replace=True)
+    ConfigStore.instance().store(name="run_schema", node=RunConfig, provider="pgtg")
+
+
+def loader(config_dir: Path | None = None) -> ConfigLoaderImpl:
+    """Hydra's loader over `conf/`, with the user's own folder in front of it."""
+    register()
+    search = create_config_search_path(str(CONF))
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"--config-dir: there is no folder {config_dir}")
+        search.prepend(provider="command-line", path=f"file://{config_dir.resolve()}")
+    return ConfigLoaderImpl(config_search_path=search)
+
+
+def run_config(
+    task: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: Path | None = None,
+    saved: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The checked config of one run.
+
+    Args:
+        task: Name of a primary config in `conf/`.
+        overrides: Hydra overrides, `key=value`; later ones win.
+        config_dir: A folder of the user's own config files, searched first.
+        saved: The config of an existing run, to which the overrides are applied instead of to the
+            defaults; not used where the overrides choose an experiment.
+
+    Raises:
+        ConfigError: With all problems that were found.
+    """
+    return planned(task, overrides, config_dir=config_dir, saved=saved)[0]
+
+
+def planned(
+    task: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: Path | None = None,
+    saved: Mapping[str, Any] | None = None,
+) -> tuple[RunConfig, list[str]]:
+    """As `run_config`, with what composing decided and the user may not expect."""
+    cfg, problems, notes = composed(task, overrides, config_dir=config_dir, saved=saved)
+    run, more = as_run_config(cfg)
+    if problems or more:
+        raise ConfigError(*problems, *more)
+    return run, notes
+
+
+def completed(task: str, saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A run's saved config with today's default for each key that pgtg did not have when the run
+    was made, and the names of these keys."""
+    added: list[str] = []
+
+    def fill(values: Mapping[str, Any], defaults: Mapping[str, Any], place: str) -> dict[str, Any]:
+        filled = dict(values)
+        for key, value in defaults.items():
+            here, found = f"{place}{key}", values.get(key)
+            if key not in values:
+                filled[key] = value
+                added.append(here)
+            elif isinstance(value, dict) and isinstance(found, dict) and not is_open(f"{here}.x"):
+                filled[key] = fill(found, value, f"{here}.")
+        return filled
+
+    return fill(saved, asdict(run_config(task)), ""), added
+
+
+def composed(
+    task: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: Path | None = None,
+    saved: Mapping[str, Any] | None = None,
+) -> Composed:
+    """The config with all overrides that could be applied.
+
+    An experiment sets defaults: a group or a value of the call beats it. The default experiment is
+    for the default data only.
+    """
+    load = loader(config_dir)
+    if task not in tasks():
+        raise ConfigError(f"there is no task '{task}'{nearest(task, tasks())}")
+    parsed, problems = _parse(load, overrides)
+    others = [text for override in parsed if (text := _other_task(load, override, task))]
+    if others:
+        raise ConfigError(*problems, *others)
+    if saved is not None and not any(o.key_or_group == "experiment" for o in parsed):
+        cfg, more = _on_saved(load, task, parsed, saved)
+        return Composed(cfg, problems + more, [])
+    cfg, more, notes = _load(load, task, parsed)
+    return Composed(cfg, problems + more, notes)
+
+
+def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
+    """Plain dataclasses from a composed config, and all that `check` has against them."""
+    problems = []
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        problems += [f"{key}: no value; give {key}=..." for key in missing]
+        run = OmegaConf.to_object(_filled(cfg, missing))
+    except REFUSALS as error:
+        raise ConfigError(*problems, one_line(error)) from error
+    assert isinstance(run, RunConfig)
+    _expand_home(run)
+    if run.method.controls is None:  # those of the task
+        run.method.controls = list(STANDARD[run.task]) if run.method.name == "pgtg" else []
+    return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
+
+
+def sweep(task: str, overrides: Sequence[str], config_dir: Path | None = None) -> list[list[str]]:
+    """The overrides of each job of a sweep: all combinations of `key=a,b` (Hydra's basic sweeper).
+
+    Raises:
+        ConfigError: An override is not `key=value`.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    parser = OverridesParser.create(config_loader=loader(config_dir))
+    try:
+        parsed = [o for o in parser.parse_overrides(list(overrides)) if not o.is_hydra_override()]
+        return BasicSweeper.split_arguments(parsed, None)[0]
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def job_folders(jobs: Iterable[Sequence[str]], exclude: Iterable[str]) -> list[str]:
+    """Names of the run folders of a sweep's jobs, as `conf/` has Hydra name them."""
+    from hydra._internal.config_loader_impl import get_overrides_dirname
+
+    parser, skipped = OverridesParser.create(), list(exclude)
+    return [
+        folder_name(get_overrides_dirname(parser.parse_overrides(list(job)), skipped, ",", "="))
+        for job in jobs
+    ]
+
+
+def hydra_part(
+    task: str, overrides: Sequence[str], config_dir: Path | None = None
+) -> Mapping[str, Any]:
+    """Hydra's own launcher, sweeper and sweep sections as this call composes them.
+
+    Raises:
+        ConfigError: The call names a launcher or a sweeper that is not installed.
+    """
+    load = loader(config_dir)
+    parsed = OverridesParser.create(config_loader=load).parse_overrides(list(overrides))
+    own = [str(o.input_line) for o in parsed if o.is_hydra_override()]
+    experiments = [o for o in parsed if o.key_or_group == "experiment"]  # may choose a launcher
+    own += ["experiment=none" if o.is_sweep_override() else str(o.input_line) for o in experiments]
+    try:
+        cfg = load.load_configuration(task, own, RunMode.MULTIRUN, validate_sweep_overrides=False)
+    except HydraException as error:
+        raise ConfigError(f"{one_line(error)}; {LAUNCHERS}") from error
+    names = ("launcher", "sweeper", "sweep")
+    return {name: OmegaConf.to_container(cfg.hydra[name], resolve=False) for name in names}
+
+
+def swept_keys(overrides: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Keys that a sweep varies, and keys that it leaves fixed."""
+    parser = OverridesParser.create()
+    parsed = [parser.parse_override(text) for text in overrides]
+    swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
+    return swept, {o.get_key_element() for o in parsed} - swept
+
+
+def tasks() -> list[str]:
+    """Names of the primary configs."""
+    return sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a Hydra or OmegaConf error, with its cause's, on one line."""
+    parts = [str(error)]
+    while error.__cause__ is not None and error.__cause__ is not error:
+        error = error.__cause__
+        parts.append(str(error))
+    lines = [line.strip() for part in parts for line in part.splitlines()]
+    kept = [line for line in dict.fromkeys(lines) if line and not line.startswith("object_type")]
+    return "; ".join(kept)
+
+
+def _parse(load: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    parser, parsed, problems = OverridesParser.create(config_loader=load), [], []
+    for text in overrides:
+        try:
+            override = parser.parse_override(as_hydra(text))
+        except HydraException as error:
+            hint = "" if "=" in text else "; parameters are written key=value"
+            problems.append(f"'{text}': {one_line(error)}{hint}".replace("\n", " "))
+            continue
+        if override.is_sweep_override():
+            fix = "a sweep needs -m, a list is written key=[a,b], a text with a comma key='\"a,b\"'"
+            problems.append(f"'{text}': several values for one key; {fix}")
+        elif _is_new_key(load, override):
+            key = override.key_or_group
+            problems.append(f"{key}: there is no such key{nearest(key, known_keys())}")
+        else:
+            parsed.append(override)
+    return parsed, problems
+
+
+def _other_task(load: ConfigLoaderImpl, override: Override, task: str) -> str | None:
+    """What to say of another task, or of an experiment of one."""
+    if override.key_or_group == "task" and (override.is_delete() or override.value() != task):
+        return f"'{override.input_line}': the task comes first, e.g. pgtg train {task}"
+    if override.key_or_group != "experiment" or override.is_delete():
+        return None
+    name = str(override.value())
+    try:
+        found = load.repository.load_config(f"experiment/{name}")
+    except REFUSALS as error:
+        return f"experiment={name}: {one_line(error)}"
+    own = OmegaConf.select(found.config, "task", default=task) if found is not None else task
+    if own == task:
+        return None
+    return f"experiment={name}: it belongs to the task '{own}': pgtg train {own} experiment={name}"
+
+
+def _is_new_key(load: ConfigLoaderImpl, override: Override) -> bool:
+    """Whether an override with a + would add what the schema does not know."""
+    key = override.key_or_group
+    adds = override.is_add() or override.is_force_add()
+    known = override.is_hydra_override() or bool(_options(load, override))
+    return adds and not known and expected_type(key) is None
+
+
+def _load(
+    load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]
+) -> tuple[DictConfig, list[str], list[str]]:
+    """Compose the groups, then set each value; with what is wrong, and what to say."""
+    problems, groups, values = [], [], []
+    for override in parsed:
+        options = _options(load, override)
+        problem = _group_problem(load, override, options) if options else None
+        if problem:
+            problems.append(problem)
+        else:
+            (groups if options else values).append(override)
+    try:
+        cfg, notes = _with_groups(load, task, groups)
+    except REFUSALS as error:
+        raise ConfigError(*problems, one_line(error)) from error
+    return cfg, problems + [p for p in (_apply(cfg, o) for o in values) if p], notes
+
+
+def _with_groups(
+    load: ConfigLoaderImpl, task: str, chosen: Sequence[Override]
+) -> tuple[DictConfig, list[str]]:
+    """The chosen groups over the experiment's values; what to say of that."""
+    named = [o for o in chosen if o.key_or_group == "experiment"]
+    others = {o.key_or_group: o for o in chosen if o not in named and not o.is_hydra_override()}
+    others = {group: o for group, o in others.items() if "/" not in group and not o.is_delete()}
+    if not others:
+        return _compose(load, task, chosen)[0], []
+    choices = _choices(load, task, named)
+    changed = [group for group, o in others.items() if str(o.value()) != choices.get(group)]
+    if not changed:
+        return _compose(load, task, chosen)[0], []
+    without = [*(o for o in chosen if o not in named), _override("experiment=none")]
+    plain, _ = _compose(load, task, without)
+    name = choices.get("experiment")
+    if not named and ({"data", "dataset"} & set(changed)):
+        why = f"experiment=none: '{name}' is for {_pair(choices)}; experiment=... chooses another"
+        return plain, [why]
+    cfg, _ = _compose(load, task, chosen)
+    notes = []
+    for section in (SECTIONS.get(group, group) for group in changed):
+        lost = _replace(cfg, plain, section)
+        if lost:
+            notes.append(f"experiment={name}: {section} of the command line replaces its {lost}")
+    return cfg, notes
+
+
+def _choices(load: ConfigLoaderImpl, task: str, experiment: Sequence[Override]) -> dict[str, str]:
+    """Group -> the option that an experiment, or the default one, takes."""
+    if any(source.provider == "command-line" for source in load.repository.get_sources()):
+        return _compose(load, task, experiment)[1]
+    return _shipped_choices(task, tuple(str(o.input_line) for o in experiment))
+
+
+@lru_cache(maxsize=32)
+def _shipped_choices(task: str, experiment: tuple[str, ...]) -> dict[str, str]:
+    """The same of `conf/` alone, whose files do not change while a command runs."""
+    return _compose(loader(), task, [_override(text) for text in experiment])[1]
+
+
+def _pair(choices: Mapping[str, str]) -> str:
+    """Which data the defaults are for, as it would be written."""
+    return next(f"{group}={choices[group]}" for group in ("dataset", "data") if group in choices)
+
+
+def _replace(cfg: DictConfig, plain: DictConfig, section: str) -> str:
+    """Put a section as it is without the experiment; the keys that the experiment had set."""
+    old, new = cfg[section], plain[section].copy()
+    for key in FITTED.get(section, ()):
+        new[key] = old[key]
+    before, after = (OmegaConf.to_container(part, resolve=False) for part in (old, new))
+    cfg[section] = new
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return ""
+    return ", ".join(str(key) for key in before if before[key] != after.get(key))
+
+
+def _override(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)
+
+
+def _on_saved(
+    load: ConfigLoaderImpl, task: str, parsed: Sequence[Override], saved: Mapping[str, Any]
+) -> tuple[DictConfig, list[str]]:
+    """The saved config with the overrides applied: whole groups first, then single keys."""
+    try:
+        base = OmegaConf.merge(OmegaConf.structured(RunConfig), dict(saved))
+    except REFUSALS as error:
+        raise ConfigError(f"the saved config is of another version: {one_line(error)}") from error
+    assert isinstance(base, DictConfig)
+    if base.task != task:
+        raise ConfigError(f"this run folder belongs to the task '{base.task}', not '{task}'")
+    groups = [o for o in parsed if _options(load, o)]
+    name = str(base.experiment or "none")
+    if not re.fullmatch(r"[\w+.-]+(/[\w+-]+)*", name):
+        raise ConfigError(f"the saved config names no experiment: {name!r:.80}")
+    if not load.repository.config_exists(f"experiment/{name}"):
+        name = "none"  # the user's own, in a folder that this call does not name
+    chosen, problems, _ = _load(load, task, [_override(f"experiment={name}"), *groups])
+    if base.cache != "off":  # where this user's runs share, not where a stranger's run says
+        base["cache"] = chosen["cache"]
+    for override in groups:
+        section = SECTIONS.get(override.key_or_group, override.key_or_group)
+        base[section] = chosen[section]
+    values = [o for o in parsed if o not in groups]
+    return base, problems + [p for p in (_apply(base, o) for o in values) if p]
+
+
+def _compose(
+    load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]
+) -> tuple[DictConfig, dict[str, str]]:
+    """The config, and the option that was taken of each group."""
+    cfg = load.load_configuration(
+        config_name=task,
+        overrides=[str(o.input_line) for o in parsed],
+        run_mode=RunMode.RUN,
+        validate_sweep_overrides=False,
+    )
+    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
+    OmegaConf.set_readonly(cfg.hydra, False)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return cfg, choices
+
+
+def _options(load: ConfigLoaderImpl, override: Override) -> list[str]:
+    """Names of the files in the group that an override chooses from; none if it sets a value."""
+    return load.get_group_options(override.key_or_group)
+
+
+def _group_problem(load: ConfigLoaderImpl, override: Override, options: list[str]) -> str | None:
+    value = override.value()
+    if value in options or override.is_delete():
+        return None
+    group, value = override.key_or_group, "null" if value is None else value
+    if load.repository.config_exists(f"{group}/{value}"):  # in a folder of the group
+        return None
+    return f"{group}={value}: there is no {group} '{value}'{nearest(str(value), options)}"
+
+
+def _apply(cfg: DictConfig, override: Override) -> str | None:
+    """Set one key of `cfg`; what is wrong with it, where that is refused."""
+    if override.is_hydra_override():
+        return None
+    key = override.key_or_group
+    if override.is_delete() and expected_type(key) is not None and not is_open(key):
+        return f"'{override.input_line}': a key cannot be left out; give it another value"
+    empty = _empty_section(cfg, key)
+    if empty is None and isinstance(override.value(), dict) and not is_open(f"{key}.x"):
+        empty = key if OmegaConf.select(cfg, key) is None and expected_type(key) else None
+    if empty is not None:
+        options = _fillers(empty)
+        fix = f"choose {' or '.join(options)}" if options else "choose what fills it first"
+        return f"{key}: {empty} is null here, so it has no keys; {fix}"
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+    except REFUSALS as error:
+        expected = expected_type(key)
+        if expected is None:
+            return f"{key}: there is no such key{nearest(key, known_keys())}"
+        if isinstance(error.__cause__, OmegaConfBaseException) and not override.is_delete():
+            found = override.get_value_element_as_str()
+            return f"{key}={found}: expected {expected}, found {found!r}"
+        return f"'{override.input_line}': {one_line(error)}"
+    return None
+
+
+def _empty_section(cfg: DictConfig, key: str) -> str | None:
+    """The section on the way to a key that is null; OmegaConf asserts that there is none."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        section = ".".join(parts[:end])
+        if expected_type(key) is not None and OmegaConf.select(cfg, section) is None:
+            return section
+    return None
+
+
+def _fillers(section: str) -> list[str]:
+    """`group=option` of the config files that give a section its keys."""
+    top, _, rest = section.partition(".")
+    found = []
+    for group in (name for name in groups() if SECTIONS.get(name, name) == top):
+        for path in option_files(group):
+            content = OmegaConf.load(path)
+            if rest and OmegaConf.select(content, rest) is not None:
+                found.append(f"{group}={path.stem}")
+    return found
+
+
+def _filled(cfg: DictConfig, missing: Sequence[str]) -> DictConfig:
+    """A copy in which missing values have a stand-in of their type, so that the rest is checked."""
+    cfg = cfg.copy()
+    for key in missing:
+        OmegaConf.update(cfg, key, stand_in(key))
+    return cfg
+
+
+def _expand_home(run: RunConfig) -> None:
+    """Replace a leading ~ in the keys that hold paths. Relative paths stay relative."""
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        owner = value_at(run, section) if section else run
+        value = value_at(run, key)
+        if isinstance(value, str) and value.startswith("~"):
+            setattr(owner, name, str(Path(value).expanduser()))

@@ -1,0 +1,1 @@
+"""Where texts, rankings and generations are read, and generated worlds."""

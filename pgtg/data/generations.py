@@ -1,0 +1,84 @@
+"""The generations that a round sampled, read back from its artifact."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pgtg.runs.folder import Artifact, read_table
+from pgtg.types import Generations, TokenIds
+
+
+def read_generations(artifact: Artifact, part: str) -> Generations:
+    """The generations of a part, with the groups in which they are compared."""
+    return read_part(artifact.path, part)
+
+
+def joined(rounds: Sequence[Generations]) -> Generations:
+    """The generations of several rounds as one set; those of each source stay one group."""
+    if len(rounds) == 1:
+        return rounds[0]
+    sources = [0, *accumulate(len(one.sources) for one in rounds)]
+    rows = [0, *accumulate(len(one.tokens) for one in rounds)]
+    scored = [one.example_scores for one in rounds if one.example_scores is not None]
+    return Generations(
+        source_ids=[i for one in rounds for i in one.source_ids],
+        sources=[ids for one in rounds for ids in one.sources],
+        origin=[o + sources[n] for n, one in enumerate(rounds) for o in one.origin],
+        tokens=[tokens for one in rounds for tokens in one.tokens],
+        texts=[text for one in rounds for text in one.texts],
+        scores=[score for one in rounds for score in one.scores],
+        groups=torch.cat([one.groups + rows[n] for n, one in enumerate(rounds)]),
+        example_scores=np.concatenate(scored) if scored else None,
+    )
+
+
+def shuffled_scores(generations: Generations, seed: int) -> Generations:
+    """The same generations with the judge's scores in random order: a control."""
+    order = np.random.default_rng(seed).permutation(len(generations.scores))
+    scores = [generations.scores[i] for i in order]
+    details = generations.example_scores
+    return replace(
+        generations, scores=scores, example_scores=None if details is None else details[order]
+    )
+
+
+def read_part(folder: Path, part: str) -> Generations:
+    """The generations of a part in a folder that may not be finished yet.
+
+    Chunk by chunk: each source is kept once, and equal token ids are one object in memory.
+    """
+    ids: dict[int, int] = {}
+    sources: dict[str, TokenIds] = {}
+    rows_of: dict[str, list[int]] = {}
+    origin: list[int] = []
+    tokens: list[TokenIds] = []
+    texts: list[str] = []
+    scores: list[float] = []
+    details: list[np.ndarray] = []
+    for path in sorted((folder / part).glob("*.parquet")):
+        table = read_table(path)
+        for source_id, source in zip(table["source_id"], table.pop("source"), strict=True):
+            if source_id not in sources:
+                sources[source_id] = [ids.setdefault(token, token) for token in source]
+            own = rows_of.setdefault(source_id, [])
+            own.append(len(origin))
+            origin.append(len(rows_of) - 1 if len(own) == 1 else origin[own[0]])
+        tokens += [[ids.setdefault(token, token) for token in row] for row in table["tokens"]]
+        texts += table["text"]
+        scores += table["score"]
+        if "example_scores" in table:
+            details.append(np.array(table["example_scores"], np.float32))
+    return Generations(
+        source_ids=list(sources),
+        sources=list(sources.values()),
+        origin=origin,
+        tokens=tokens,
+        texts=texts,
+        scores=scores,
+        groups=torch.tensor(list(rows_of.values())),
+        example_scores=np.concatenate(details) if details else None,
+    )

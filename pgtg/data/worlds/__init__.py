@@ -1,0 +1,1 @@
+"""Generated worlds whose ground truth is known."""

@@ -1,0 +1,1 @@
+"""How linear layers, sharded weights and checkpointing are computed."""

@@ -1,0 +1,1 @@
+"""The alternation of both steps: stages, evaluation, plan, recipes."""

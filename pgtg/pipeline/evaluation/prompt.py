@@ -1,0 +1,402 @@
+"""Evaluation of prompts: candidates ranked on the dev split, the best ones on the split asked for.
+
+A system is a line of the run (the method, its controls) or a baseline that needs no training. Two
+figures are told apart: "best" and "top" are of the search, all prompts that a line had judged with
+the policy's own; "policy" and "policy_top" are of prompts that the kept policy writes when asked at
+the end (sampled and greedy), whatever was judged before. Every candidate with its scores is kept
+(`samples_candidates.jsonl`); test data is read here only.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgtg.config import RunConfig
+from pgtg.data.generations import read_generations
+from pgtg.data.worlds import reviews
+from pgtg.judges.classifier import Classifier
+from pgtg.judges.record import TABLE, read_judged
+from pgtg.judges.template import Prompt
+from pgtg.methods import method_of
+from pgtg.methods.context import Context
+from pgtg.methods.fresh import prompt_task
+from pgtg.models.codec import Codec
+from pgtg.models.generate import Decoding, generate
+from pgtg.models.reward import load_reward_model
+from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.evaluation.system import Results, Rows, System
+from pgtg.pipeline.findings import show_prompts
+from pgtg.pipeline.stages.improve import kept_policy
+from pgtg.pipeline.stages.match import SPENDING, judged_prompts
+from pgtg.runs.folder import Artifact, content_hash
+from pgtg.tasks.prompt import PromptTask
+from pgtg.types import TokenIds
+
+DEV = {"validation": "dev"}  # other names of splits
+OPTIMUM = "optimum"  # of the generated world, found by search over its words
+RESTARTS = 3  # of that search
+NO_FILE = "no such file in this data set; give it as data.splits.{split}"
+
+
+class PromptEvaluation:
+    """Accuracy and gap score of a run's best prompts, and of the data set's baselines."""
+
+    def __init__(self, cfg: RunConfig):
+        assert cfg.prompt is not None
+        self.options = cfg.prompt
+
+    def systems(self, ctx: Context) -> list[System]:
+        """The method, its controls, and the baselines that need no training."""
+        rounds = len(ctx.task.segments())
+        found = []
+        for control in ("", *ctx.cfg.method.beside):
+            stages, policy, parents = method_of(ctx.cfg, control).stages, None, []
+            if "improve" in stages:
+                _, policy, artifact = kept_policy(ctx, rounds, control)
+                parents = [artifact]
+            sampled = [ctx.artifact(i, "sample", control=control) for i in range(rounds)]
+            parents += [*sampled, *_tables(ctx, control)]
+            name = control or ctx.cfg.method.name
+            found.append(System(name, policy, parents, control))
+        start = ctx.parents(0)
+        found += [System(name, None, start, name) for name in self.options.baselines]
+        if ctx.cfg.data.reviews is not None:
+            found.append(System(OPTIMUM, None, start, OPTIMUM))
+        return found
+
+    def unavailable(self, ctx: Context, split: str) -> str | None:
+        return None  # prompts are ranked on dev, and n/a stands in the column of the split
+
+    def depends_on(self, ctx: Context) -> Mapping[str, Any]:
+        return ctx.settings("evaluate")
+
+    def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:
+        """Results and rows: "best", "policy" (one a text) and "candidates" (one a prompt)."""
+        task, split = prompt_task(ctx), DEV.get(split, split)
+        examples = task.labelled(split)
+        results: Results = {
+            "system": system.name,
+            "split": split,
+            "examples": 0 if examples is None else len(examples),
+            "data": content_hash([[e.id, e.text, e.label] for e in examples or []]),
+            "metrics": [{"metric": "accuracy", "judge": dict(task.judge_description())}],
+            "absent": {},
+            "decodings": {},
+        }
+        asked = Asked(task)  # of the judge, to find and to test prompts
+        if system.name == OPTIMUM:
+            rows = self._optimum(ctx, asked)
+            self._test(task, rows, split, results, asked)
+        elif system.name in self.options.baselines:
+            rows = [{"text": "", "template": system.name} | self._scored(ctx, system.name, "dev")]
+            asked.add(1, "dev")
+            if examples is not None:
+                values = self._baseline(ctx, system.name, split)
+                results["decodings"]["best"] = _of(task, values, split)
+                asked.add(1, split)
+        else:
+            judged = _judged(ctx, system.control)
+            rows = self._candidates(ctx, system, judged)
+            asked.add(len(rows), "train", "dev")
+            self._test(task, rows, split, results, asked)
+            if judged:
+                results["search"] = self._search(ctx, system, rows, judged)
+        searched = results.get("search", {}).get("judged_sequences", 0)
+        results["judged_sequences_in_all"] = searched + asked.sequences
+        if examples is None:  # never another split in its place
+            results["absent"]["accuracy"] = NO_FILE.format(split=split)
+        results["texts_cut"] = _report_cut(ctx, rows[0], split)
+        samples: dict[str, Rows] = {"candidates": rows}
+        for name in ("best", "policy"):
+            per_example = results["decodings"].get(name, {}).pop("rows", None)
+            if per_example is not None:
+                samples[name] = per_example
+        results["best_prompt"] = rows[0]
+        if own := _own(rows):
+            results["policy_prompt"] = own[0]
+        return results, samples
+
+    def _candidates(
+        self, ctx: Context, system: System, judged: Mapping[tuple[int, ...], float]
+    ) -> Rows:
+        """Distinct prompts, best dev score first: the judge's favourites so far, and of the kept
+        policy samples and its greedy prompt ("policy": whether it is one of these)."""
+        task, options = prompt_task(ctx), self.options
+        written: set[tuple[int, ...]] = set()
+        ranked = sorted(judged, key=lambda ids: -judged[ids])
+        own = "improve" in method_of(ctx.cfg, system.control).stages
+        chosen = dict.fromkeys(ranked[: options.candidates * (1 if own else 2)], "judged")
+        codec = None
+        if own:
+            lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
+            ctx.to_read(lm)
+            for how, number in ((ctx.sampling(), options.candidates), (ctx.greedy(), 1)):
+                for ids in _generate(ctx, lm, codec, number, how):
+                    chosen.setdefault(tuple(ids), "greedy" if how.greedy else "sampled")
+                    written.add(tuple(ids))
+        codec = codec or ctx.load_start()[1]
+        rows = self._ranked(task, codec, chosen)
+        return [row | {"policy": tuple(row["ids"]) in written} for row in rows]
+
+    def _optimum(self, ctx: Context, asked: "Asked") -> Rows:
+        """The generated world's best prompt under the judge, by coordinate ascent."""
+        task, world = prompt_task(ctx), ctx.cfg.data.reviews
+        assert world is not None
+
+        def judge(prompts: list[reviews.Words]) -> list[float]:
+            asked.add(len(prompts), "train")
+            given = [Prompt(" ".join(words)) for words in prompts]
+            return task.gaps(given, "train").mean(-1, dtype=np.float64).tolist()
+
+        words = reviews.candidates(world)
+        length = ctx.cfg.sample.max_new_tokens
+        best, _ = reviews.optimum(judge, words, length, world.seed, RESTARTS)
+        codec = ctx.load_start()[1]
+        ids = codec.tokenizer.convert_tokens_to_ids(list(best))
+        assert isinstance(ids, list)
+        asked.add(1, "train", "dev")
+        return self._ranked(task, codec, {tuple(ids): "coordinate ascent"})
+
+    def _ranked(
+        self, task: PromptTask, codec: Codec, chosen: Mapping[tuple[int, ...], str]
+    ) -> Rows:
+        """Rows of prompts (ids -> where they come from) with their scores, best on dev first."""
+        texts = [codec.decode(list(ids)) for ids in chosen]
+        prompts = task.prompts([list(ids) for ids in chosen], texts)
+        rows = [
+            {"text": text, "ids": list(ids), "from": origin}
+            for (ids, origin), text in zip(chosen.items(), texts, strict=True)
+        ]
+        for split in ("train", "dev"):
+            values = task.log_probs(prompts, split)
+            for row, one in zip(rows, values, strict=True):
+                row |= {f"{split}_{k}": v for k, v in _means(task, one, split).items()}
+        return sorted(rows, key=lambda r: (-r["dev_score"], -r["train_score"], r["ids"]))
+
+    def _test(
+        self, task: PromptTask, rows: Rows, split: str, results: Results, asked: "Asked"
+    ) -> None:
+        """Score what leads on the dev split, of all candidates and of the policy's own prompts, on
+        the split asked for."""
+        if task.labelled(split) is None:
+            return
+        lists = {"": rows[: self.options.tested], "policy": _own(rows)[: self.options.tested]}
+        leading = [row for row in rows if any(row is one for own in lists.values() for one in own)]
+        asked.add(len(leading), split)
+        ids = [row["ids"] for row in leading]
+        values = task.log_probs(task.prompts(ids, [row["text"] for row in leading]), split)
+        for row, one in zip(leading, values, strict=True):
+            row |= {f"{split}_{name}": value for name, value in _means(task, one, split).items()}
+        for name, own in lists.items():
+            if not own:
+                continue
+            place = next(i for i, row in enumerate(leading) if row is own[0])
+            results["decodings"][name or "best"] = _of(task, values[place], split)
+            top = own[: self.options.top]
+            means = {
+                key: float(np.mean([row[f"{split}_{key}"] for row in top]))
+                for key in ("accuracy", "score")
+            }
+            about = {"decoding": {"prompts": len(top)}, "mean": means}
+            results["decodings"][f"{name}_top" if name else "top"] = about
+
+    def _search(
+        self,
+        ctx: Context,
+        system: System,
+        rows: Rows,
+        judged: Mapping[tuple[int, ...], float],
+    ) -> dict[str, Any]:
+        """What the search spent, each prompt counted as often as it was asked for, and how it went.
+
+        Prompts that are only ranked or tested at the end are counted apart.
+        """
+        spent = Asked(prompt_task(ctx))
+        rounds = range(len(ctx.task.segments()))
+        for number in rounds:
+            for split, prompts in judged_prompts(ctx, number, system.control).items():
+                spent.add(prompts, split)
+        artifacts = _samples(ctx, system.control)
+        found = {
+            "judged_prompts": sum(spent.prompts.values()),
+            "judged_sequences": spent.sequences,
+            "judged_by_split": spent.prompts,
+            "distinct_prompts": len(judged),
+            "dev_prompts": len(rows),
+            "best_train_score": max(judged.values()),
+            "last_mean_score": artifacts[-1].manifest()["metrics"]["sample/train_mean_score"],
+            "curve": _curve(ctx, system.control),
+        }
+        reward = ctx.artifact(len(artifacts) - 1, "align", control=system.control)
+        if reward.exists() and not system.control:
+            model = load_reward_model(reward.file("reward")).to(ctx.device).eval()
+            ctx.to_read(model.backbone)
+            codec = ctx.load_start()[1]
+            source = codec.encode_source("")[0]
+            (values,) = ctx.per_token(model, [source], [rows[0]["ids"]], [0])
+            words = [codec.decode([i]) for i in rows[0]["ids"]]
+            found["token_rewards"] = list(zip(words, values.tolist(), strict=True))
+        return found
+
+    def _baseline(self, ctx: Context, name: str, split: str) -> np.ndarray:
+        """[E, C] answers of a template that needs no prompt; `icl` shows demonstrations."""
+        task = prompt_task(ctx)
+        examples, train = task.labelled(split), task.labelled("train")
+        assert examples is not None and train is not None
+        if name != "icl":
+            return task.log_probs([Prompt("")], split, name)[0]
+        classes = range(len(task.fewshot.labels))
+        demonstrations = []
+        for example in examples:  # one of each class for each query, in the order of the classes
+            seed = derive_seed(ctx.cfg.seed, "icl", split, example.id)
+            order = np.random.default_rng(seed).permutation(len(train))
+            shown = [next(train[i] for i in order if train[i].label == c) for c in classes]
+            demonstrations.append(shown)
+        return task.scorer(name)([Prompt("")], split, examples, demonstrations)[0]
+
+    def _scored(self, ctx: Context, name: str, split: str) -> dict[str, float]:
+        task = prompt_task(ctx)
+        means = _means(task, self._baseline(ctx, name, split), split)
+        return {f"{split}_{key}": value for key, value in means.items()}
+
+    def show(self, ctx: Context, title: str, split: str, results: Mapping[str, Results]) -> None:
+        show_prompts(ctx.log, title, DEV.get(split, split), results)
+
+    def verdicts(self, ctx: Context, split: str) -> None:
+        pass
+
+
+class Asked:
+    """Prompts that a judge was asked for, by split: remembered or not, each as often as asked."""
+
+    def __init__(self, task: PromptTask):
+        self._task, self.prompts = task, dict[str, int]()
+
+    def add(self, prompts: int, *splits: str) -> None:
+        for split in splits:
+            self.prompts[split] = self.prompts.get(split, 0) + prompts
+
+    @property
+    def sequences(self) -> int:
+        """Texts that the judge read: each prompt with every example of its split."""
+        return sum(
+            number * len(self._task.labelled(split) or []) for split, number in self.prompts.items()
+        )
+
+
+def _own(rows: Rows) -> Rows:
+    """The candidates that the policy itself writes."""
+    return [row for row in rows if row.get("policy")]
+
+
+def _samples(ctx: Context, control: str) -> list[Artifact]:
+    made = [ctx.artifact(i, "sample", control=control) for i in range(len(ctx.task.segments()))]
+    return [artifact for artifact in made if artifact.exists()]
+
+
+def _judged(ctx: Context, control: str) -> dict[tuple[int, ...], float]:
+    """Distinct prompts that a line has had judged on the training examples, with their scores."""
+    found: dict[tuple[int, ...], float] = {}
+    for artifact in _samples(ctx, control):
+        generations = read_generations(artifact, "train")
+        for tokens, score in zip(generations.tokens, generations.scores, strict=True):
+            found[tuple(tokens)] = score
+    for artifact in _tables(ctx, control):
+        found |= read_judged(artifact.file(TABLE), "train")
+    return found
+
+
+def _tables(ctx: Context, control: str) -> list[Artifact]:
+    """A line's artifacts that keep what was judged in the course of a training."""
+    made = [
+        ctx.artifact(i, stage, control=control)
+        for i in range(len(ctx.task.segments()))
+        for stage in ("align", "improve", "match")
+    ]
+    return [one for one in made if one.exists() and TABLE in one.manifest()["files"]]
+
+
+def _curve(ctx: Context, control: str) -> list[dict[str, float]]:
+    """After each round: prompts judged on the training examples so far, their best score, and the
+    mean of the round's samples."""
+    rows, prompts, best = [], 0, -math.inf
+    tables = {artifact.path: artifact for artifact in _tables(ctx, control)}
+    for number, artifact in enumerate(_samples(ctx, control)):
+        made = artifact.manifest()["metrics"]
+        best = max(best, made["sample/train_best_score"])
+        for stage in ("align", "improve", "match"):
+            if found := tables.get(ctx.artifact(number, stage, control=control).path):
+                scores = read_judged(found.file(TABLE), "train").values()
+                best = max(best, *scores) if scores else best
+        stages = [stage for stage in SPENDING if stage != "sample"]
+        prompts += judged_prompts(ctx, number, control, stages)["train"]
+        prompts += int(made["sample/train_generations"])
+        mean = made["sample/train_mean_score"]
+        rows.append({"prompts": prompts, "best": best, "mean": mean})
+    return rows
+
+
+def _report_cut(ctx: Context, row: Mapping[str, Any], split: str) -> dict[str, int]:
+    """Texts that the judge reads shortened, by split; said where there are any."""
+    task = prompt_task(ctx)
+    name = row.get("template", task.judge.template)
+    prompt = Prompt(row["text"], tuple(row["ids"]) if "ids" in row else None)
+    classifier = task.scorer(name).classifier
+    assert isinstance(classifier, Classifier)
+    found = {
+        part: classifier.truncated(task.labelled(part) or [], prompt)
+        for part in dict.fromkeys(("train", "dev", split))
+    }
+    for part, number in found.items():
+        if number:
+            total, limit = len(task.labelled(part) or []), task.judge.max_tokens
+            ctx.log.warn(
+                f"{name}: {number} of {total} {part} texts are cut to "
+                f"judge.classifier.max_tokens={limit}"
+            )
+    return found
+
+
+def _generate(
+    ctx: Context, lm: Any, codec: Codec, number: int, decoding: Decoding
+) -> list[TokenIds]:
+    ((_, found),) = generate(
+        lm,
+        [codec.encode_source("")[0]],
+        ["prompt"],
+        k=number,
+        eos_ids=codec.eos_ids,
+        decoding=decoding,
+        batch_tokens=ctx.cfg.sample.batch_tokens,
+        seed_key=(ctx.cfg.seed, "evaluate", "candidates"),
+    )
+    return found
+
+
+def _means(task: PromptTask, log_probs: np.ndarray, split: str) -> dict[str, float]:
+    """Accuracy [%] and gap score, means over a split's examples."""
+    labels = np.array([example.label for example in task.labelled(split) or []])
+    gaps = task.gap_of(torch.from_numpy(log_probs), split).double()
+    accuracy = 100.0 * (log_probs.argmax(-1) == labels).mean()
+    return {"accuracy": float(accuracy), "score": gaps.mean().item()}
+
+
+def _of(task: PromptTask, log_probs: np.ndarray, split: str) -> dict[str, Any]:
+    """A result with its per-example rows, which the caller takes out."""
+    examples = task.labelled(split) or []
+    gaps = task.gap_of(torch.from_numpy(log_probs), split)
+    guesses = log_probs.argmax(-1)
+    rows = [
+        {"id": e.id, "text": e.text, "label": e.label, "prediction": int(guess)}
+        | {"scores": {"accuracy": 100.0 * (int(guess) == e.label), "score": float(gap)}}
+        for e, guess, gap in zip(examples, guesses, gaps.tolist(), strict=True)
+    ]
+    return {
+        "decoding": asdict(task.template(task.judge.template)),
+        "mean": _means(task, log_probs, split),
+        "rows": rows,
+    }

@@ -1,0 +1,126 @@
+"""Evaluation of texts: decode a split, score each text, report means over examples.
+
+Every text and every score is kept (`samples_*.jsonl`), so that any mean can be recomputed. A metric
+whose resource is missing is reported as absent, with the reason.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pgtg.config import RunConfig
+from pgtg.data.splits import has_split
+from pgtg.methods.context import Context
+from pgtg.metrics import build_metrics, compute, unread, unread_line
+from pgtg.models.codec import Codec
+from pgtg.models.generate import generate
+from pgtg.pipeline.evaluation.system import Results, Rows, System
+from pgtg.pipeline.findings import show, verdicts
+from pgtg.pipeline.stages.improve import kept_policy
+from pgtg.pipeline.stages.lines import lines
+from pgtg.runs.folder import content_hash
+from pgtg.runtime.device import pick_device
+from pgtg.tasks.summarize import SummarizeTask, scored_against
+from pgtg.types import Example
+
+NOTED = 0.02  # share of the references' letters that a metric may miss without a word
+
+
+class TextEvaluation:
+    """Greedy and sampled texts of each policy against the references.
+
+    Args:
+        cfg: Its `metrics` section names the metrics.
+    """
+
+    def __init__(self, cfg: RunConfig):
+        self.present, self.absent = build_metrics(cfg.metrics, str(pick_device(cfg.device)))
+
+    def systems(self, ctx: Context) -> list[System]:
+        """The start policy, the method's and those of its controls."""
+        found = []
+        if ctx.cfg.evaluate.start_policy:
+            found.append(System("start", None, ctx.parents(0)))
+        for control in lines(ctx, "improve"):
+            _, folder, artifact = kept_policy(ctx, len(ctx.task.segments()), control)
+            found.append(System(control or ctx.cfg.method.name, folder, [artifact], control))
+        return found
+
+    def unavailable(self, ctx: Context, split: str) -> str | None:
+        there = has_split(ctx.cfg.data, split)
+        return None if there else f"data.splits.{split} is null, so the data has none"
+
+    def depends_on(self, ctx: Context) -> Mapping[str, Any]:
+        metrics = [dict(metric.describe()) for metric in self.present]
+        return ctx.settings("evaluate") | {"metrics": metrics}
+
+    def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:
+        """Results and per-example rows by decoding ("greedy", "sample")."""
+        task = ctx.task
+        assert isinstance(task, SummarizeTask)
+        examples = task.to_evaluate(split)
+        lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
+        ctx.to_decode(lm)
+        encoded = task.sources(examples, codec)
+        how = ctx.cfg.evaluate.reference
+        references = [scored_against(example, codec, how) for example in examples]
+        results: dict[str, Any] = {
+            "system": system.name,
+            "split": split,
+            "examples": len(examples),
+            "sources_cut": encoded.cut,
+            "reference": how,
+            "references_cut": _cut(codec, examples) if how == "as_trained" else 0,
+            "data": content_hash([[e.id, e.source, list(e.references)] for e in examples]),
+            "metrics": [dict(metric.describe()) for metric in self.present],
+            "absent": dict(self.absent),
+            "unread": unread(self.present, references),
+            "decodings": {},
+        }
+        samples = {}
+        for name in ctx.cfg.evaluate.decodings:
+            decoding = ctx.greedy() if name == "greedy" else ctx.sampling()
+            found: dict[int, list[int]] = {}
+            with ctx.log.progress(
+                f"evaluate {system.name} on {split}, {name}", len(examples)
+            ) as bar:
+                for i, tokens in generate(
+                    lm,
+                    encoded.ids,
+                    [example.id for example in examples],
+                    k=1,
+                    eos_ids=codec.eos_ids,
+                    decoding=decoding,
+                    batch_tokens=ctx.cfg.sample.batch_tokens,
+                    seed_key=(ctx.cfg.seed, "evaluate", split),
+                    warn=ctx.log.warn,
+                ):
+                    found[i] = tokens[0]
+                    bar.advance()
+            texts = [codec.decode(found[i]) for i in range(len(examples))]
+            columns = compute(self.present, texts, references) | task.check_texts(texts, examples)
+            columns["tokens"] = [float(len(found[i])) for i in range(len(examples))]
+            results["decodings"][name] = {
+                "decoding": asdict(decoding),
+                "mean": {column: sum(row) / len(row) for column, row in columns.items()},
+            }
+            samples[name] = [
+                {"id": e.id, "text": text, "references": list(references[i]), "tokens": found[i]}
+                | {"scores": {column: row[i] for column, row in columns.items()}}
+                for i, (e, text) in enumerate(zip(examples, texts, strict=True))
+            ]
+        return results, samples
+
+    def show(self, ctx: Context, title: str, split: str, results: Mapping[str, Results]) -> None:
+        show(ctx.log, title, results, self.absent)
+        for name, share in next(iter(results.values())).get("unread", {}).items():
+            if share >= NOTED:
+                ctx.log.warn(unread_line(name, share))
+
+    def verdicts(self, ctx: Context, split: str) -> None:
+        verdicts(ctx, split)
+
+
+def _cut(codec: Codec, examples: Sequence[Example]) -> int:
+    """Examples with a reference that is cut to policy.max_target_tokens."""
+    return sum(any(codec.encode_target(r)[1] for r in e.references) for e in examples)

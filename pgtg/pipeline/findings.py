@@ -1,0 +1,228 @@
+"""What a run found, as tables and plain sentences: also where the method does not help."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pgtg.methods.context import Context
+from pgtg.runs.folder import Artifact, read_json, read_jsonl
+from pgtg.runs.log import RunLog
+
+Absent = Mapping[str, str]
+KINDS = ("highest", "random")  # tokens that are deleted
+PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
+MANY_ROUNDS = 4  # more of them are shown by the first and the last only
+NOT_COMPARED = ("tokens", "boilerplate", "rouge1", "rouge2", "rougeL")  # in the tables only
+
+
+def show(log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], absent: Absent) -> None:
+    """One table a decoding: a row a system, a column a metric."""
+    decodings = next(iter(results.values()))["decodings"]
+    for decoding in decodings:
+        rows = {name: found["decodings"][decoding]["mean"] for name, found in results.items()}
+        columns = list(next(iter(rows.values())))
+        examples = next(iter(results.values()))["examples"]
+        log.table(
+            f"{title}, {decoding} decoding, {examples} examples (mean over examples, [0, 100])",
+            ["policy", *columns],
+            [
+                [name, *(round(mean[column], 2) for column in columns)]
+                for name, mean in rows.items()
+            ],
+        )
+    for name, reason in absent.items():
+        log.warn(f"metric {name} is absent: {reason}")
+
+
+def compare(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float, str]:
+    """Mean paired difference, half of its 95 % interval (normal approximation), and a verdict."""
+    differences = [a - b for a, b in zip(ours, other, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
+    half = 1.96 * math.sqrt(variance / n)
+    verdict = "better" if mean > half else "worse" if mean < -half else "no difference shown"
+    return mean, half, verdict
+
+
+def verdicts(ctx: Context, split: str) -> None:
+    """Say where the method helps, and where it does not, against its controls."""
+    method = ctx.cfg.method.name
+    for control in ctx.cfg.method.beside:
+        for decoding in ctx.cfg.evaluate.decodings:
+            ours, other = (_scores(ctx, split, name, decoding) for name in (method, control))
+            said = []
+            for column in ours:
+                if column not in NOT_COMPARED:
+                    mean, half, verdict = compare(ours[column], other[column])
+                    said.append(f"{column} {mean:+.2f} ± {half:.2f} ({verdict})")
+            ctx.log.say(f"{split}, {decoding}: {method} minus {control}: " + "; ".join(said))
+
+
+def _scores(ctx: Context, split: str, system: str, decoding: str) -> dict[str, list[float]]:
+    """Per-example scores by column."""
+    path = ctx.folder.artifact("eval", split, system).file(f"samples_{decoding}.jsonl")
+    rows = [row["scores"] for row in read_jsonl(path)]
+    return {column: [row[column] for row in rows] for column in rows[0]}
+
+
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)  # from the first round to the end, where a search is shown
+
+
+def show_prompts(
+    log: RunLog, title: str, split: str, results: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The systems' best prompts, of search and of policy, and how each search went."""
+    rows = []
+    for name, found in results.items():
+        search, decodings = found.get("search", {}), found["decodings"]
+        spent = [search.get("judged_prompts", 0), search.get("judged_sequences", 0)]
+        spent += [found.get("judged_sequences_in_all", 0)]
+        spent += [_rounded(search.get(key)) for key in ("best_train_score", "last_mean_score")]
+        kinds = {"best": ("best_prompt", "top", name, spent)}
+        if "policy_prompt" in found:
+            kinds["best"] = ("best_prompt", "top", f"{name}: search", spent)
+            kinds["policy"] = ("policy_prompt", "policy_top", f"{name}: policy", [None] * 5)
+        for kind, (key, top, label, cells) in kinds.items():
+            best = found[key]
+            mean = decodings.get(kind, {}).get("mean", {})
+            means = decodings.get(top, {}).get("mean", {})
+            rows.append(
+                [
+                    label,
+                    *cells,
+                    _rounded(best["dev_score"]),
+                    _rounded(best["dev_accuracy"]),
+                    _rounded(mean.get("accuracy"), "n/a"),
+                    _rounded(means.get("accuracy"), "n/a" if split not in decodings else None),
+                    repr(best["text"]),
+                ]
+            )
+    columns = ["system", "prompts", "sequences", "in all", "best train", "last mean"]
+    columns += ["dev", "dev %"]
+    log.table(
+        f"{title}: judged prompts and sequences (in all: with ranking and test), gap scores, "
+        "accuracy (best by dev; mean of top); search: of all judged, policy: of its own prompts",
+        [*columns, f"{split} %", "top %", "prompt"],
+        rows,
+    )
+    _show_curves(log, results)
+    for name, found in results.items():
+        for metric, reason in found["absent"].items():
+            log.warn(f"{name}: {metric} is n/a: {reason}")
+        if rewards := found.get("search", {}).get("token_rewards"):
+            log.table(
+                f"{name}: learned reward of each token of its best prompt",
+                ["token", "reward"],
+                [[repr(word), round(value, 4)] for word, value in rewards],
+            )
+
+
+def _show_curves(log: RunLog, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Best score so far (mean of the newest prompts) from the first round on."""
+    curves = {
+        name: found["search"]["curve"] for name, found in results.items() if "search" in found
+    }
+    if not curves:
+        return
+    first = max(curve[0]["prompts"] for curve in curves.values())
+    total = max(curve[-1]["prompts"] for curve in curves.values())
+    marks = [round(first + share * (total - first)) for share in CURVE]
+    rows = []
+    for name, curve in curves.items():
+        cells = []
+        for mark in marks:
+            past = [row for row in curve if row["prompts"] <= mark]
+            cells.append(f"{past[-1]['best']:.1f} ({past[-1]['mean']:.1f})")
+        rows.append([name, *cells])
+    columns = [f"{mark} drawn" for mark in marks]
+    title = "learning curve: best train score so far (mean of the newest), by prompts drawn"
+    log.table(title, ["system", *columns], rows)
+
+
+def _rounded(value: float | None, otherwise: str | None = None) -> float | str | None:
+    return otherwise if value is None else round(value, 2)
+
+
+def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
+    """Print the token rewards' worth beside the rulers; returns the last round's figures.
+
+    Of many rounds the first and the last are shown. Pairs are those of held-out sources, or, where
+    nothing is held out, of the samples that were learned from: then "fresh" matters, the pairs that
+    the reward model of the round before, which had not seen them, ordered right.
+    """
+    rows: list[list[Any]] = [["chance", 50.0, 50.0, 0.5, 0.5, 0.5, 0.5]]
+    found: dict[str, float] = {}
+    part = "heldout" if "heldout" in ctx.cfg.reward.score else "train"
+    for number in range(rounds):
+        for head in ctx.heads(number)[::-1]:  # the one that guides comes last, and is returned
+            found = ctx.artifact(number, "aggregate", head=head).manifest()["metrics"]
+            if rounds > MANY_ROUNDS and 0 < number < rounds - 1:
+                continue
+            name = head or f"{ctx.cfg.reward.head} (guides)"
+            fresh = None
+            if not head:
+                made = ctx.artifact(number, "align").manifest()["metrics"]
+                fresh = made.get("align/fresh_pair_accuracy")
+            rows.append([f"round {number}: {name}", *_columns(found, part, "pair_accuracy", "")])
+            rows[-1].insert(2, None if fresh is None else round(100 * fresh, 1))
+        if rounds > MANY_ROUNDS and 0 < number < rounds - 1:
+            continue
+        rulers = {
+            "log-probability under the start policy": ("log_prob_wins", "log_prob_"),
+            "longer wins": ("longer_wins", None),
+            "shorter wins": ("shorter_wins", None),
+        }
+        for name, (pairs, prefix) in rulers.items():
+            if f"aggregate/{part}_{pairs}" in found:
+                columns = _columns(found, part, pairs, prefix)
+                rows.append([f"round {number}: ruler, {name}", columns[0], None, *columns[1:]])
+    planted = any(cell is not None for row in rows[1:] for cell in row[3:])
+    columns = ["token reward", "pairs %", "fresh %"]
+    columns += ["boilerplate", "facts", "boilerplate|p", "facts|p"]
+    title = f"token rewards, {PARTS[part]}: pairs ordered as the judge does (fresh: by the reward "
+    title += "model of the round before)"
+    if planted:
+        title += "; AUC of content over boilerplate and of right over wrong facts (|p: within "
+        title += "strata of equal log-probability)"
+    width = len(columns) if planted else 3
+    ctx.log.table(title, columns[:width], [row[:width] for row in rows])
+    return {f"reward/{key.removeprefix('aggregate/')}": value for key, value in found.items()}
+
+
+def _columns(
+    found: Mapping[str, float], part: str, pairs: str, prefix: str | None
+) -> list[float | None]:
+    """Pairs, then the AUCs of a reward (prefix "") or of the log-probability ruler."""
+    aucs = []
+    for name in ("auc_boilerplate", "auc_facts", "auc_boilerplate_within", "auc_facts_within"):
+        key = f"aggregate/targets_{prefix}{name}"
+        aucs.append(round(found[key], 3) if prefix is not None and key in found else None)
+    value = found.get(f"aggregate/{part}_{pairs}")
+    return [None if value is None else round(100 * value, 1), *aucs]
+
+
+def show_diagnostics(log: RunLog, artifact: Artifact) -> None:
+    """Staleness as a table, faithfulness as a table and one plain sentence."""
+    stale = read_json(artifact.file("staleness.json"))
+    columns = sorted({row["sample_round"] for row in stale})
+    found = {(r["reward_round"], r["sample_round"]): r["pair_accuracy"] for r in stale}
+    if len(columns) > 1:
+        log.table(
+            "staleness: pairs % that a round's reward model orders right on each round's samples",
+            ["reward model", *(f"samples {j}" for j in columns)],
+            [
+                [f"round {i}", *(_rounded(100 * found[i, j]) for j in columns if (i, j) in found)]
+                for i in sorted({row["reward_round"] for row in stale})
+            ],
+        )
+    faithful = read_json(artifact.file("faithfulness.json"))
+    rows = [[r["deleted"], r["texts"], *(round(r[k], 2) for k in KINDS)] for r in faithful["curve"]]
+    log.table(
+        "faithfulness: change of the judge's score after deleting tokens",
+        ["deleted", "texts", "of highest reward", "at random"],
+        rows,
+    )
+    rho = faithful["means"].get("leave_one_out_spearman")
+    if rho is not None:
+        log.say(f"leaving one token out: its cost goes with its reward at Spearman {rho:+.2f}")

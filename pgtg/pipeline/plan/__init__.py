@@ -1,0 +1,118 @@
+"""`--dry-run`: what a run would do and need, counted before anything is spent. Writes nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pgtg.config import RunConfig
+from pgtg.config.sizes import show_size
+from pgtg.pipeline.plan import prompt, summarize
+from pgtg.pipeline.plan.models import ModelSizes, model_sizes
+from pgtg.pipeline.plan.room import Room, require_room, room_for
+from pgtg.training.schedule import segments
+
+MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
+UNKNOWN = "unknown: the models are not on this machine"
+
+
+def describe(cfg: RunConfig) -> str:
+    """The plan of one run as text.
+
+    Raises:
+        DataError: The data are on this machine but cannot be read.
+    """
+    rows = {
+        "run": f"{cfg.task}/{cfg.name} seed {cfg.seed}: {cfg.method.name}, {cfg.aggregator.name}"
+    }
+    task = prompt if cfg.task == "prompt" else summarize
+    examples = task.split_sizes(cfg)
+    rows |= task.describe(cfg, examples)
+    rows |= _resources(cfg, model_sizes(cfg), examples.get("train") or 0)
+    width = max(len(name) for name in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
+    """Examples of each split; None where they would have to be fetched, 0 where there is no file.
+
+    Raises:
+        DataError: The data are on this machine but cannot be read.
+    """
+    return (prompt if cfg.task == "prompt" else summarize).split_sizes(cfg)
+
+
+def needs(cfg: RunConfig) -> Room | None:
+    """Disk and memory [bytes]; None if a model is not on this machine."""
+    sizes = model_sizes(cfg)
+    return None if sizes is None else room_for(cfg, sizes, _rounds(cfg), on_cpu=_on_cpu(cfg))
+
+
+def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
+    """Refuse what could not be run here; returns what else is to be said before it is.
+
+    Args:
+        fetch: Whether a model's config and tokenizer may be fetched.
+
+    Raises:
+        MissingResourceError: The judge lacks something; the message says what mends it.
+        ConfigError: A model, its tokenizer and the config do not fit; PGTG_CACHE_SIZE is no size.
+    """
+    from pgtg.models.compatibility import check_models
+    from pgtg.runs.entries import size_limit
+
+    if cfg.cache != "off":
+        size_limit()
+    said = check_models(cfg, fetch=fetch)
+    if cfg.judge.classifier is None:
+        from pgtg.judges import build_judge
+
+        build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
+    elif cfg.judge.classifier.path is not None:
+        from pgtg.judges.classifier import check_classifier
+
+        check_classifier(cfg.judge.classifier.path, cfg.judge.classifier.revision)
+    return said
+
+
+def check_room(runs: Sequence[RunConfig], folder: Path) -> None:
+    """Refuse runs that will not fit on the disk; models that are not here yet are not counted.
+
+    Raises:
+        MissingResourceError: They would not fit; says what would help.
+    """
+    found = [needs(run) for run in runs]
+    known = [one for one in found if one is not None]
+    if known:
+        most = max(one.disk - one.disk_end for one in known)  # of the run that is under way
+        require_room(runs, folder, sum(one.disk_end for one in known) + most)
+
+
+def _rounds(cfg: RunConfig) -> int:
+    """Rounds of a run: how many does not depend on how long an epoch is."""
+    return len(segments(cfg.schedule, MANY))
+
+
+def _on_cpu(cfg: RunConfig) -> bool:
+    from pgtg.methods.context import pick_device
+
+    return pick_device(cfg.device).type == "cpu"
+
+
+def _resources(cfg: RunConfig, sizes: ModelSizes | None, train: int) -> dict[str, str]:
+    if sizes is None:
+        return {"memory": UNKNOWN, "disk": UNKNOWN}
+    on_cpu = _on_cpu(cfg)
+    found = room_for(cfg, sizes, _rounds(cfg), on_cpu=on_cpu, train=train)
+    models = [f"policy {sizes.policy.parameters:,}", f"reward backbone {sizes.reward.parameters:,}"]
+    if not sizes.adaptor:
+        models[0] += f" ({sizes.policy.trained:,} trained)"
+    if sizes.judge is not None:
+        models.append(f"judge {sizes.judge.parameters:,}")
+    memory = f"about {show_size(found.host)}"
+    if not on_cpu:
+        memory = f"about {show_size(found.device)} on the device, {show_size(found.host)} beside it"
+    memory += f"; {show_size(found.activations)} of it for texts of full length"
+    return {
+        "parameters": ", ".join(models),
+        "memory": memory,
+        "disk": f"up to {show_size(found.disk)}, {show_size(found.disk_end)} at the end",
+    }

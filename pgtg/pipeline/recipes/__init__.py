@@ -1,0 +1,42 @@
+"""Models that a run makes in its set-up: the embedded defaults' own, trained from scratch.
+
+Each recipe leaves Transformers folders in its artifact (`policy`, perhaps `judge`) and is made once
+per content: the cache is shared by runs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pgtg.config import RunConfig
+from pgtg.methods.context import Context
+from pgtg.pipeline.recipes import tiny_lms, tiny_t5
+from pgtg.runs.folder import Artifact
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How models of the set-up are made.
+
+    Args:
+        name: In the cache and in messages.
+        version: Part of the cache's key: raise it when the result would change.
+        depends_on: All that the result depends on beside code and threads.
+        make: Trains them and commits the artifact.
+    """
+
+    name: str
+    version: int
+    depends_on: Callable[[Context], Mapping[str, Any]]
+    make: Callable[[Context, Artifact, str], None]
+
+
+TINY_T5 = Recipe("warm start of a tiny T5", 1, tiny_t5.depends_on, tiny_t5.make)
+TINY_LMS = Recipe("training of the tiny language models", 1, tiny_lms.depends_on, tiny_lms.make)
+
+
+def recipe_for(cfg: RunConfig) -> Recipe | None:
+    """The recipe that the config asks for; None where all models are pretrained."""
+    if cfg.policy.tiny_t5 is not None:
+        return TINY_T5
+    return TINY_LMS if cfg.policy.tiny_lm is not None else None

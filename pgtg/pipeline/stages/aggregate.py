@@ -1,0 +1,165 @@
+"""(C) Aggregate: sequence evaluations of the scored generations, held against judge and rulers.
+
+Rulers are what needs no learning: "longer wins", and the start policy's own mean log-probability.
+Where truth is planted, the same is asked of single tokens of the held-out targets.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pgtg.data.comparisons import Comparisons
+from pgtg.data.generations import read_generations
+from pgtg.methods.context import Context
+from pgtg.ops.aggregate import evaluate_groups
+from pgtg.ops.credit import relations, spread
+from pgtg.ops.masking import masked_mean
+from pgtg.ops.ranking import (
+    auc,
+    kendall_tau,
+    pair_accuracy,
+    plackett_luce_nll,
+    stratified_auc,
+    top1_accuracy,
+)
+from pgtg.runs.folder import Artifact, hash_of, read_table, write_table
+from pgtg.types import Generations
+
+SHOWN = 100  # generations of a round that a tracker shows
+
+
+def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
+    """Write evaluations per sequence, and how well they order the generations as the judge does."""
+    samples = ctx.need(ctx.artifact(round, "sample"), "sample")
+    scored = ctx.need(ctx.artifact(round, "score", head=head), "score")
+    artifact = ctx.artifact(round, "aggregate", head=head)
+    inputs = hash_of([samples, scored], ctx.settings("aggregate"))
+    if ctx.made(artifact, inputs):
+        return artifact
+    working = artifact.working(inputs)
+    metrics: dict[str, float] = {}
+    for part in ctx.cfg.reward.score:
+        table = read_table(scored.file(f"{part}.parquet"))
+        if part == "targets":
+            found = token_truth(table)
+        else:
+            generations = read_generations(samples, part)
+            evaluations = _evaluations(ctx, generations, table)
+            columns = {"source_id": table["source_id"], "evaluation": evaluations.tolist()}
+            write_table(working / f"{part}.parquet", columns | {"score": generations.scores})
+            comparisons = ctx.task.all_comparisons(generations)
+            found = _ranking(generations, comparisons, evaluations, table)
+            lengths = [float(len(row)) for row in table["reward"]]
+            if not head:
+                _show(ctx, part, round, generations, evaluations)
+            found |= spread(
+                ctx.cfg.aggregator.name, ctx.cfg.aggregator.temperature, table["reward"]
+            )
+            found |= relations(
+                table["source_id"], lengths, evaluations.tolist(), generations.scores
+            )
+        metrics |= {f"aggregate/{part}_{name}": value for name, value in found.items()}
+    metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    name = f"aggregate.{head}" if head else "aggregate"
+    ctx.log.metrics(name, round, 0, metrics)
+    return artifact.commit(
+        inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, head=head
+    )
+
+
+def _evaluations(ctx: Context, generations: Generations, table: dict) -> Tensor:
+    """e of each generation, in the group that it was sampled in."""
+    rewards, mask = _padded(table["reward"])
+    cfg = ctx.cfg.aggregator
+    grouped = evaluate_groups(
+        cfg.name,
+        rewards,
+        mask,
+        generations.groups,
+        temperature=cfg.temperature,
+        length_normalized=cfg.length_normalized,
+    )
+    out = torch.zeros(len(rewards), dtype=rewards.dtype)
+    return out.scatter(0, generations.groups.flatten(), grouped.flatten())
+
+
+def _show(
+    ctx: Context, part: str, round: int, generations: Generations, evaluations: Tensor
+) -> None:
+    """The first generations with judge's score and evaluation, for a tracker to show."""
+    columns = ["source", "text", "judge's score", "evaluation"]
+    rows = [
+        [generations.source_ids[origin], text, score, value]
+        for origin, text, score, value in zip(
+            generations.origin[:SHOWN],
+            generations.texts[:SHOWN],
+            generations.scores[:SHOWN],
+            evaluations[:SHOWN].tolist(),
+            strict=True,
+        )
+    ]
+    ctx.log.rows(f"generations_{part}", round, columns, rows)
+
+
+def _padded(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    values = torch.zeros(len(rows), width, dtype=torch.float64)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        values[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
+        mask[i, : len(row)] = True
+    return values, mask
+
+
+def _ranking(
+    generations: Generations, comparisons: Comparisons, evaluations: Tensor, table: dict
+) -> dict[str, float]:
+    """How evaluations and rulers order the groups that hold a preference."""
+    groups, preference = comparisons.groups, comparisons.preference
+    if not len(groups):
+        return {"groups": 0}
+    lengths = torch.tensor([len(t) for t in generations.tokens], dtype=torch.float64)[groups]
+    log_probs = masked_mean(*_padded(table["start_log_prob"]))[groups]
+    chosen = evaluations[groups]
+    found = {
+        "groups": len(groups),
+        "pair_accuracy": pair_accuracy(chosen, preference),
+        "kendall_tau": kendall_tau(chosen, preference),
+        "top1_accuracy": top1_accuracy(chosen, preference),
+        "nll": plackett_luce_nll(chosen, preference).mean().item(),
+        "log_prob_wins": pair_accuracy(log_probs, preference),
+    }
+    if lengths.min() < lengths.max():
+        found["longer_wins"] = pair_accuracy(lengths, preference)
+        found["shorter_wins"] = pair_accuracy(-lengths, preference)
+    return found
+
+
+def token_truth(table: dict) -> dict[str, float]:
+    """AUCs of token rewards and of the log-probability ruler against the planted labels.
+
+    `auc_boilerplate`: a right word of the summary above one of the tail. `auc_facts`: a right slot
+    word above a wrong one. `_within`: the same within ten strata of log-probability.
+    """
+    if "label" not in table:
+        return {}
+    labels = [label for row in table["label"] for label in row]
+    reward = torch.tensor([value for row in table["reward"] for value in row])
+    ruler = torch.tensor([value for row in table["start_log_prob"] for value in row])
+
+    def where(*names: str) -> Tensor:
+        return torch.tensor([label in names for label in labels])
+
+    pairs = {
+        "boilerplate": (where("content", "fact"), where("boilerplate")),
+        "facts": (where("fact"), where("wrong")),
+    }
+    found: dict[str, float] = {}
+    for name, (up, down) in pairs.items():
+        found[f"auc_{name}"] = auc(reward[up], reward[down])
+        found[f"log_prob_auc_{name}"] = auc(ruler[up], ruler[down])
+        found[f"auc_{name}_within"] = stratified_auc(
+            reward[up], reward[down], ruler[up], ruler[down]
+        )
+    return found

@@ -1,0 +1,349 @@
+"""(D) Align: train r_phi so that its sequence evaluations order generations as the judge does.
+
+Scoring (B) and aggregating (C) happen inside the loss: token rewards of all candidates in a batch
+of comparison groups, the aggregator over each, Plackett–Luce over the group. Groups whose judge's
+scores are all equal teach nothing; they are left out and counted.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pgtg.config import AggregatorConfig
+from pgtg.data.comparisons import Comparisons
+from pgtg.data.generations import joined, read_generations, shuffled_scores
+from pgtg.errors import ConfigError, DataError
+from pgtg.methods import method_of
+from pgtg.methods.context import Context
+from pgtg.methods.fresh import FreshComparisons, is_fresh
+from pgtg.models.batch import moved, token_batch
+from pgtg.models.language import evaluating
+from pgtg.models.loading import load_language_model
+from pgtg.models.reward import (
+    HeadSpec,
+    RewardModel,
+    build_reward_model,
+    load_reward_model,
+    randomize_head,
+    save_reward_model,
+)
+from pgtg.ops.aggregate import evaluate_groups
+from pgtg.ops.ranking import informative, pair_accuracy, plackett_luce_nll, share_of_pairs
+from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.stages.lines import made_for
+from pgtg.runs.folder import Artifact, hash_of
+from pgtg.runtime import distributed
+from pgtg.training.loop import fit
+from pgtg.training.state import load_weights
+from pgtg.training.update import Where
+from pgtg.types import Generations, Loss, TokenBatch, Window
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Comparison groups with all their candidates."""
+
+    batch: TokenBatch
+    groups: Int[Tensor, "G J"]  # rows into the batch's sequences
+    preference: Float[Tensor, "G J"]  # judge's scores; on the CPU
+
+
+@dataclass(frozen=True)
+class PlackettLuce:
+    """Mean over groups of the Plackett–Luce NLL of the judge's order [nats]."""
+
+    model: RewardModel
+    aggregator: AggregatorConfig
+
+    def count(self, batch: GroupBatch) -> Window:
+        read, tokens = batch.batch.counted()
+        return Window(len(batch.groups), tokens, 0, read, batch.batch.source.numel())
+
+    def evaluations(self, batch: GroupBatch) -> Float[Tensor, "G J"]:
+        return evaluate_groups(
+            self.aggregator.name,
+            self.model(batch.batch),
+            batch.batch.mask,
+            batch.groups,
+            temperature=self.aggregator.temperature,
+            length_normalized=self.aggregator.length_normalized,
+        )
+
+    def __call__(self, batch: GroupBatch, window: Window) -> Loss:
+        evaluations = self.evaluations(batch)
+        losses = plackett_luce_nll(evaluations, batch.preference)
+        telling = informative(batch.preference).to(losses.device)
+        loss = losses.where(telling, 0.0).sum() / window.sequences
+        share = len(batch.groups) / window.sequences
+        accuracy = share_of_pairs(evaluations.detach(), batch.preference)
+        accuracy = accuracy.nan_to_num(nan=0.5)  # all are tied: nothing to order
+        return Loss(loss, {"pair_accuracy": accuracy * share})
+
+
+def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Artifact:
+    """Train the reward model on a round's samples, from the last round's reward model.
+
+    Args:
+        round: The round whose samples, with those of reward.replay rounds before, are learned from.
+        head: Train another head than the config's, for comparison only.
+        control: Train this control's reward model instead of the method's.
+
+    Raises:
+        DataError: The judge gave equal scores to all generations that could be compared.
+    """
+    artifact = ctx.artifact(round, "align", control=control, head=head)
+    replayed = range(max(round - ctx.cfg.reward.replay, 0), round + 1)
+    samples = [ctx.need(made_for(ctx, i, "sample", control), "sample") for i in replayed]
+    before = ctx.artifact(round - 1, "align", control=control) if round > 0 and not head else None
+    parents = [*ctx.parents(0), *samples] + ([ctx.need(before, "align")] if before else [])
+    part = ctx.settings("align") | {"round": round, "head": head}
+    part |= {"groups": ctx.task.grouping()} | ({"control": control} if control else {})
+    fresh = is_fresh(ctx)
+    if fresh:  # the policy itself is sampled and its prompts are judged
+        parents += ctx.parents(round, control) if round > 0 else []
+    inputs = hash_of(parents, part)
+    if ctx.made(artifact, inputs):
+        return artifact
+    working = artifact.working(inputs)
+    model, tokenizer = _reward_model(ctx, before, head or ctx.cfg.reward.head)
+    where = Where(ctx.cfg.seed, "align", round, head or control, round * ctx.cfg.reward.fit.updates)
+    shuffle = method_of(ctx.cfg, control).shuffle_scores
+    if fresh:
+        stream = FreshComparisons(ctx, round, control, working, shuffle)
+        metrics, probe = _train_fresh(ctx, model, stream, working, inputs, where)
+    else:
+        rounds = [read_generations(artifact, "train") for artifact in samples]
+        if shuffle:
+            seeds = [derive_seed(ctx.cfg.seed, "shuffle", i) for i in replayed]
+            rounds = [shuffled_scores(one, seed) for one, seed in zip(rounds, seeds, strict=True)]
+        metrics, probe = _train(ctx, model, joined(rounds), samples[-1], working, inputs, where)
+    if before is not None:
+        metrics |= _fresh(ctx, before, samples[-1])
+    save_reward_model(model, working / "reward", probe, tokenizer)
+    return artifact.commit(
+        inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, head=head
+    )
+
+
+def _train(
+    ctx: Context,
+    model: RewardModel,
+    pool: Generations,
+    samples: Artifact,
+    working: Path,
+    inputs: str,
+    where: Where,
+) -> tuple[dict[str, float], TokenBatch]:
+    """Fit, and put the kept weights into the model. Returns metrics and a probe batch."""
+    cfg = ctx.cfg.reward.fit
+    objective = PlackettLuce(model, ctx.cfg.aggregator)
+    compared = ctx.task.all_comparisons(pool)
+    if not len(compared):
+        raise DataError(
+            f"judge {ctx.cfg.judge.name} gave equal scores to all generations of each of the "
+            f"{len(pool.sources)} sources: there is no preference to learn from; try a higher "
+            "sample.temperature or another judge"
+        )
+    checks = _checks(ctx, samples)
+    seed = derive_seed(ctx.cfg.seed, "align", where.round)
+
+    def windows(step: int) -> list[Callable[[], GroupBatch]]:
+        parts = ctx.task.comparisons(pool, cfg, seed, step)
+        return [partial(group_batch, pool, part, ctx.device) for part in parts]
+
+    model.train()
+    result = fit(
+        model,
+        windows,
+        objective,
+        cfg,
+        where=where,
+        folder=working,
+        inputs=inputs,
+        log=ctx.log,
+        validate=(lambda: heldout_metrics(objective, checks)) if checks else None,
+        select="align/heldout_nll",
+        ahead=True,
+    )
+    if cfg.keep == "best" and result.best is not None:
+        load_weights(model, result.best)
+    Artifact(working / "state").remove()
+    model.eval()
+    kept = result.best_step if cfg.keep == "best" and checks else result.steps
+    metrics = heldout_metrics(objective, checks) if checks else {}
+    metrics |= {
+        "align/updates": result.steps,
+        "align/kept_update": kept,
+        "align/tied_groups_skipped": compared.tied,
+    }
+    _say(ctx, where, metrics, len(compared) + compared.tied)
+    probe = checks[0] if checks else windows(0)[0]()
+    return metrics, probe.batch
+
+
+def _train_fresh(
+    ctx: Context,
+    model: RewardModel,
+    stream: FreshComparisons,
+    working: Path,
+    inputs: str,
+    where: Where,
+) -> tuple[dict[str, float], TokenBatch]:
+    """`_train` on prompts that are sampled and judged for each update, checked on others on dev."""
+    cfg, objective = ctx.cfg.reward.fit, PlackettLuce(model, ctx.cfg.aggregator)
+    size, checked = cfg.micro_batch * cfg.accumulate, ctx.cfg.prompt and ctx.cfg.prompt.fresh_checks
+
+    def windows(step: int) -> list[Callable[[], GroupBatch]]:
+        prompts, chosen = stream.update(step, size)
+        parts = chosen.split(cfg.micro_batch)
+        return [partial(group_batch, prompts, part, ctx.device) for part in parts]
+
+    def validate(step: int | None = None) -> dict[str, float]:
+        found = stream.checks(size, step)
+        batches = [group_batch(prompts, groups, ctx.device) for prompts, groups in found]
+        # a policy that has settled on one prompt leaves nothing to order
+        return heldout_metrics(objective, batches) if batches else {"align/heldout_nll": 0.0}
+
+    model.train()
+    result = fit(
+        model,
+        windows,
+        objective,
+        cfg,
+        where=where,
+        folder=working,
+        inputs=inputs,
+        log=ctx.log,
+        validate=validate if checked else None,
+        select="align/heldout_nll",
+    )
+    if cfg.keep == "best" and result.best is not None:
+        load_weights(model, result.best)
+    Artifact(working / "state").remove()
+    model.eval()
+    kept = result.best_step if cfg.keep == "best" and checked else result.steps
+    metrics = validate(kept) if checked else {}
+    metrics |= {"align/updates": result.steps, "align/kept_update": kept}
+    prompts, groups = stream.update(result.steps - 1, size)
+    metrics |= stream.commit(result.steps)
+    _say(ctx, where, metrics, 0)
+    return metrics, group_batch(prompts, groups, ctx.device).batch
+
+
+def _say(ctx: Context, where: Where, metrics: Mapping[str, float], groups: int) -> None:
+    """One line of what came out; of a head that only the report compares, to the log alone."""
+    updates, kept = metrics["align/updates"], metrics["align/kept_update"]
+    said = [f"{where.prefix} round {where.round}: {updates} updates, kept {kept}"]
+    if "align/heldout_pair_accuracy" in metrics:
+        said.append(f"held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %")
+    if "align/tied_groups_skipped" in metrics:
+        said.append(f"{metrics['align/tied_groups_skipped']} of {groups} groups tied, left out")
+    if "align/train_judged_prompts" in metrics:
+        judged = [metrics[f"align/{split}_judged_prompts"] for split in ("train", "dev")]
+        said.append(f"{judged[0]:.0f} prompts judged on train, {judged[1]:.0f} on dev")
+    tell = ctx.log.note if where.label else ctx.log.say
+    tell("; ".join(said))
+
+
+def _checks(ctx: Context, samples: Artifact) -> list[GroupBatch]:
+    """Held-out comparisons, in batches; none if the run samples no held-out sources.
+
+    Raises:
+        DataError: The judge tells no held-out generations apart.
+    """
+    if ctx.cfg.sample.heldout_sources == 0:
+        return []
+    held = read_generations(samples, "heldout")
+    comparisons = ctx.task.all_comparisons(held)
+    if not len(comparisons):
+        raise DataError("no held-out source has generations that the judge tells apart")
+    parts = comparisons.split(ctx.cfg.reward.fit.micro_batch)
+    return [group_batch(held, part, ctx.device) for part in parts]
+
+
+def _fresh(ctx: Context, before: Artifact, samples: Artifact) -> dict[str, float]:
+    """How the last round's reward model orders samples that it has never seen: its staleness."""
+    fresh = read_generations(samples, "train")
+    comparisons = ctx.task.all_comparisons(fresh)
+    if not len(comparisons):
+        return {}
+    model = load_reward_model(before.file("reward")).to(ctx.device).eval()
+    ctx.to_read(model.backbone)
+    parts = comparisons.split(ctx.cfg.reward.fit.micro_batch)
+    batches = [group_batch(fresh, part, ctx.device) for part in parts]
+    found = heldout_metrics(PlackettLuce(model, ctx.cfg.aggregator), batches)
+    return {"align/fresh_pair_accuracy": found["align/heldout_pair_accuracy"]}
+
+
+@torch.no_grad()
+def heldout_metrics(objective: PlackettLuce, checks: Sequence[GroupBatch]) -> dict[str, float]:
+    """Means over held-out groups, not over batches."""
+
+    def evaluated(batches: Sequence[GroupBatch]) -> list[Tensor]:
+        return [objective.evaluations(batch).cpu() for batch in batches]
+
+    with evaluating(objective.model):
+        evaluations = torch.cat(distributed.spread(evaluated, checks))
+    preference = torch.cat([batch.preference for batch in checks])
+    return {
+        "align/heldout_nll": plackett_luce_nll(evaluations, preference).double().mean().item(),
+        "align/heldout_pair_accuracy": pair_accuracy(evaluations, preference),
+    }
+
+
+def _reward_model(ctx: Context, before: Artifact | None, head: str):
+    """The reward model to train on, and its tokenizer: the last round's, or a fresh head on the
+    reward backbone."""
+    cfg = ctx.cfg.reward
+    start_lm, codec = ctx.load_start()
+    if before is not None:
+        return load_reward_model(before.file("reward")).to(ctx.device), codec.tokenizer
+    spec = HeadSpec(head, cfg.bound, cfg.mlp_width)
+    seed = derive_seed(ctx.cfg.seed, "head", head)
+    path = cfg.path or ctx.start_path()
+    revision = cfg.revision if cfg.path else ctx.cfg.policy.revision
+    backbone, tokenizer = load_language_model(
+        path, revision=revision, dtype=ctx.cfg.policy.dtype, layers=cfg.layers
+    )
+    if tokenizer.get_vocab() != codec.tokenizer.get_vocab():
+        raise ConfigError(
+            f"reward.path={path}: its tokenizer has other tokens than the policy's; token rewards "
+            "need one vocabulary, choose a smaller model of the policy's family"
+        )
+    if backbone.is_encoder_decoder != start_lm.is_encoder_decoder:
+        raise ConfigError(
+            f"reward.path={path}: policy and reward backbone must both be encoder-decoders or both "
+            "causal, since they read the same token ids"
+        )
+    return build_reward_model(backbone.to(ctx.device), spec, seed), tokenizer
+
+
+def random_reward_model(ctx: Context) -> RewardModel:
+    """The reward model as it would start, its head drawn at full size: it knows nothing."""
+    model, _ = _reward_model(ctx, None, ctx.cfg.reward.head)
+    randomize_head(model, derive_seed(ctx.cfg.seed, "random_reward_model"))
+    return model
+
+
+def group_batch(
+    generations: Generations, comparisons: Comparisons, device: torch.device
+) -> GroupBatch:
+    """The groups, with each candidate and each source once."""
+    groups = comparisons.groups
+    members = sorted(set(groups.flatten().tolist()))
+    place = {member: i for i, member in enumerate(members)}
+    origins = sorted({generations.origin[m] for m in members})
+    source_place = {origin: i for i, origin in enumerate(origins)}
+    batch = token_batch(
+        [generations.sources[o] for o in origins],
+        [generations.tokens[m] for m in members],
+        [source_place[generations.origin[m]] for m in members],
+        device,
+    )
+    local = torch.tensor([[place[m] for m in group] for group in groups.tolist()])
+    return GroupBatch(batch, moved(local, device), comparisons.preference.float())

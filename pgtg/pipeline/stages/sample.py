@@ -1,0 +1,204 @@
+"""(A) Sample: K generations of each source from the policy, with the judge's scores.
+
+Sampling goes in chunks of sources. Each chunk is a file of its own, so a killed run samples on
+where it stopped; the judge scores chunks in its processes while the next ones are generated. Where
+the run has several processes, each samples and judges a share of every chunk.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgtg.data.comparisons import Comparisons
+from pgtg.data.generations import read_part
+from pgtg.methods import method_of
+from pgtg.methods.context import Context
+from pgtg.models.codec import Codec
+from pgtg.models.generate import generate
+from pgtg.models.language import LanguageModel
+from pgtg.pipeline.reuse import (
+    parent_files,
+    rewardless,
+    share,
+    shared_settings,
+    start_models,
+)
+from pgtg.runs.folder import Artifact, hash_of, write_table
+from pgtg.runtime import distributed
+from pgtg.tasks.task import examples_hash
+from pgtg.types import Example, Generations, TokenIds
+
+PARTS = ("train", "heldout")
+PENDING = 4  # chunks that may wait for the judge; a killed run loses them
+
+
+def sample(ctx: Context, round: int, *, control: str = "") -> Artifact:
+    """Draw and judge the generations of a round.
+
+    Args:
+        round: The policy at its start is sampled.
+        control: Sample this control's policy instead of the method's.
+    """
+    artifact = ctx.artifact(round, "sample", control=control)
+    # a control that trains no policy samples its start policy in every round
+    trained = control if "improve" in method_of(ctx.cfg, control).stages else None
+    parents = ctx.parents(0) if trained is None else ctx.parents(round, control)
+    part = ctx.settings("sample") | {"round": round}
+    inputs = hash_of(parents, part | ({"control": control} if control else {}))
+    if not ctx.made(artifact, inputs):
+        share(
+            ctx,
+            artifact,
+            inputs=inputs,
+            stage=f"sample.{control}" if control else "sample",
+            round=round,
+            depends=lambda: _depends(ctx, round, control, parents),
+            make=lambda: _make(ctx, artifact, inputs, round, control, trained is not None),
+        )
+    return artifact
+
+
+def _depends(
+    ctx: Context, round: int, control: str, parents: Sequence[Artifact]
+) -> dict[str, Any] | None:
+    """What the samples depend on; None if a reward model had a hand in their policy."""
+    models = start_models(ctx)
+    if models is None or (round > 0 and not rewardless(ctx, control)):
+        return None
+    return {
+        "models": models,
+        "parents": parent_files(parents),
+        "line": control,
+        "config": shared_settings(ctx, "sample"),
+        "data": [ctx.task.contents("train"), examples_hash(ctx.task.heldout())],
+        "judge": dict(ctx.task.judge_description()),
+    }
+
+
+def _make(
+    ctx: Context, artifact: Artifact, inputs: str, round: int, control: str, trained: bool
+) -> None:
+    working = artifact.working(inputs)
+    lm, codec = ctx.load_policy(round, control) if trained else ctx.load_start()
+    ctx.to_decode(lm)
+    metrics: dict[str, float] = {}
+    for part, examples in ctx.task.to_sample(round).items():
+        cut = _sample_part(ctx, lm, codec, examples, part, round, working, control)
+        generations = read_part(working, part)
+        found = summary(generations, ctx.task.all_comparisons(generations))
+        metrics |= {f"sample/{part}_{name}": value for name, value in found.items()}
+        if cut:
+            ctx.log.warn(
+                f"sample: {cut} of {len(examples)} {part} sources were cut to "
+                f"policy.max_source_tokens={ctx.cfg.policy.max_source_tokens}"
+            )
+        metrics[f"sample/{part}_sources_cut"] = cut
+    ctx.log.metrics(f"sample.{control}" if control else "sample", round, 0, metrics)
+    judge = dict(ctx.task.judge_description())
+    artifact.commit(
+        inputs=inputs,
+        metrics=metrics,
+        position=ctx.committed(),
+        round=round,
+        judge=judge,
+        control=control,
+    )
+
+
+def _sample_part(
+    ctx: Context,
+    lm: LanguageModel,
+    codec: Codec,
+    examples: Sequence[Example],
+    part: str,
+    round: int,
+    working: Path,
+    control: str,
+) -> int:
+    """Generate and judge one part, chunk by chunk; returns how many sources were cut."""
+    encoded, size = ctx.task.sources(examples, codec), ctx.cfg.sample.chunk
+    pending: deque[tuple[Path, dict, Future]] = deque()
+
+    def finish(waiting: int) -> None:
+        """Write what is judged, and wait until no more than so many chunks are not. Several
+        processes write together, so none of them looks at how far its own judge is."""
+        alone = distributed.count() == 1
+        while pending and (len(pending) > waiting or (alone and pending[0][2].done())):
+            path, columns, scores = pending.popleft()
+            write_table(path, _gathered(columns, scores))
+
+    title = f"sample.{control}" if control else "sample"
+    with ctx.log.progress(f"{title} {part} round {round}", len(examples)) as bar:
+        for start in range(0, len(examples), size):
+            chunk = examples[start : start + size]
+            path = working / part / f"{start // size:05d}.parquet"
+            if not path.is_file():
+                path.parent.mkdir(exist_ok=True)
+                sources = distributed.share(encoded.ids[start : start + size])
+                mine = distributed.share(chunk)
+                columns = _generate(ctx, lm, codec, mine, sources, part, round)
+                by_id = {example.id: example for example in mine}
+                judged = [by_id[i] for i in columns["source_id"]]
+                scores = ctx.task.judged(columns["tokens"], columns["text"], judged, codec)
+                pending.append((path, columns, scores))
+                finish(PENDING)
+            bar.advance(len(chunk))
+        finish(0)
+    return encoded.cut
+
+
+def _gathered(columns: Mapping[str, list], scores: Future) -> dict[str, list]:
+    """The columns of a chunk, judged, with those of all processes below each other."""
+    parts = distributed.everyone(lambda: {**columns, **scores.result()})
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def _generate(
+    ctx: Context,
+    lm: LanguageModel,
+    codec: Codec,
+    examples: Sequence[Example],
+    sources: Sequence[TokenIds],
+    part: str,
+    round: int,
+) -> dict[str, list]:
+    """Columns of one chunk, K rows a source, in the order of the sources."""
+    cfg = ctx.cfg.sample
+    found = dict(
+        generate(
+            lm,
+            sources,
+            [example.id for example in examples],
+            k=ctx.task.copies,
+            eos_ids=codec.eos_ids,
+            decoding=ctx.sampling(),
+            batch_tokens=cfg.batch_tokens,
+            seed_key=(ctx.cfg.seed, "sample", part, round),
+            warn=ctx.log.warn,
+        )
+    )
+    rows = [(i, tokens) for i in range(len(examples)) for tokens in found[i]]
+    return {
+        "source_id": [examples[i].id for i, _ in rows],
+        "source": [list(sources[i]) for i, _ in rows],
+        "tokens": [tokens for _, tokens in rows],
+        "text": [codec.decode(tokens) for _, tokens in rows],
+    }
+
+
+def summary(generations: Generations, comparisons: Comparisons) -> dict[str, float]:
+    """Counts and means of a part: what the judge thinks of the policy's samples."""
+    scores = torch.tensor(generations.scores, dtype=torch.float64)
+    lengths = [len(tokens) for tokens in generations.tokens]
+    return {
+        "generations": len(scores),
+        "mean_score": scores.mean().item(),
+        "best_score": scores.max().item(),
+        "mean_tokens": sum(lengths) / len(lengths),
+        "groups": len(comparisons) + comparisons.tied,
+        "informative_groups": len(comparisons),
+    }

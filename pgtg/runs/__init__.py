@@ -1,0 +1,1 @@
+"""The run folder: files, artifacts, locks, the cache, the log, sweeps."""

@@ -1,0 +1,172 @@
+"""Sweeps: which jobs a sweep folder was asked for, and how far each of its runs is.
+
+`sweep.json` lists what the sweep was asked for; how far a job is, its own run folder tells: the
+lock (running), summary.json (done), log.txt (the last error). So nothing here can be out of date,
+and runs of other machines are seen too where they share the disk.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgtg.errors import ArtifactError
+from pgtg.runs.console import aligned, shown
+from pgtg.runs.files import read_json, write_json, writing
+from pgtg.runs.folder import RunFolder
+
+SWEEP = "sweep.json"
+STATES = ("done", "running", "failed", "missing")
+TAIL = 2**16  # bytes at the end of a log that are looked at
+ERROR, BEGIN = " error: ", " run folder "
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far one run is.
+
+    Args:
+        run: Its folder's name.
+        state: One of STATES.
+        note: The last error line of a failed run, the last line of the log of a running one.
+    """
+
+    run: str
+    state: str
+    note: str = ""
+
+
+def record(folder: Path, command: Sequence[str], jobs: Mapping[str, Sequence[str]]) -> None:
+    """Add jobs to the list of a sweep.
+
+    Args:
+        folder: The sweep's.
+        command: What goes on with it, as words of a command line.
+        jobs: Name of the run's folder -> its overrides.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        known = asked_for(folder)
+        added = {name: list(overrides) for name, overrides in jobs.items()}
+        write_json(folder / SWEEP, {"command": list(command), "jobs": {**known, **added}})
+
+
+def asked_for(folder: Path) -> dict[str, list[str]]:
+    """The jobs of a sweep: name of the run's folder -> its overrides; empty without a list.
+
+    Raises:
+        ArtifactError: The list is damaged.
+    """
+    return dict(_read(folder)["jobs"])
+
+
+def is_complete(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a run of this config ended here; what was made from another config does not count."""
+    run = RunFolder(folder)
+    return (folder / "summary.json").is_file() and run.exists() and not run.config_diff(config)
+
+
+def status(folder: Path, name: str) -> Status:
+    """How far the run in a folder is."""
+    run = RunFolder(folder)
+    if run.running():
+        return Status(name, "running", _last_line(folder))
+    if (folder / "summary.json").is_file() and run.exists():
+        return Status(name, "done")
+    error, last = _last_error(folder), _last_line(folder)
+    if error or run.exists():
+        return Status(name, "failed", error or f"stopped without an error; last: {last or '-'}")
+    return Status(name, "missing")
+
+
+def statuses(folder: Path) -> list[Status]:
+    """All jobs that a sweep was asked for, and all runs below its folder."""
+    names = dict.fromkeys(asked_for(folder))
+    names |= dict.fromkeys(sorted(_runs_below(folder)))
+    return [status(folder / name, name) for name in names]
+
+
+def show(folder: Path) -> None:
+    """Print the status table of a sweep to stdout.
+
+    Raises:
+        ArtifactError: There is no run below the folder, and no list of jobs.
+    """
+    found = statuses(folder)
+    if not found:
+        raise ArtifactError(f"{folder} holds no run and no {SWEEP}: it is no sweep's folder")
+    rows = [[one.run, one.state, shown(one.note)] for one in found]
+    print(aligned(["run", "state", "note"], rows, left=True))
+    print(summary(found))
+    command = _read(folder)["command"]
+    if command and any(one.state != "done" for one in found):
+        print(f"go on with: {' '.join(command)}")
+
+
+def summary(found: Sequence[Status]) -> str:
+    """ "12 runs: 8 done, 1 running, 3 missing"."""
+    counts = {state: sum(one.state == state for one in found) for state in STATES}
+    parts = [f"{count} {state}" for state, count in counts.items() if count]
+    return f"{len(found)} runs: {', '.join(parts)}"
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / SWEEP
+    if not path.is_file():
+        return {"command": [], "jobs": {}}
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("jobs"), dict):
+        raise ArtifactError(f"{path} is damaged: delete it; the runs beside it stay")
+    return {"command": [], **found}
+
+
+def _runs_below(folder: Path) -> Iterator[str]:
+    """Names, relative to the folder, of all run folders at any depth."""
+    for parent, folders, files in os.walk(folder):
+        here = Path(parent)
+        if "config.yaml" in files and "provenance.json" in files:
+            folders[:] = []  # nothing below a run is a run
+            yield str(here.relative_to(folder))
+        else:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def _tail(folder: Path) -> list[str]:
+    path = folder / "log.txt"
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - TAIL, 0))
+            return file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def _last_line(folder: Path) -> str:
+    lines = [line for line in _tail(folder) if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _last_error(folder: Path) -> str:
+    """The last error line since the run was last begun; "" if there is none."""
+    error = ""
+    for line in _tail(folder):
+        if ERROR in line:
+            error = line.split(ERROR, 1)[1]
+        elif BEGIN in line:
+            error = ""
+    return error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with writing(folder):
+        lock = os.open(folder / f".{SWEEP}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(lock)

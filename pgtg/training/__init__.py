@@ -1,0 +1,1 @@
+"""One loop for all training: updates, state, schedule."""

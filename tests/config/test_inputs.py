@@ -1,0 +1,184 @@
+"""Every key of the schema moves the hash of a stage that reads it, or is neutral by name."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pgtg.config import RunConfig, known_keys
+from pgtg.config.inputs import LOCAL, NEUTRAL, STAGES, portable, settings
+from pgtg.methods.context import Context
+from pgtg.pipeline import reuse
+from pgtg.pipeline.evaluation import EVALUATIONS
+from pgtg.pipeline.evaluation.system import Evaluation
+from pgtg.pipeline.recipes import recipe_for
+from pgtg.pipeline.stages import match as matching
+from pgtg.pipeline.stages.aggregate import aggregate
+from pgtg.pipeline.stages.align import align
+from pgtg.pipeline.stages.diagnose import diagnose
+from pgtg.pipeline.stages.improve import improve
+from pgtg.pipeline.stages.sample import sample
+from pgtg.pipeline.stages.score import score
+from pgtg.runs.folder import RunFolder, content_hash
+from pgtg.runs.log import RunLog
+from pgtg.tasks.prompt import PromptTask
+from pgtg.tasks.summarize import SummarizeTask
+from tests.support.tiny import tiny
+from tests.support.tiny_prompt import tiny_prompt
+
+CONFIGS = {
+    "summarize": tiny("method.controls=[uniform]"),
+    "prompt": tiny_prompt("method.controls=[sparse]", "prompt.baselines=[manual]"),
+}
+SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
+OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
+
+
+class Asked(Exception):
+    """The inputs that a stage would have been made from."""
+
+
+@pytest.fixture
+def only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages stop where they have hashed their inputs; what they need is always there."""
+
+    def made(self: Context, artifact: object, inputs: str) -> bool:
+        raise Asked(inputs)
+
+    there = SimpleNamespace(manifest=lambda: {"kind": "", "inputs": "", "files": {}, "metrics": {}})
+    monkeypatch.setattr(Context, "made", made)
+    monkeypatch.setattr(Context, "need", lambda *_: there)
+    monkeypatch.setattr(Context, "parents", lambda *_: [])
+    for module in ("aggregate", "align", "diagnose", "improve", "match", "sample", "score"):
+        monkeypatch.setattr(
+            f"pgtg.pipeline.stages.{module}.hash_of", lambda _, part: content_hash(part)
+        )
+    for task in (PromptTask, SummarizeTask):
+        monkeypatch.setattr(task, "segments", lambda _: [2, 2])
+    spent = {"": {"train": 9}, "sparse": {"train": 1}}
+    monkeypatch.setattr(matching, "judged_prompts", lambda c, i, control, *_: spent[control])
+
+
+@cache
+def evaluation(task: str) -> Evaluation:
+    return EVALUATIONS[task](CONFIGS[task])
+
+
+def hashes(cfg: RunConfig, folder: Path) -> dict[str, str]:
+    """Hash of the inputs of each stage under a config."""
+    task = SummarizeTask(cfg) if cfg.task == "summarize" else PromptTask(cfg, folder)
+    log = RunLog(None, mute=True)
+    ctx = Context(cfg, RunFolder(folder), log, task, torch.device("cpu"), [0])
+    control = "uniform" if cfg.task == "summarize" else "sparse"
+    asks = {
+        "sample": lambda: sample(ctx, 0),
+        "align": lambda: align(ctx, 0),
+        "score": lambda: score(ctx, 0),
+        "aggregate": lambda: aggregate(ctx, 0),
+        "guided": lambda: improve(ctx, 0),
+        "improve": lambda: improve(ctx, 0, control=control),
+        "diagnose": lambda: diagnose(ctx),
+        **({"match": lambda: matching.match(ctx, 0, control)} if cfg.task == "prompt" else {}),
+    }
+    found = {}
+    for stage, ask in asks.items():
+        with pytest.raises(Asked) as asked:
+            ask()
+        found[stage] = str(asked.value)
+    found["evaluate"] = content_hash(dict(evaluation(cfg.task).depends_on(ctx)))
+    recipe = recipe_for(cfg)
+    assert recipe is not None
+    return found | {"start": content_hash(dict(recipe.depends_on(ctx)))}
+
+
+def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Dotted name, owner and field of each key that is not a section."""
+    for entry in fields(section):
+        value = getattr(section, entry.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{entry.name}.")
+        elif value is not None or prefix + entry.name not in SECTIONS:
+            yield prefix + entry.name, section, entry.name
+
+
+def changed(value: Any) -> Any:
+    """Another value, of its own type where it has one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return [*value, "more"]
+    if isinstance(value, dict):
+        return {**value, "more": None}
+    if isinstance(value, int | float):
+        return value + 1
+    return "other" if value is None else f"{value} other"
+
+
+def moved(task: str, folder: Path, only: str = "") -> dict[str, set[str]]:
+    """By key, the stages whose hash its change moves; of all keys or only one."""
+    before = hashes(CONFIGS[task], folder)
+    found = {}
+    for key, _, _ in leaves(CONFIGS[task]):
+        if key in OF_METHODS or only not in ("", key):
+            continue
+        cfg = deepcopy(CONFIGS[task])
+        owner, name = next((o, n) for k, o, n in leaves(cfg) if k == key)
+        setattr(owner, name, changed(getattr(owner, name)))
+        after = hashes(cfg, folder)
+        found[key] = {stage for stage in before if after[stage] != before[stage]}
+    return found
+
+
+def neutral(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in NEUTRAL)
+
+
+def test_every_key_moves_a_hash_or_is_neutral(only_asked: None, tmp_path: Path):
+    both = {task: moved(task, tmp_path) for task in CONFIGS}
+    for task, found in both.items():
+        for key, stages in found.items():
+            assert bool(stages) != neutral(key), (task, key, stages)
+    seen = both["summarize"].keys() | both["prompt"].keys()
+    whole = tuple(f"data.fewshot.{kind}." for kind in ("masked", "causal"))  # mappings of sections
+    unseen = set(known_keys()) - SECTIONS - seen - {*OF_METHODS}
+    assert {key for key in unseen if not key.startswith(whole)} == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "stages"),
+    [
+        ("data_seed", {"sample", "align", "improve", "guided", "match", "evaluate"}),
+        ("prompt.first", {"sample", "align", "match", "evaluate"}),
+        ("prompt.validation_prompts", {"improve", "guided"}),
+        ("prompt.fresh", {"align", "improve", "guided"}),
+        ("metrics.sentence_splitter", {"sample", "align", "improve", "guided", "evaluate"}),
+        ("metrics.tokenizer", {"sample", "align", "improve", "guided", "evaluate"}),
+        ("judge.reference", {"sample", "align", "improve", "guided"}),
+        ("evaluate.reference", {"evaluate"}),
+        ("evaluate.diagnose", {"diagnose"}),
+        ("sample.precision", {"sample", "align", "improve", "guided", "evaluate"}),
+        ("improve.bucket", {"improve", "guided"}),
+        ("reward.fit.bucket", {"align", "guided"}),
+        ("aggregator.temperature", {"align", "aggregate", "guided", "diagnose"}),
+    ],
+)
+def test_what_a_key_moves(key: str, stages: set[str], only_asked: None, tmp_path: Path):
+    """Keys that once moved nothing, or too little: each stage that reads them is made again."""
+    found = moved("prompt", tmp_path, key)[key]
+    assert stages <= found
+    declared = {stage for stage in STAGES if key in settings(CONFIGS["prompt"], stage)}
+    assert found == declared - {"targets"}
+
+
+def test_the_cache_leaves_out_places_and_what_rewards_touch(tmp_path: Path):
+    cfg = CONFIGS["summarize"]
+    part = settings(cfg, "improve")
+    assert set(part) - set(portable(part)) == set(LOCAL)
+    assert not [key for key in part if key.startswith(("reward.", "aggregator."))]
+    assert "config/inputs.py" in reuse.CODE

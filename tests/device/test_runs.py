@@ -1,0 +1,162 @@
+"""Whole runs of both tasks on a second device: the CPU's numbers, and resumed to the bit."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgtg.config import RunConfig
+from pgtg.explain.gather import Options, gather
+from pgtg.judges.classifier import Classifier
+from pgtg.pipeline.evaluate import evaluate_saved
+from pgtg.pipeline.run import run_stage, train
+from pgtg.runs.folder import Artifact
+from pgtg.runs.log import RunLog
+from pgtg.tasks import open_task
+from pgtg.tasks.prompt import PromptTask
+from tests.support.sim_device import NAME
+from tests.support.tiny import _quiet, results, tiny  # noqa: F401 (a fixture)
+from tests.support.tiny_prompt import tiny_prompt
+
+SMALL = [
+    "data.newswire.train=16",
+    "data.newswire.validation=6",
+    "data.newswire.test=3",
+    "policy.tiny_t5.copy_updates=0",
+    "policy.tiny_t5.warm_start.updates=2",
+    "sample.sources=4",
+    "sample.heldout_sources=3",
+    "sample.chunk=2",
+    "sample.max_new_tokens=6",
+    "reward.fit.updates=2",
+    "reward.fit.validate_every=1",
+    "method.controls=[]",
+    "method.reinforce=0.1",
+    "method.kl=0.1",
+    "evaluate.start_policy=false",
+    "evaluate.diagnose=1",
+]
+TASKS = ("summarize", "prompt")
+CLOSE: dict[str, Any] = {"rel": 2e-3, "abs": 2e-3}  # float32, carried through two rounds
+
+
+def config(task: str, device: str) -> RunConfig:
+    given = (*SMALL, "seed=1") if task == "summarize" else ("method.controls=[]",)
+    return (tiny if task == "summarize" else tiny_prompt)(*given, f"device={device}")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """Finished runs of both tasks on both devices, by task and device."""
+    folder, found = tmp_path_factory.mktemp("runs"), {}
+    for task in TASKS:
+        for device in ("cpu", NAME):
+            found[task, device] = folder / f"{task}-{device}"
+            train(config(task, device), found[task, device])
+    return found
+
+
+@pytest.fixture
+def copied(runs: dict[tuple[str, str], Path], tmp_path: Path) -> Any:
+    def copy(task: str, device: str = NAME) -> Path:
+        return Path(shutil.copytree(runs[task, device], tmp_path / f"{task}-{device}"))
+
+    return copy
+
+
+def logged(run: Path) -> Iterator[tuple[str, float]]:
+    """All numbers of a run's log, each with its place."""
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        place = f"{line['stage']} {line['round']} {line['step']}"
+        yield from ((f"{place} {k}", v) for k, v in line.items() if isinstance(v, int | float))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_whole_run_has_the_cpus_numbers(task: str, runs: dict[tuple[str, str], Path]):
+    """Metrics of all stages to rounding, and the same generated texts."""
+    expected, found = (dict(logged(runs[task, device])) for device in ("cpu", NAME))
+    assert len(expected) > 50 and all(map(math.isfinite, found.values()))
+    assert found == pytest.approx(expected, **CLOSE)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("task", "parts"),
+    [("summarize", {"state"}), *(pytest.param(task, None, marks=SLOW) for task in TASKS)],
+)
+def test_a_run_killed_in_every_stage_ends_with_the_same_bits(
+    task: str,
+    parts: set[str] | None,
+    runs: dict[tuple[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Killed after the first state that each training saves, or also before each stage's commit."""
+    commit, killed = Artifact.commit, set()
+
+    def once(self: Artifact, **how: Any) -> Artifact:
+        first = self.path not in killed and (parts is None or self.path.name in parts)
+        if not first:
+            return commit(self, **how)
+        killed.add(self.path)
+        if self.path.name == "state":
+            commit(self, **how)
+        raise Killed
+
+    monkeypatch.setattr(Artifact, "commit", once)
+    run, times = tmp_path / "run", 0
+    while True:
+        try:
+            train(config(task, NAME), run)
+            break
+        except Killed:
+            times += 1
+    assert times == len(killed) and times >= 5
+    assert results(run) == results(runs[task, NAME])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_eval_and_explain_read_a_run_on_the_device(task: str, copied: Any):
+    found = {}
+    for device in ("cpu", NAME):
+        run = copied(task, device)
+        options = {"split": "test", "metrics": None, "overrides": [], "cfg": None}
+        values = evaluate_saved(run, **options)["decodings"]
+        means = {(name, key): v for name, d in values.items() for key, v in d["mean"].items()}
+        credit = gather(run, Options(), RunLog(None, quiet=True))
+        views = [view for group in credit.groups for e in group.entries for view in e.views]
+        found[device] = means, [value for view in views for value in view.rewards]
+    for here, there in zip(found[NAME], found["cpu"], strict=True):
+        assert len(here) > 0 and here == pytest.approx(there, **CLOSE)
+
+
+def test_the_prompt_tasks_judge_is_on_the_device(runs: dict[tuple[str, str], Path]):
+    with open_task(config("prompt", NAME), runs["prompt", NAME]) as task:
+        assert isinstance(task, PromptTask)
+        classifier = task.scorer(task.judge.template).classifier
+        assert isinstance(classifier, Classifier)
+        assert {p.device.type for p in classifier._model.parameters()} == {NAME}
+
+
+@pytest.mark.slow
+def test_each_stage_alone_runs_on_the_device(tmp_path: Path):
+    """Rewards of all tokens equal the CPU's; every stage by its own command."""
+    found = {}
+    for device in ("cpu", NAME):
+        run, cfg = tmp_path / device, config("summarize", device)
+        for stage in ("sample", "align", "score", "aggregate", "improve"):
+            run_stage(cfg, run, stage, round=0)
+        credit = gather(run, Options(), RunLog(None, quiet=True))
+        views = [view for group in credit.groups for e in group.entries for view in e.views]
+        found[device] = [value for view in views for value in view.rewards]
+    assert found[NAME] == pytest.approx(found["cpu"], **CLOSE)

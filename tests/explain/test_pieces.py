@@ -1,0 +1,158 @@
+"""Pieces of texts, ranks, misjudged pairs and scales: what needs no run."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgtg.config import AggregatorConfig
+from pgtg.explain import pieces
+from pgtg.explain.credit import Group, Passage, evaluations, explained, misjudged, ranks, views
+from pgtg.explain.shading import LEVELS, Scale, spelled
+from pgtg.models.codec import Codec
+from pgtg.models.tiny.t5 import build_tokenizer
+from pgtg.ops.ranking import pair_accuracy
+from tests.support.explain_codecs import CODECS, HOSTILE, KINDS, codec, together
+
+# --- pieces
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_spans_of_a_given_text_put_together_are_the_text(kind: str, text: str):
+    shown, found, cut = pieces.of_text(CODECS[kind], text)
+    assert shown == text and not cut
+    assert [piece.id for piece in found] == CODECS[kind].encode_target(text)[0]
+    covered = together(text, found)
+    assert text.startswith(covered)
+    assert text[len(covered) :].strip() == ""  # outer space that the tokenizer drops
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_spans_of_any_tokens_put_together_are_what_the_judge_read(kind: str, data: st.DataObject):
+    """Also of tokens that no text has: half characters, special tokens in the middle."""
+    own = CODECS[kind]
+    ids = data.draw(st.lists(st.integers(0, len(own.tokenizer) - 1), max_size=12))
+    text, found = pieces.of_tokens(own, ids)
+    assert text == own.decode(ids) and together(text, found) == text
+    assert [piece.id for piece in found] == ids
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(min_size=1, max_size=20).filter(lambda text: not text.isspace()))
+def test_spans_of_any_text_are_the_same_from_both_sides(text: str):
+    """Offsets of the tokenizer, and prefixes of what its tokens decode to."""
+    own = CODECS["prompt"]
+    text = text.encode("utf-8", "replace").decode()
+    shown, given_spans, _ = pieces.of_text(own, text)
+    decoded, spans = pieces.of_tokens(own, own.encode_target(text)[0])
+    assert shown == decoded == text
+    assert [piece.end for piece in spans] == [piece.end for piece in given_spans]
+
+
+def test_a_character_belongs_to_its_last_byte():
+    text, found = pieces.of_tokens(CODECS["bytes"], CODECS["bytes"].encode_target("a€b")[0])
+    assert [text[p.start : p.end] for p in found] == ["a", "", "", "€", "b", ""]
+    assert [pieces.name(p, special=False) for p in found[1:3]] == ["⟨e2⟩", "⟨82⟩"]
+
+
+def test_outer_space_that_the_judge_does_not_read_has_no_span():
+    text, found = pieces.of_tokens(CODECS["bytes"], CODECS["bytes"].encode_target(" \na b ")[0])
+    assert text == "a b" and [text[p.start : p.end] for p in found] == [
+        "",
+        "",
+        "a",
+        " ",
+        "b",
+        "",
+        "",
+    ]
+
+
+def test_words_take_the_space_before_them():
+    text, found, _ = pieces.of_text(CODECS["words"], "the dog  sat .")
+    assert [text[p.start : p.end] for p in found] == ["the", " dog", "  sat", " .", ""]
+    assert [p.string for p in found] == ["the", "<unk>", "sat", ".", "</s>"]
+    assert pieces.name(found[-1], special=True) == "</s>"
+
+
+def test_what_is_cut_has_no_span():
+    text, found, cut = pieces.of_text(codec("words", 3), "the cat sat .")
+    assert cut and together(text, found) == "the cat sat"
+
+
+def test_a_tokenizer_without_offsets_shows_what_it_decodes():
+    class Slow:
+        is_fast = False
+
+        def __init__(self, fast: Any):
+            self._fast = fast
+
+        def __call__(self, *text: str, **options: Any) -> Any:
+            return self._fast(*text, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._fast, name)
+
+    slow: Any = Slow(build_tokenizer(["the", "cat"]))
+    own = Codec(slow, True, "", "", "", 9, 9)
+    text, found, _ = pieces.of_text(own, "the dog cat")
+    assert text == "the cat" and together(text, found) == text
+
+
+def test_spelled_shows_all_of_a_token():
+    assert spelled(" the\n\t") == "␣the↵⇥"
+    assert spelled("\u0301") == "◌\u0301" and spelled("\u202e") == "⟨U+202E⟩"
+
+
+# --- ranks and scales
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=7))
+def test_ranks_are_places_in_the_sorted_list(values: list[int]):
+    assert ranks(values) == [sorted(values, reverse=True).index(v) + 1 for v in values]
+
+
+@given(st.permutations(range(5)), st.lists(st.integers(0, 3), min_size=5, max_size=5))
+def test_misjudged_pairs_are_those_that_pair_accuracy_lacks(values: list[int], scores: list[int]):
+    wrong, pairs = misjudged(scores, values)
+    expected = pair_accuracy(torch.tensor([values]).double(), torch.tensor([scores]).double())
+    assert pairs == sum(a != b for a, b in itertools.combinations(scores, 2))
+    if pairs:
+        assert 1 - wrong / pairs == pytest.approx(expected)
+
+
+def test_misjudged_without_a_judge_or_with_equal_evaluations():
+    assert misjudged([None, None], [1.0, 2.0]) == (0, 0)
+    assert misjudged([1.0, 2.0], [3.0, 3.0]) == (1, 1)
+
+
+def test_evaluations_by_hand():
+    """avg: mean length of the group (2) times each mean; sum: plain."""
+    rows = [[1.0, 2.0, 3.0], [5.0]]
+    assert evaluations(rows, AggregatorConfig(name="avg")) == [4.0, 10.0]
+    assert evaluations(rows, AggregatorConfig(name="sum")) == [6.0, 5.0]
+
+
+def test_explained_is_in_the_judges_order():
+    group = Group("g", "", (), tuple(Passage(t, [1], s) for t, s in zip("abc", (1, 3, 3))))  # noqa: B905
+    cut = [(t, [pieces.Piece(1, t, 0, 1)]) for t in "abc"]
+    found = explained(group, [views(cut, [[2.0], [1.0], [0.0]], AggregatorConfig(name="sum"))])
+    assert [entry.views[0].text for entry in found.entries] == ["b", "c", "a"]
+    assert [entry.score_rank for entry in found.entries] == [1, 1, 3]
+    assert [entry.views[0].rank for entry in found.entries] == [2, 3, 1]
+    assert found.wrong == (2,) and found.pairs == 2
+
+
+def test_scale_levels():
+    scale = Scale(0.0, 1.0, 2.0)
+    levels = [scale.level(value) for value in (-9.0, 0.0, 0.5, 1.0, 1.5, 2.0, 9.0)]
+    assert levels == [-LEVELS, -LEVELS, -3, 0, 3, LEVELS, LEVELS]
+    flat = Scale.of([0.7, 0.7])
+    assert flat.level(0.7) == 0 and flat.number(-0.7) == "\u22120.700"
+    assert Scale.of([1.3131, 1.3132]).number(1.31312349) == "1.3131235"

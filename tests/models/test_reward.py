@@ -1,0 +1,245 @@
+"""Token rewards: the same in any batch, saved and reloaded, and each head against its formula."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from pgtg.errors import ArtifactError, MissingResourceError
+from pgtg.models import reward
+from pgtg.models.language import LanguageModel
+from pgtg.models.loading import (
+    load_language_model,
+    save_language_model,
+    train_only_top_layers,
+)
+from pgtg.models.reward import (
+    HEADS,
+    HeadSpec,
+    RewardModel,
+    build_reward_model,
+    load_reward_model,
+    save_reward_model,
+)
+from pgtg.models.tiny.t5 import build_tokenizer
+from pgtg.ops.bounds import BOUNDS
+from tests.models.test_language import rows_read
+from tests.support.tiny_models import (
+    EOS,
+    FAMILIES,
+    ORIGIN,
+    SOURCES,
+    TOKENS,
+    VOCAB,
+    alone,
+    batch,
+    build,
+)
+
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}  # float32, another order of additions
+KINDS = ["t5", "gpt2", "llama"]
+TOKENIZER = build_tokenizer([f"w{i}" for i in range(VOCAB - 3)])
+
+
+def model(family: str, head: str, bound: str = "softplus") -> RewardModel:
+    """A reward model whose rewards differ: the head's own start (gain 1e-4) gives one constant."""
+    built = build_reward_model(build(family), HeadSpec(head, bound, 32), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for p in built.head.parameters():
+        p.data = 0.3 * torch.randn(p.shape, generator=generator) + (0.2 if p.ndim == 0 else 0.0)
+    return built.eval()
+
+
+def by_hand(built: RewardModel, source: list[int], tokens: list[int]) -> Tensor:
+    """Rewards [T] from the head's formula, on plain forwards of one sequence alone."""
+    states, logits = alone(built.backbone, source, tokens)
+    weights = {name: p.detach() for name, p in built.head.named_parameters()}
+    if built.spec.head == "logprob":
+        chosen = logits.log_softmax(-1)[range(len(tokens)), tokens]
+        z = weights["scale"] * chosen + weights["shift"]
+    else:
+        inputs = states[1:]
+        if built.spec.head == "state_action":
+            table = built.backbone.model.get_input_embeddings()
+            action = table(torch.tensor(tokens)).detach()
+            after, before, action = (
+                (x - x.mean(-1, keepdim=True)) / (x.var(-1, False, keepdim=True) + 1e-5).sqrt()
+                for x in (states[1:], states[:-1], action)
+            )
+            inputs = torch.cat([after, before, action, before * action], -1)
+        hidden = (inputs @ weights["mlp.0.weight"].T + weights["mlp.0.bias"]).clamp(min=0)
+        z = (hidden @ weights["mlp.2.weight"].T + weights["mlp.2.bias"]).squeeze(-1)
+    if built.spec.bound == "sigmoid":
+        return 1 / (1 + (-z).exp())
+    return (1 + (1 - (1 + (1 - z).exp()).log()).exp()).log()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", KINDS)
+def test_rewards_alone_in_a_batch_and_padded_on_any_side(family: str, head: str):
+    """Against the formula on each sequence alone; the padding holds eos, which is pad, or more."""
+    built = model(family, head)
+    for source_side, token_side in itertools.product(["left", "right"], repeat=2):
+        for fill, rows in (((EOS,), range(5)), ((3, 9, 1), [4, 1, 3])):
+            inputs = batch(sources_to=source_side, tokens_to=token_side, fill=fill, rows=rows)
+            with torch.no_grad():
+                found = built(inputs)
+            for place, row in enumerate(rows):
+                expected = by_hand(built, SOURCES[ORIGIN[row]], TOKENS[row])
+                assert_close(found[place][inputs.mask[place]], expected, **CLOSE)
+    values = built(batch())[batch().mask]
+    assert values.std() > 0.03 and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_sigmoid_bound(head: str):
+    built = model("gpt2", head, "sigmoid")
+    with torch.no_grad():
+        found = built(batch(rows=[1]))[0]
+    assert_close(found, by_hand(built, SOURCES[0], TOKENS[1]), **CLOSE)
+
+
+def test_logprob_head_starts_as_the_models_confidence():
+    """r = bound(log p + 1), since scale and shift start at 1."""
+    built = build_reward_model(build("t5"), HeadSpec("logprob", "softplus", 0), seed=0)
+    logits = alone(built.backbone, SOURCES[0], TOKENS[0])[1]
+    log_p = logits.log_softmax(-1)[range(3), TOKENS[0]]
+    with torch.no_grad():
+        found = built(batch(rows=[0]))[0]
+    assert_close(found, BOUNDS["softplus"](log_p + 1.0), **CLOSE)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_the_paper_s_head_starts_at_one_reward_everywhere(family: str):
+    """0.5487 = the softplus bound at 0, and from the seed alone."""
+    spec = HeadSpec("paper", "softplus", 2048)
+    built = build_reward_model(build(family), spec, seed=3)
+    torch.manual_seed(99)
+    again = build_reward_model(LanguageModel(built.backbone.model), spec, seed=3)
+    with torch.no_grad():
+        found = built(batch())
+        assert torch.equal(found, again(batch()))
+    assert_close(found, torch.full_like(found, 0.5487), rtol=0, atol=2e-4)
+    first, last = (m for m in built.head.modules() if isinstance(m, nn.Linear))
+    bound = 1e-4 * math.sqrt(6 / (16 + 2048))  # Xavier-uniform with gain 1e-4
+    assert 0.95 * bound < first.weight.abs().max() <= bound
+    assert (first.bias == -1e-4).all() and (last.bias == -1e-4).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", KINDS)
+def test_each_source_is_read_once_and_all_weights_learn(family: str, head: str):
+    built, inputs = model(family, head), batch()
+    lm = built.backbone.model
+    reader = lm.get_encoder() if built.backbone.is_encoder_decoder else lm.get_decoder()
+    with rows_read(reader) as seen:
+        built(inputs)[inputs.mask].sum().backward()
+    assert seen[0][0] == len(SOURCES)
+    assert len(seen) == (1 if built.backbone.is_encoder_decoder else 2)
+    without = [name for name, p in built.named_parameters() if p.grad is None]
+    # Llama's output embeddings are its own, and only the logprob head reads them
+    unused = family == "llama" and head != "logprob"
+    assert without == (["backbone.model.lm_head.weight"] if unused else [])
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", KINDS)
+def test_saved_folder_reloads_here_and_in_plain_transformers(
+    family: str, head: str, tmp_path: Path
+):
+    built, inputs = model(family, head), batch()
+    save_reward_model(built, tmp_path, inputs, TOKENIZER)
+    with torch.no_grad():
+        expected = built(inputs)
+        reloaded = load_reward_model(tmp_path).eval()
+        assert torch.equal(reloaded(inputs)[inputs.mask], expected[inputs.mask])
+        auto = AutoModelForSeq2SeqLM if built.backbone.is_encoder_decoder else AutoModelForCausalLM
+        plain = LanguageModel(auto.from_pretrained(tmp_path).eval())
+        assert torch.equal(plain.states(inputs), built.backbone.states(inputs))
+    assert not list(tmp_path.glob("*.bin"))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_save_that_reloads_to_other_rewards_is_detected(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save = reward.save_tensors
+
+    def corrupt(path: Path, tensors: dict[str, Tensor]) -> None:
+        save(path, {name: value + 0.05 for name, value in tensors.items()})
+
+    monkeypatch.setattr(reward, "save_tensors", corrupt)
+    with pytest.raises(ArtifactError, match="reloads to other rewards"):
+        save_reward_model(model("gpt2", head), tmp_path, batch(), TOKENIZER)
+
+
+def test_a_folder_without_a_reward_head(tmp_path: Path):
+    save_language_model(build("gpt2"), TOKENIZER, tmp_path)
+    with pytest.raises(ArtifactError, match=r"no reward_head\.json here"):
+        load_reward_model(tmp_path)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path):
+    with pytest.raises(MissingResourceError, match="cannot be loaded"):
+        load_language_model(str(tmp_path / "nothing"))
+
+
+def truncated(lm: LanguageModel, layers: int) -> LanguageModel:
+    """Cuts the layers off a loaded model, by its module lists."""
+    for module in list(lm.model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.ModuleList) and name in ("block", "layers", "h"):
+                setattr(module, name, child[:layers])
+    return lm
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_layers_equal_the_cut_full_model(family: str, tmp_path: Path):
+    full = build(family, layers=3)
+    save_language_model(full, TOKENIZER, tmp_path)
+    part, _ = load_language_model(str(tmp_path), layers=2)
+    assert sum(p.numel() for p in part.parameters()) < sum(p.numel() for p in full.parameters())
+    with torch.no_grad():
+        whole = full.states(batch())[batch_columns()]
+        found = part.states(batch())[batch_columns()]
+        assert_close(found, truncated(full, 2).states(batch())[batch_columns()], **CLOSE)
+    assert not torch.allclose(found, whole, atol=1e-2)
+
+
+def batch_columns() -> Tensor:
+    """Columns of the states that stand before or after a real token."""
+    mask = batch().mask
+    return torch.cat([torch.ones(len(mask), 1).bool(), mask], dim=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_only_the_top_layers_and_the_final_norm_are_trained(family: str, layers: int):
+    lm = build(family, layers=3)
+    count = train_only_top_layers(lm, layers)
+    trained = {name for name, p in lm.model.named_parameters() if p.requires_grad}
+    root, norm = {
+        "t5": ("decoder.block.", "decoder.final_layer_norm."),
+        "bart": ("model.decoder.layers.", None),  # BART normalises after each block, not at the end
+        "gpt2": ("transformer.h.", "transformer.ln_f."),
+        "llama": ("model.layers.", "model.norm."),
+        "opt": ("model.decoder.layers.", "model.decoder.final_layer_norm."),
+        "bloom": ("transformer.h.", "transformer.ln_f."),
+    }[family]
+    starts = [f"{root}{i}." for i in range(3 - layers, 3)] + ([norm] if norm else [])
+    assert trained == {n for n, _ in lm.model.named_parameters() if n.startswith(tuple(starts))}
+    assert all(any(name.startswith(start) for name in trained) for start in starts)
+    assert count == sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    lm.logits(batch())[batch().mask].logsumexp(-1).sum().backward()
+    assert {name for name, p in lm.model.named_parameters() if p.grad is not None} == trained
+
+
+def test_all_weights_are_trained_without_a_limit():
+    lm = build("gpt2")
+    assert train_only_top_layers(lm, None) == sum(p.numel() for p in lm.parameters())

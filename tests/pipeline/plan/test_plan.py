@@ -1,0 +1,100 @@
+"""The counts of --dry-run, against hand arithmetic."""
+
+from pathlib import Path
+
+import pytest
+
+from pgtg.config.compose import run_config
+from pgtg.errors import MissingResourceError
+from pgtg.pipeline import plan
+
+SPLITS = {"train": 640, "validation": 50, "test": None}
+
+
+def counts(*overrides: str) -> plan.summarize.Counts:
+    mine = ["experiment=none", "policy=t5_small", "reward=t5_small", "evaluate.splits=[validation]"]
+    return plan.summarize.count(run_config("summarize", [*mine, *overrides]), SPLITS)
+
+
+def test_counts_of_a_small_run():
+    """640 examples at 8 x 4: 20 updates an epoch; 5 rounds at 0, 0.5, ..., 2 of 5 epochs."""
+    found = counts("sample.sources=10", "sample.heldout_sources=2", "sample.k=3")
+    assert found.rounds == 5 and found.policy_updates == [10, 10, 10, 10, 60]
+    assert found.generations == (10 + 2) * 3
+    assert found.reward_updates == 898 and found.compared_heads == 0
+    assert found.gradient_generations == 0
+    assert found.controls == 2 and found.evaluated == 50 * 4  # start policy, main line, controls
+
+
+def test_counts_of_the_policy_gradient_term():
+    found = counts("method.reinforce=0.1", "method.samples=4")
+    assert found.gradient_generations == 100 * 32 * 4
+
+
+def test_counts_of_plain_mle():
+    found = counts("method=mle", "evaluate.decodings=[greedy,sample]", "evaluate.examples=20")
+    assert found.rounds == found.generations == found.reward_updates == 0
+    assert found.policy_updates == [100] and found.evaluated == 20 * 2 * 2
+
+
+def test_what_is_not_on_this_machine_is_unknown():
+    cfg = run_config("summarize", ["experiment=cnn_dm_t5_small"])
+    found = plan.summarize.count(cfg, plan.split_sizes(cfg))
+    assert found.rounds == 5 and found.generations == (28736 + 512) * 3
+    assert found.policy_updates is None and found.evaluated is None
+    assert "unknown" in plan.describe(cfg)
+
+
+def test_parameters_come_from_the_config_alone(tmp_path: Path):
+    """A GPT-2 of 2 layers, width 8, 16 words and 4 places; weights are not on disk."""
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=16, n_positions=4).save_pretrained(
+        tmp_path
+    )
+    layer = 4 * 8 + 8 * 24 + 24 + 8 * 8 + 8 + 8 * 32 + 32 + 32 * 8 + 8
+    rest = 16 * 8 + 4 * 8 + 2 * 8
+    mine = [f"policy.path={tmp_path}", "policy.trainable_layers=1", "reward.layers=1"]
+    cfg = run_config("summarize", ["experiment=none", "policy=pretrained", *mine])
+    found = plan.model_sizes(cfg)
+    assert found is not None
+    assert (found.policy.parameters, found.policy.trained) == (2 * layer + rest, layer)
+    assert found.reward.parameters == found.reward.trained == layer + rest
+
+
+def test_the_tiny_policy_is_counted_as_built():
+    text = plan.describe(run_config("summarize"))
+    assert "copy" in text and "unknown" not in text
+
+
+def test_a_missing_judge_is_refused(monkeypatch: pytest.MonkeyPatch):
+    def build(*args: object) -> None:
+        raise MissingResourceError("no WordNet")
+
+    monkeypatch.setattr("pgtg.judges.build_judge", build)
+    with pytest.raises(MissingResourceError, match="no WordNet"):
+        plan.check_resources(run_config("summarize"))
+    with pytest.raises(MissingResourceError, match="WordNet"):  # MLE keeps its best by the judge
+        plan.check_resources(run_config("summarize", ["method=mle"]))
+
+
+def test_counts_of_a_prompt_search():
+    """Two rounds of 64 + 16 prompts for each of four lines; at most 8 + 8 + 1 ranked, 4 tested, and
+    4 more of each of three policies."""
+    mine = ["schedule.total=20", "schedule.retrain_every=10", "schedule.retrain_until=10"]
+    mine += ["prompt.candidates=8", "prompt.tested=4", "prompt.first=64", "sample.sources=16"]
+    cfg = run_config("prompt", [*mine, "improve.micro_batch=32", "reward.fit.updates=5"])
+    found = plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
+    assert (found.rounds, found.lines, found.judged_prompts) == (2, 4, 80)
+    of_line = (80 + 17) * 32 + 17 * 32
+    others = (4 + 3) * 4 * 100 + 4 * (32 + 100)
+    assert found.judged_sequences == 4 * of_line + others
+    assert (found.policy_updates, found.sampled_prompts, found.reward_updates) == (20, 640, 10)
+    assert plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": None}).judged_sequences is None
+    fresh = ["prompt.fresh=true", "prompt.fresh_checks=3", "reward.replay=0"]
+    cfg = run_config("prompt", [*mine, *fresh, "reward.fit.updates=5"])
+    found = plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
+    assert found.judged_prompts == 80 + 2 * 5 * 16
+    of_line += 2 * 5 * 16 * 32 + 2 * 3 * 16 * 32  # for updates, and for one check at the end
+    assert found.judged_sequences == 4 * of_line + others
+    assert "at most 240" in plan.describe(cfg)

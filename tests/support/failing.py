@@ -1,0 +1,48 @@
+"""A finished run to damage, and what a call says of it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from pgtg.cli.main import reporting
+from pgtg.config import RunConfig
+from pgtg.ops import objectives  # noqa: F401 (so that methods are loaded before they are changed)
+from pgtg.pipeline.run import train
+from tests.support.tiny import _quiet, results, tiny  # noqa: F401 (a fixture)
+
+SLOW = pytest.mark.slow
+SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false")
+
+
+@pytest.fixture(scope="module")
+def cfg() -> RunConfig:
+    return tiny(*SHORT)
+
+
+@pytest.fixture(scope="module")
+def finished(cfg: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(cfg, folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def said(capsys: pytest.CaptureFixture[str], call: Callable[[], Any]) -> tuple[int, str]:
+    """Exit code and stderr of a call, as on the command line."""
+    code = 0
+    capsys.readouterr()
+    try:
+        with reporting():
+            call()
+    except typer.Exit as end:
+        code = end.exit_code
+    return code, capsys.readouterr().err

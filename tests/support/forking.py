@@ -1,0 +1,95 @@
+"""Children of the command line that start at once: forked from a process that has done the imports.
+
+Imports take a child most of its life. The forking process has done them, and nothing else, when it
+forks a child that calls `pgtg`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+FORKS = """
+import json, os, sys
+import transformers.models.t5.modeling_t5, transformers.models.t5.configuration_t5
+import transformers.models.gpt2.modeling_gpt2, transformers.models.roberta.modeling_roberta
+import pgtg.cli.calls, pgtg.cli.main, pgtg.cli.jobs, pgtg.pipeline.run
+for line in sys.stdin:
+    ask = json.loads(line)
+    if "wait" in ask:
+        done, status = os.waitpid(ask["wait"], 0 if ask["block"] else os.WNOHANG)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if done else None), flush=True)
+        continue
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        continue
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(os.open(ask["stderr"], os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    os.environ.update(ask["environment"])
+    sys.argv, code = ["pgtg", *ask["start"]], 1
+    try:
+        pgtg.cli.main.app()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        os._exit(code)
+"""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PGTG_QUIET": ""}
+
+
+class Forked:
+    """A child of the forking process, with the part of Popen's interface that is used here.
+
+    Args:
+        arguments: Of the command line, without `pgtg`.
+        stderr: File that takes its stderr.
+        environment: Variables of its own.
+    """
+
+    server: subprocess.Popen[str]
+
+    def __init__(
+        self, arguments: Sequence[str], stderr: Path, environment: Mapping[str, str] | None = None
+    ):
+        self.stderr = stderr
+        self.stderr.unlink(missing_ok=True)
+        start = {"start": list(arguments), "stderr": str(stderr)}
+        self.pid = self._ask(start | {"environment": dict(environment or {})})
+        self.returncode: int | None = None
+
+    def _ask(self, question: dict) -> int:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(json.dumps(question) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._ask({"wait": self.pid, "block": False})
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def communicate(self, timeout: float) -> tuple[None, str]:
+        if self.returncode is None:
+            self.returncode = self._ask({"wait": self.pid, "block": True})
+        return None, self.stderr.read_text()
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """The forking process, for as long as children are needed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        env={**os.environ, **ENVIRONMENT},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as Forked.server:
+        yield
+        Forked.server.kill()

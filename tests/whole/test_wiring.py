@@ -1,0 +1,97 @@
+"""What stages hand on: to the guide, to the loop, to the judge and into the means."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+from torch import nn
+
+from pgtg.methods import prompt as guides
+from pgtg.pipeline.evaluation import prompt as evaluation
+from pgtg.pipeline.stages import improve as stage
+from tests.support.tiny import tiny
+
+
+class Seen(Exception):
+    """Leaves a stage with what it handed on."""
+
+
+def seen(*args: Any, **kwargs: Any) -> Any:
+    raise Seen(args, kwargs)
+
+
+def test_the_reward_model_guides_in_eval_mode_and_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))}).train()
+    method = SimpleNamespace(guide=lambda method, given: seen(given), random_reward=False)
+    monkeypatch.setattr(stage, "method_of", lambda *_: method)
+    monkeypatch.setattr(stage, "load_reward_model", lambda _: model)
+    monkeypatch.setattr(stage, "_targets", lambda *_: (None, ""))
+    artifact: Any = SimpleNamespace(working=lambda _: tmp_path, file=lambda name: tmp_path / name)
+    ctx = MagicMock(device="cpu")
+    ctx.task.segments.return_value = [1]
+    ctx.load_policy.return_value = (nn.Linear(1, 1), None)
+    with pytest.raises(Seen) as found:
+        stage._make(ctx, artifact, "", 0, "", artifact, [], 1)
+    given = found.value.args[0][0]
+    assert given.model is model and not any(part.training for part in model.modules())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_later_round_goes_on_with_the_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """State and progress of the round before; the first round has none."""
+    state, progress = {"step": 3}, SimpleNamespace(carried=lambda: "carried")
+    asked: list[int] = []
+    before = SimpleNamespace(
+        file=lambda name: name, manifest=lambda: {"extra": {"progress": "numbers"}}
+    )
+    ctx: Any = SimpleNamespace(
+        cfg=tiny(), log=None, artifact=lambda round, *_, **__: asked.append(round) or before
+    )
+    monkeypatch.setattr(stage, "load_tensors", {"optimizer.safetensors": state}.__getitem__)
+    monkeypatch.setattr(stage, "progress_of", {"numbers": progress}.__getitem__)
+    monkeypatch.setattr(stage, "fit", seen)
+    guide = MagicMock(validates=False)
+    for round, expected in ((0, (None, None)), (2, (state, "carried"))):
+        with pytest.raises(Seen) as found:
+            stage._train(ctx, nn.Linear(1, 1), guide, round, "", "", [1, 1, 1], tmp_path)  # type: ignore[arg-type]
+        given = found.value.args[1]
+        assert (given["optimizer_state"], given["progress"]) == expected
+    assert asked == [1]
+
+
+def test_the_policy_is_validated_on_dev(monkeypatch: pytest.MonkeyPatch):
+    guide = object.__new__(guides.PromptGuide)
+    values = {"dev": np.array([[1.0, 3.0]]), "train": np.array([[50.0]])}
+    options = SimpleNamespace(validation_prompts=1)
+    guide.task = SimpleNamespace(  # type: ignore[assignment]
+        options=options, prompts=lambda ids, texts: ids, gaps=lambda _, split: values[split]
+    )
+    guide.ctx = SimpleNamespace(cfg=SimpleNamespace(seed=0))  # type: ignore[assignment]
+    codec = SimpleNamespace(decode=str)
+    guide.given = SimpleNamespace(lm=None, codec=codec)  # type: ignore[assignment]
+    monkeypatch.setattr(guides, "draw", lambda *_: ([[5]], None))
+    assert guide.validate() == {"improve/negative_heldout_score": -2.0}
+
+
+def test_the_top_figures_are_means_over_as_many_prompts(monkeypatch: pytest.MonkeyPatch):
+    scores = [4.0, 1.0, 1.0, 9.0]  # in the order of the dev split; the last is not of the top
+    task: Any = SimpleNamespace(
+        labelled=lambda _: [1],
+        prompts=lambda ids, texts: ids,
+        log_probs=lambda prompts, split: np.array([scores[ids[0]] for ids in prompts]),
+    )
+    asked: Any = SimpleNamespace(add=lambda *_: None)
+    about = evaluation.PromptEvaluation.__new__(evaluation.PromptEvaluation)
+    about.options = SimpleNamespace(tested=4, top=3)  # type: ignore[assignment]
+    monkeypatch.setattr(evaluation, "_own", lambda rows: [])
+    monkeypatch.setattr(evaluation, "_of", lambda *_: {})
+    monkeypatch.setattr(evaluation, "_means", lambda t, one, s: {"accuracy": one, "score": -one})
+    rows, results = [{"ids": [i], "text": ""} for i in range(4)], {"decodings": {}}
+    about._test(task, rows, "test", results, asked)
+    top = results["decodings"]["top"]
+    assert top == {"decoding": {"prompts": 3}, "mean": {"accuracy": 2.0, "score": -2.0}}
