@@ -55,7 +55,9 @@ def register() -> None:
     setup_globals()
     setbase(VERSION_BASE)
     OmegaConf.register_new_resolver("pgtg_folder", folder_name, replace=True)
-    ConfigStore.instance().store(name="run_schema", node=RunConfig, provider="pgtg")
+    store = ConfigStore.instance()
+    if "run_schema.yaml" not in store.repo:
+        store.store(name="run_schema", node=RunConfig, provider="pgtg")
 
 
 def loader(config_dir: Path | None = None) -> ConfigLoaderImpl:
@@ -312,7 +314,7 @@ def _with_groups(
     others = {group: o for group, o in others.items() if "/" not in group and not o.is_delete()}
     if not others:
         return _compose(load, task, chosen)[0], []
-    choices = _choices(load, task, named)
+    choices = _compose(load, task, named)[1]
     changed = [group for group, o in others.items() if str(o.value()) != choices.get(group)]
     if not changed:
         return _compose(load, task, chosen)[0], []
@@ -329,19 +331,6 @@ def _with_groups(
         if lost:
             notes.append(f"experiment={name}: {section} of the command line replaces its {lost}")
     return cfg, notes
-
-
-def _choices(load: ConfigLoaderImpl, task: str, experiment: Sequence[Override]) -> dict[str, str]:
-    """Group -> the option that an experiment, or the default one, takes."""
-    if any(source.provider == "command-line" for source in load.repository.get_sources()):
-        return _compose(load, task, experiment)[1]
-    return _shipped_choices(task, tuple(str(o.input_line) for o in experiment))
-
-
-@lru_cache(maxsize=32)
-def _shipped_choices(task: str, experiment: tuple[str, ...]) -> dict[str, str]:
-    """The same of `conf/` alone, whose files do not change while a command runs."""
-    return _compose(loader(), task, [_override(text) for text in experiment])[1]
 
 
 def _pair(choices: Mapping[str, str]) -> str:
@@ -396,9 +385,28 @@ def _compose(
     load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]
 ) -> tuple[DictConfig, dict[str, str]]:
     """The config, and the option that was taken of each group."""
+    overrides = tuple(str(o.input_line) for o in parsed)
+    if any(source.provider == "command-line" for source in load.repository.get_sources()):
+        return _composed(load, task, overrides)
+    cfg, choices = _shipped(task, overrides)
+    return cfg.copy(), choices
+
+
+@lru_cache(maxsize=64)
+def _shipped(task: str, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    """The same of `conf/` alone, whose files do not change while a command runs.
+
+    The jobs of a sweep mostly differ in values, which are set later, and not in their groups.
+    """
+    return _composed(loader(), task, overrides)
+
+
+def _composed(
+    load: ConfigLoaderImpl, task: str, overrides: Sequence[str]
+) -> tuple[DictConfig, dict[str, str]]:
     cfg = load.load_configuration(
         config_name=task,
-        overrides=[str(o.input_line) for o in parsed],
+        overrides=list(overrides),
         run_mode=RunMode.RUN,
         validate_sweep_overrides=False,
     )
@@ -412,7 +420,7 @@ def _compose(
 
 def _options(load: ConfigLoaderImpl, override: Override) -> list[str]:
     """Names of the files in the group that an override chooses from; none if it sets a value."""
-    return load.get_group_options(override.key_or_group)
+    return load.repository.get_group_options(override.key_or_group)
 
 
 def _group_problem(load: ConfigLoaderImpl, override: Override, options: list[str]) -> str | None:

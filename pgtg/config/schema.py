@@ -5,8 +5,9 @@ only give the types. `checks.check` collects *all* problems of a composed config
 """
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
@@ -372,13 +373,13 @@ STAND_INS: dict[Any, Any] = {int: 0, float: 0.0, str: "", bool: False}
 
 def known_keys() -> list[str]:
     """All keys and sections of the config, dotted."""
-    return [key for key, _ in _walk(RunConfig, "")]
+    return [*_types()]
 
 
 def expected_type(key: str) -> str | None:
     """What the schema expects at a dotted key, in plain English; None if there is no such key."""
     owner = key.rpartition(".")[0]
-    types_at = dict(_walk(RunConfig, ""))
+    types_at = _types()
     if key in types_at:
         return _plain(types_at[key])
     if get_origin(types_at.get(owner)) is dict:  # a key of a mapping, e.g. limit.train
@@ -388,14 +389,20 @@ def expected_type(key: str) -> str | None:
 
 def is_open(key: str) -> bool:
     """Whether a dotted key lies in a mapping that takes any key, e.g. data.splits.train."""
-    return get_origin(dict(_walk(RunConfig, "")).get(key.rpartition(".")[0])) is dict
+    return get_origin(_types().get(key.rpartition(".")[0])) is dict
 
 
 def stand_in(key: str) -> Any:
     """A value of the right type for a key that has none yet, so that the rest can be checked."""
-    kind = dict(_walk(RunConfig, ""))[key]
+    kind = _types()[key]
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     return [] if get_origin(options[0]) is list else STAND_INS.get(options[0])
+
+
+@cache
+def _types() -> Mapping[str, Any]:
+    """Type of each key and section of the config, by dotted name."""
+    return dict(_walk(RunConfig, ""))
 
 
 def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:

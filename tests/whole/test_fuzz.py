@@ -3,24 +3,20 @@
 A few hundred cases by default; with `-m slow` each test has many times more, over 5,000 in all.
 """
 
-import copy
 import json
 import math
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hypothesis import strategies as st
 
 from pgtg.cli.calls import Call
-from pgtg.config import RunConfig, compose, known_keys
+from pgtg.config import RunConfig, known_keys
 from pgtg.config.compose import run_config
 from pgtg.errors import PgtgError
 from pgtg.runs import folder as store
@@ -29,46 +25,6 @@ from pgtg.runs.folder import Artifact, RunFolder, content_hash
 from tests.support.fuzzing import exit_code, fuzzed, ours, plain
 
 # --- command lines
-
-
-@cache
-def base(task: str, groups: tuple[str, ...]) -> Any:
-    return _compose(compose.loader(), task, [_parsed(text) for text in groups])
-
-
-_compose = compose._compose
-
-
-def _parsed(text: str) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_override(text)
-
-
-def _quick(load: Any, task: str, parsed: Sequence[Any]) -> Any:
-    """As `compose._compose`, which takes a third of a second, with the config files read once."""
-    groups = [o for o in parsed if compose._options(load, o)]
-    cfg = copy.deepcopy(base(task, tuple(str(o.input_line) for o in groups)))
-    values = [o for o in parsed if o not in groups and not o.is_hydra_override()]
-    ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-    return cfg
-
-
-@pytest.fixture(autouse=True)
-def _one_compose(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = compose.loader()
-    options: dict[str, list[str]] = {}
-    real = compose._options
-
-    def known(load: Any, override: Any) -> list[str]:
-        key = override.key_or_group
-        if key not in options:
-            options[key] = real(load, override)
-        return options[key]
-
-    monkeypatch.setattr(compose, "_options", known)
-    monkeypatch.setattr(compose, "_compose", _quick)
-    monkeypatch.setattr(compose, "loader", lambda config_dir=None: kept)
 
 
 KEYS = sorted(known_keys())
