@@ -45,6 +45,7 @@ from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding, generate, streams
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import HeadSpec, RewardModel, build_reward_model
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import uniform_weights
 from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
 from pgtg.types import Labelled
@@ -168,7 +169,7 @@ def reward_step() -> Phase:
     batch = token_batch(sources, tokens, [i // K for i in range(len(tokens))])
     groups = torch.arange(SOURCES * K).reshape(SOURCES, K)
     compared = GroupBatch(batch, groups, torch.rand(SOURCES, K))
-    objective = PlackettLuce(model, AggregatorConfig("avg", 2.0, False))
+    objective = PlackettLuce(model, Aggregator.of(AggregatorConfig("avg", 2.0, False)))
     run = stepped(model, lambda: objective(compared, objective.count(compared)).value)
     return Phase("generations", SOURCES * K, run, gflop(model, 6))
 

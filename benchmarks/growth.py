@@ -32,6 +32,7 @@ from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import HeadSpec, build_reward_model
+from pgtg.ops.aggregate import Aggregator
 from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
 
 SAVED = Path(__file__).with_name("growth.json")
@@ -83,7 +84,7 @@ def reward_step(size: Size) -> Callable[[], None]:
     batch = token_batch(sources, tokens, [i // size.k for i in range(len(tokens))])
     groups = torch.arange(len(tokens)).reshape(size.sources, size.k)
     compared = GroupBatch(batch, groups, torch.rand(groups.shape))
-    objective = PlackettLuce(reward, AggregatorConfig("avg", 2.0, False))
+    objective = PlackettLuce(reward, Aggregator.of(AggregatorConfig("avg", 2.0, False)))
     return stepped(reward, lambda: objective(compared, objective.count(compared)).value)
 
 

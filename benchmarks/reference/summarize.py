@@ -26,6 +26,7 @@ from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import HeadSpec, build_reward_model
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import mle_weights
 from pgtg.pipeline.stages.align import PlackettLuce, group_batch
 from pgtg.types import Generations
@@ -75,7 +76,9 @@ class Ours:
         self.codec = Codec(work.tokenizer, True, "", "", "", 1024, 128)
         self.pool = JudgePool(JudgeConfig("meteor", 0))
         self.ids = [str(i) for i in range(self.number)]
-        self.aligning = PlackettLuce(self.reward, AggregatorConfig("avg", 2.0, False))
+        self.aligning = PlackettLuce(
+            self.reward, Aggregator.of(AggregatorConfig("avg", 2.0, False))
+        )
         self.align_fit = Trained(self.reward, self.aligning, "align")
         decoding = Decoding(True, work.options.tokens)
         improvement = Improvement(self.lm, method_config(), decoding)

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pgtg.config.checks import CHOICES, nearest
+from pgtg.config.checks import choices
 from pgtg.config.groups import LISTS, options
+from pgtg.config.registry import METHODS, METRICS, TASKS, nearest
 from pgtg.config.sizes import parse_size, show_size
 from pgtg.errors import ConfigError
 from pgtg.runs import entries, sweeps
@@ -40,7 +41,7 @@ def show(group: str | None, config_dir: Path | None = None) -> None:
     _print(names(group, config_dir))
     if group == "metrics":
         print("\nnames for metrics.names=[...] and eval --metrics:")
-        _print(CHOICES["metrics.names"])
+        _print(METRICS.about())
 
 
 def show_cache(folder: Path) -> None:
@@ -81,9 +82,23 @@ def prune_cache(folder: Path, *, everything: bool, max_size: str | None) -> None
 def names(group: str, config_dir: Path | None = None) -> dict[str, str]:
     """Name -> what it is, of one of the groups in LISTS."""
     key = LISTS[group]
-    if key in CHOICES:
-        return CHOICES[key]
-    return options(key, config_dir)
+    if group == "tasks":
+        return TASKS.about()
+    if group == "methods":
+        return _of_methods()
+    return choices().get(key) or options(key, config_dir)
+
+
+def _of_methods() -> dict[str, str]:
+    """Methods and controls: what each is, for which tasks, and what it needs of them."""
+    found: dict[str, str] = {}
+    for spec in METHODS.specs:
+        tasks = [name for name, task in TASKS.items() if spec.needs <= task.gives]
+        role = "" if spec.alone else ", a control"
+        needs = ", ".join(sorted(spec.needs))
+        line = f"{spec.about} ({', '.join(tasks)}{role}; needs {needs})"
+        found[spec.name] = f"{found[spec.name]}; {line}" if spec.name in found else line
+    return found
 
 
 def _print(rows: Mapping[str, str]) -> None:

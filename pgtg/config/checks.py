@@ -4,7 +4,6 @@ Types and unknown keys are the business of `config/schema.py`. What needs a mode
 (a tokeniser that does not fit, a missing column) is checked where it is loaded.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,13 +11,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import ALIASES, TASK_SPLITS, PromptConfig, RunConfig, expected_type
+from pgtg.config import ALIASES, RunConfig, expected_type
+from pgtg.config.registry import (
+    AGGREGATORS,
+    HEADS,
+    JUDGES,
+    METRICS,
+    TASKS,
+    Registry,
+    methods_of,
+    nearest,
+    refusal,
+    resolve,
+)
 
 REFERENCES = {
     "as_given": "the references as the data has them",
     "as_trained": "as the policy's targets hold them: cut to fit and decoded",
 }
-# Names of the config's choices, with what they mean; tests hold them equal to the tables of code.
+# Names that a key may hold where nothing plugs in; tests hold them equal to the tables of code.
 CHOICES: dict[str, dict[str, str]] = {
     "data.name": {
         "newswire": "generated bulletins with planted truth",
@@ -32,36 +43,9 @@ CHOICES: dict[str, dict[str, str]] = {
         "backslash": 'a cell may stand in "quotes", a quote in it has a backslash before it',
         "none": "quotes are text; a cell holds no line break and no delimiter",
     },
-    "aggregator.name": {
-        "avg": "C x mean of the token rewards (the paper's choice)",
-        "sum": "sum of the token rewards (the classical choice)",
-        "min": "C x soft minimum of the token rewards",
-        "max": "C x soft maximum of the token rewards",
-    },
-    "reward.head": {
-        "paper": "the state after a_t -> MLP; the paper's head",
-        "state_action": "the states before and after a_t, a_t's embedding and their product -> MLP",
-        "logprob": "scaled log-probability of a_t under the reward model's own LM head",
-    },
     "reward.bound": {
         "softplus": "the paper's, range (1e-8, 1.3133)",
         "sigmoid": "range (0, 1)",
-    },
-    "judge.name": {
-        "meteor": "METEOR with WordNet synonyms",
-        "meteor_stem": "METEOR's exact and stem stages; needs no download",
-        "rouge1": "ROUGE-1 F-measure",
-        "rouge2": "ROUGE-2 F-measure",
-        "rougeL": "ROUGE-L F-measure",
-        "rougeLsum": "ROUGE-Lsum F-measure",
-        "chrf": "chrF2: character n-grams, for any script; needs no download",
-        "classifier": "gap score of a frozen classifier LM (prompt task)",
-    },
-    "method.name": {
-        "pgtg": "the paper: reward-weighted MLE, or REINFORCE where there are no targets",
-        "mle": "plain MLE: uniform weights, no reward model (summarize)",
-        "sparse": "REINFORCE on the judge's own score, no reward model (prompt)",
-        "random": "random search: prompts of the start policy (prompt)",
     },
     "method.transform": {"none": "weights from r", "exp": "weights from exp(r)"},
     "method.baseline": {
@@ -69,24 +53,10 @@ CHOICES: dict[str, dict[str, str]] = {
         "batch": "minus the batch's mean",
         "group": "minus the mean of the source's own generations",
     },
-    "method.controls": {
-        "uniform": "plain MLE from the same start (summarize)",
-        "shuffled": "the same weights, or judge's scores, in random order",
-        "random": "random search with as many judged prompts (prompt)",
-        "random_reward_model": "guided by a reward model that was never trained",
-        "sparse": "REINFORCE on the judge's own score (prompt)",
-    },
     "reward.score": {
         "heldout": "the generations of held-out sources",
         "train": "the generations that the reward model learned from",
         "targets": "the held-out sources' targets",
-    },
-    "metrics.names": {
-        "rouge": "ROUGE-1, -2, -L and -Lsum",
-        "meteor": "METEOR with WordNet synonyms",
-        "meteor_stem": "METEOR's exact and stem stages; needs no download",
-        "bertscore": "BERTScore; needs its model",
-        "chrf": "chrF2 by sacrebleu: character n-grams, for any script",
     },
     "metrics.tokenizer": {
         "default": "each metric's own: ROUGE reads a-z and 0-9 only, METEOR words between spaces",
@@ -116,10 +86,14 @@ CHOICES: dict[str, dict[str, str]] = {
     },
     "policy.dtype": {"float32": "32-bit floats", "bfloat16": "16-bit floats; slow on most CPUs"},
 }
-# what each task knows: its methods, all controls, and those beside `pgtg` where none are named
-METHODS = {"summarize": ("pgtg", "mle"), "prompt": ("pgtg", "sparse", "random")}
-STANDARD = {"summarize": ("uniform", "shuffled"), "prompt": ("random", "sparse", "shuffled")}
-CONTROLS = {task: (*names, "random_reward_model") for task, names in STANDARD.items()}
+NAMED: Mapping[str, Registry] = {r.key: r for r in (JUDGES, METRICS, AGGREGATORS, HEADS)}
+
+
+def choices() -> dict[str, dict[str, str]]:
+    """Config key -> the names that it may hold, with what they mean."""
+    return CHOICES | {key: registry.about() for key, registry in NAMED.items()}
+
+
 FIT_CHOICES = {
     "optimizer": ("adam", "adamw"),
     "schedule": ("constant", "plateau"),
@@ -228,15 +202,7 @@ def check(cfg: RunConfig) -> list[str]:
         return mistyped  # the other checks rest on types
     problems = [*_names(cfg), *_numbers(cfg), *_fits(cfg), *_data(cfg), *_policy(cfg)]
     problems += [*_reward(cfg), *_method(cfg), *_schedule(cfg), *_evaluation(cfg)]
-    return [*problems, *_prompt(cfg)]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of a short list."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return hint + (f" (known: {', '.join(known)})" if len(known) <= 12 else "")
+    return [*problems, *_of_other_tasks(cfg), *resolve(TASKS[cfg.task].check)(cfg)]
 
 
 def value_at(cfg: Any, key: str) -> Any:
@@ -260,14 +226,14 @@ def _mistyped(cfg: RunConfig) -> Iterator[str]:
 
 
 def _names(cfg: RunConfig) -> Iterator[str]:
-    for key, known in CHOICES.items():
+    for key, known in choices().items():
         value = value_at(cfg, key)
         for name in value if isinstance(value, list) else [value]:
             if name is not None and name not in known:
                 yield f"{key}: there is no '{name}'{nearest(str(name), known)}"
     for name in cfg.reward.compare_heads:
-        if name not in CHOICES["reward.head"]:
-            yield f"reward.compare_heads: no '{name}'{nearest(name, CHOICES['reward.head'])}"
+        if name not in HEADS:
+            yield f"reward.compare_heads: no '{name}'{nearest(name, HEADS)}"
     if re.search(r"[/\\\x00-\x1f]", cfg.name) or cfg.name in ("", ".", ".."):
         yield f"name: found {cfg.name!r}, expected a folder's name (it is part of outputs/...)"
     elif len(cfg.name.encode(errors="replace")) > MAX_NAME:
@@ -337,7 +303,7 @@ def _fits(cfg: RunConfig) -> Iterator[str]:
 
 
 def _odd_rows(cfg: RunConfig) -> Iterator[str]:
-    read = cfg.task != "prompt" and cfg.data.name in ("files", "hub")
+    read = "targets" in TASKS[cfg.task].gives and cfg.data.name in ("files", "hub")
     for key in ("repeats", "empty"):
         named = getattr(cfg.data, key)
         if named and not read:
@@ -351,8 +317,8 @@ def _odd_rows(cfg: RunConfig) -> Iterator[str]:
 
 def _splits(cfg: RunConfig) -> Iterator[str]:
     """Names of splits in mappings that take any key."""
-    known = TASK_SPLITS[cfg.task]
-    also = ("validation",) if cfg.task == "prompt" else ()  # another name of dev
+    known = TASKS[cfg.task].splits
+    also = ("validation",) if "dev" in known else ()  # another name of it
     for section in ("limit", "splits"):
         for split in value_at(cfg, f"data.{section}"):
             if split not in (*known, *also):
@@ -371,7 +337,7 @@ def _data(cfg: RunConfig) -> Iterator[str]:
     data = cfg.data
     yield from _splits(cfg)
     if data.name in GENERATED and data.path is not None:
-        group = "data=files" if cfg.task == "summarize" else "a dataset of files"
+        group = "data=files" if data.fewshot is None else "a dataset of files"
         yield f"data.path: found '{data.path}', but data.name={data.name} reads none: take {group}"
     if data.name == "newswire":
         if data.newswire is None:
@@ -383,8 +349,6 @@ def _data(cfg: RunConfig) -> Iterator[str]:
         return
     if data.path is None:
         yield f"data.path: no value; data.name={data.name} needs data.path=<folder or hub id>"
-    if cfg.task != "prompt" and not data.columns.references:
-        yield "data.columns.references: empty; name at least one column, e.g. [summary]"
     if data.splits.get("train", "") is None:
         yield "data.splits.train: found null; name the file or split to train on"
     if data.name == "files" and data.path:
@@ -405,7 +369,7 @@ def _files(path: Path, splits: dict[str, str | None]) -> Iterator[str]:
 
 
 def _policy(cfg: RunConfig) -> Iterator[str]:
-    yield from _local_model("policy.path", cfg.policy.path)
+    yield from local_model("policy.path", cfg.policy.path)
     tiny = cfg.policy.tiny_t5 is not None or cfg.policy.tiny_lm is not None
     if cfg.policy.tiny_t5 is not None and cfg.data.name != "newswire":
         fix = "choose policy=t5_small, or policy=pretrained policy.path=<folder or hub id>"
@@ -418,13 +382,13 @@ def _policy(cfg: RunConfig) -> Iterator[str]:
 
 
 def _reward(cfg: RunConfig) -> Iterator[str]:
-    yield from _local_model("reward.path", cfg.reward.path)
+    yield from local_model("reward.path", cfg.reward.path)
     if cfg.policy.tiny_t5 is not None and cfg.reward.path:
         found = f"found '{cfg.reward.path}'"
         yield f"reward.path: {found}, but the tiny T5 has its own words; choose reward=same"
 
 
-def _local_model(key: str, path: str | None) -> Iterator[str]:
+def local_model(key: str, path: str | None) -> Iterator[str]:
     """A path that can only be meant as a local one must exist; `owner/name` may be a hub id."""
     if not path:
         return
@@ -438,19 +402,17 @@ def _local_model(key: str, path: str | None) -> Iterator[str]:
 
 def _method(cfg: RunConfig) -> Iterator[str]:
     method = cfg.method
-    if method.name not in METHODS[cfg.task] and method.name in CHOICES["method.name"]:
-        yield f"method.name: the task {cfg.task} has no '{method.name}', it has " + ", ".join(
-            METHODS[cfg.task]
-        )
+    if refused := refusal(cfg.task, method.name):
+        yield refused
     for control in method.controls or []:
-        if control not in CONTROLS[cfg.task] and control in CHOICES["method.controls"]:
-            known = ", ".join(CONTROLS[cfg.task])
-            yield f"method.controls: the task {cfg.task} has no '{control}', it has {known}"
+        if refused := refusal(cfg.task, control, control=True):
+            yield refused
         if control == method.name:
             yield f"method.controls: '{control}' is the method itself"
-    if method.name == "mle" and method.controls:
+    spec = methods_of(cfg.task).get(method.name)
+    if method.controls and spec is not None and not spec.controlled:
         found = f"found {method.controls}"
-        yield f"method.controls: {found}, but mle is itself the control; expected []"
+        yield f"method.controls: {found}, but {spec.name} is itself the control; expected []"
     if method.baseline == "group" and method.reinforce and method.samples < 2:
         found = f"found {method.samples}"
         yield f"method.samples: {found}, but baseline=group needs at least 2 generations per source"
@@ -479,58 +441,14 @@ def _evaluation(cfg: RunConfig) -> Iterator[str]:
             yield f"evaluate.splits: '{split}' has no file; set data.splits.{split} or leave it out"
     if not cfg.evaluate.decodings:
         yield "evaluate.decodings: empty; expected greedy, sample or both"
-    yield from _local_model("metrics.bertscore_model", cfg.metrics.bertscore_model)
+    yield from local_model("metrics.bertscore_model", cfg.metrics.bertscore_model)
     own = cfg.metrics.bertscore_model is not None and "bertscore" in cfg.metrics.names
     if own and cfg.metrics.bertscore_layers is None:
         yield "metrics.bertscore_layers: no value; a BERTScore model of your own needs the layer"
 
 
-def _fresh(cfg: RunConfig, options: PromptConfig) -> Iterator[str]:
-    """What excludes prompts that are judged for each update of the reward model."""
-    if cfg.reward.replay:
-        yield f"reward.replay: found {cfg.reward.replay}, but prompt.fresh=true uses none again"
-    if cfg.sample.k > options.pool:
-        yield f"prompt.pool: found {options.pool}; groups of sample.k={cfg.sample.k} need as many"
-    if cfg.reward.compare_heads:
-        yield "reward.compare_heads: prompt.fresh=true trains one head; leave it empty"
-
-
-def _prompt(cfg: RunConfig) -> Iterator[str]:
-    """What the prompt task needs, and what only it has."""
-    judged = cfg.judge.name == "classifier"
-    if cfg.task != "prompt":
-        if judged:
-            yield "judge: classifier judges prompts; choose a text judge, e.g. judge=meteor_stem"
-        for name, section in (("prompt", cfg.prompt), ("data.fewshot", cfg.data.fewshot)):
-            if section is not None:
-                yield f"{name}: only the prompt task has it; leave it out"
-        return
-    if not judged or cfg.judge.classifier is None:
-        yield f"judge: found '{cfg.judge.name}'; prompts are judged by judge=classifier"
-    elif cfg.judge.classifier.path is None and cfg.judge.classifier.tiny is None:
-        yield "judge.classifier.path: no value; give a folder or hub id of a masked or causal LM"
-    else:
-        yield from _local_model("judge.classifier.path", cfg.judge.classifier.path)
-        if cfg.judge.classifier.readout not in ("raw", "calibrated"):
-            found = cfg.judge.classifier.readout
-            yield f"judge.classifier.readout: found '{found}', expected raw or calibrated"
-    if cfg.data.fewshot is None:
-        yield "data.fewshot: no values; choose dataset=..., or write a yaml like conf/dataset/sst2"
-    if cfg.prompt is None:
-        yield "prompt: no values; see conf/prompt.yaml"
-        return
-    if cfg.improve.keep == "best" and not cfg.prompt.validation_prompts:
-        yield "improve.keep: found best, but prompt.validation_prompts=0 leaves nothing to judge by"
-    held = cfg.sample.heldout_sources
-    fit = cfg.reward.fit
-    watched = fit.keep == "best" or fit.patience or fit.schedule == "plateau"
-    key, checks = "sample.heldout_sources", held
-    if cfg.prompt.fresh:
-        key, checks = "prompt.fresh_checks", cfg.prompt.fresh_checks
-        yield from _fresh(cfg, cfg.prompt)
-    elif cfg.prompt.fresh_checks:
-        yield "prompt.fresh_checks: only with prompt.fresh=true; sample.heldout_sources checks here"
-    if not checks and watched:
-        yield f"{key}: found 0, but reward.fit.keep=best, patience and plateau need some"
-    if cfg.schedule.unit != "updates":
-        yield f"schedule.unit: found '{cfg.schedule.unit}'; the prompt task counts updates"
+def _of_other_tasks(cfg: RunConfig) -> Iterator[str]:
+    """Sections that the config has although another task reads them."""
+    for spec in TASKS.specs:
+        if spec.group and spec.name != cfg.task and getattr(cfg, spec.group, None) is not None:
+            yield f"{spec.group}: only the {spec.name} task has it; leave it out"

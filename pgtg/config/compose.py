@@ -24,9 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pgtg.config import RunConfig, expected_type, is_open, known_keys, stand_in
-from pgtg.config.checks import STANDARD, check, nearest, value_at
+from pgtg.config.checks import check, value_at
 from pgtg.config.groups import CONF, groups, option_files
 from pgtg.config.overrides import PATHS, as_hydra, folder_name
+from pgtg.config.registry import TASKS, methods_of, nearest
 from pgtg.errors import ConfigError
 
 VERSION_BASE = "1.3"
@@ -165,7 +166,9 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
     assert isinstance(run, RunConfig)
     _expand_home(run)
     if run.method.controls is None:  # those of the task
-        run.method.controls = list(STANDARD[run.task]) if run.method.name == "pgtg" else []
+        method = methods_of(run.task).get(run.method.name)
+        learned = method is not None and method.learns_reward
+        run.method.controls = list(TASKS[run.task].controls) if learned else []
     return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
 
 

@@ -24,8 +24,7 @@ DEPTHS = (
     "decoder_layers",
 )
 
-# the splits of each task's data, and other names of theirs: of files, and in what people type
-TASK_SPLITS = {"summarize": ("train", "validation", "test"), "prompt": ("train", "dev", "test")}
+# other names of splits: of files, and in what people type
 ALIASES = {
     "validation": ("validation", "valid", "val", "dev"),
     "dev": ("dev", "validation", "valid", "val"),

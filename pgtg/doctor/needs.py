@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgtg.config import RunConfig
+from pgtg.config.registry import TASKS
 from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
 from pgtg.doctor.machine import memory_bytes
@@ -122,13 +123,11 @@ def _split_sizes(cfg: RunConfig, around: Surroundings) -> tuple[dict[str, int | 
 
         return split_sizes(cfg), []
     from pgtg.data.splits import counts_line, repeated_between
-    from pgtg.tasks.prompt import PromptTask
-    from pgtg.tasks.summarize import SummarizeTask
+    from pgtg.tasks import task_of
 
-    prompts = cfg.task == "prompt"
-    task = PromptTask(cfg, around.outputs) if prompts else SummarizeTask(cfg)
+    task, spec = task_of(cfg, around.outputs), TASKS[cfg.task]
     task.read()
-    sizes: dict[str, int | None] = dict.fromkeys(("train", "dev", "test") if prompts else (), 0)
+    sizes: dict[str, int | None] = dict.fromkeys(() if spec.sources else spec.splits, 0)
     sizes |= {split: counts.kept for split, counts in task.counts.items()}
     lost = [c for c in task.counts.values() if {*c.dropped, *c.truncated} - {*ASKED_FOR}]
     return sizes, [*map(counts_line, lost), *repeated_between(task.seen)]

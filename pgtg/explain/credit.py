@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from pgtg.config import AggregatorConfig
 from pgtg.explain.pieces import Piece
-from pgtg.ops.aggregate import evaluate_groups
+from pgtg.ops.aggregate import Aggregator
 from pgtg.types import TokenIds
 
 
@@ -85,18 +84,12 @@ class Explained:
     pairs: int
 
 
-def evaluations(rewards: Sequence[Sequence[float]], cfg: AggregatorConfig) -> list[float]:
+def evaluations(rewards: Sequence[Sequence[float]], aggregator: Aggregator) -> list[float]:
     """Sequence evaluations e of one group's texts, by the aggregator of the run."""
     values = pad_sequence([torch.tensor(row, dtype=torch.float64) for row in rewards], True)
     lengths = torch.tensor([len(row) for row in rewards])
-    found = evaluate_groups(
-        cfg.name,
-        values,
-        torch.arange(values.shape[1]) < lengths[:, None],
-        torch.arange(len(rewards))[None],
-        temperature=cfg.temperature,
-        length_normalized=cfg.length_normalized,
-    )
+    mask = torch.arange(values.shape[1]) < lengths[:, None]
+    found = aggregator.groups(values, mask, torch.arange(len(rewards))[None])
     return found[0].tolist()
 
 
@@ -144,10 +137,10 @@ def explained(group: Group, views: Sequence[Sequence[View]]) -> Explained:
 def views(
     cut: Sequence[tuple[str, Sequence[Piece]]],
     rewards: Sequence[Sequence[float]],
-    cfg: AggregatorConfig,
+    aggregator: Aggregator,
 ) -> list[View]:
     """One run's views of a group's texts."""
-    values = evaluations(rewards, cfg)
+    values = evaluations(rewards, aggregator)
     placed = ranks(values)
     return [
         View(text, tuple(pieces), tuple(rewards[n]), values[n], placed[n])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pgtg.config.registry import TASKS
 from pgtg.explain.credit import Explained, explained
 from pgtg.explain.runs import Read, Run, labelled, open_run, read
 from pgtg.explain.shading import Scale
@@ -57,7 +58,7 @@ def gather(path: Path, options: Options, log: RunLog) -> Credit:
     groups = [
         explained(group, [views[n] for views in found]) for n, group in enumerate(texts.groups)
     ]
-    if runs[0].cfg.task == "prompt" and options.text is None:  # one group: n of its texts
+    if not TASKS[runs[0].cfg.task].sources and options.text is None:  # one group: n of its texts
         groups = [replace(group, entries=group.entries[: options.n]) for group in groups]
     scales = [
         Scale.of([r for views in run for view in views for r in view.rewards]) for run in found

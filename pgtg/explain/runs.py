@@ -20,10 +20,12 @@ from pgtg.models.codec import Codec
 from pgtg.models.loading import load_tokenizer
 from pgtg.models.reward import load_reward_model
 from pgtg.models.special_tokens import end_tokens
+from pgtg.ops.aggregate import Aggregator
 from pgtg.runs.folder import Artifact, RunFolder
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import as_read, read_dtype
-from pgtg.tasks import Task
+from pgtg.tasks import task_of
+from pgtg.tasks.task import Task
 from pgtg.types import TokenIds
 
 Cut = tuple[str, Sequence[Piece], bool]  # a text, its tokens, whether its end was cut off
@@ -82,7 +84,7 @@ def open_run(path: Path) -> Run:
     reward.verify()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    task = _task(cfg, folder.path)
+    task = task_of(cfg, folder.path)
     tokenizer, config, generation = load_tokenizer(str(reward.path))
     ends = end_tokens(generation, config)
     codec = task.codec(tokenizer, bool(config.is_encoder_decoder), ends)
@@ -93,17 +95,6 @@ def _config(saved: dict[str, Any]) -> RunConfig:
     """The run's config; nothing that is read here depends on keys that it may lack."""
     task = str(saved.get("task"))
     return run_config(task, saved=completed(task, saved)[0])
-
-
-def _task(cfg: RunConfig, path: Path) -> Task:
-    """The run's task for its data and codec alone: no judge is loaded."""
-    if cfg.task == "prompt":
-        from pgtg.tasks.prompt import PromptTask
-
-        return PromptTask(cfg, path)
-    from pgtg.tasks.summarize import SummarizeTask
-
-    return SummarizeTask(cfg)
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
@@ -163,7 +154,7 @@ def read(run: Run, groups: Sequence[Group], sampled_by: Codec) -> Read:
     if rewards is None:
         rewards = _rewards(run, [ids for ids, _ in sources], texts)
     made = [
-        views([text[:2] for text in found], values, run.cfg.aggregator)
+        views([text[:2] for text in found], values, Aggregator.of(run.cfg.aggregator))
         for found, values in zip(texts, rewards, strict=True)
     ]
     cut_texts = sum(cut for found in texts for _, _, cut in found)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgtg.config.checks import nearest
 from pgtg.config.inputs import settings
+from pgtg.config.registry import TASKS, nearest
 from pgtg.data.comparisons import distinct
 from pgtg.data.generations import read_generations
 from pgtg.data.splits import counts_line, text_problem
@@ -46,7 +46,7 @@ def of_run(run: Run, split: str | None, n: int | None, log: RunLog) -> Texts:
         ConfigError: An unknown split, or any for prompts.
         ArtifactError: There is no judged text yet.
     """
-    if run.cfg.task == "prompt":
+    if not TASKS[run.cfg.task].sources:
         if split is not None:
             raise ConfigError(
                 "--split: a prompt run judges its prompts on the few training examples, so there "
@@ -255,7 +255,7 @@ def _row(raw: bytes, run: Run) -> tuple[str, str, list[str]]:
         raise DataError("broken JSON") from error
     if not isinstance(row, dict):
         raise DataError("not a JSON object")
-    sourceless = run.cfg.task == "prompt"
+    sourceless = not TASKS[run.cfg.task].sources
     prompt: Any = row.get("prompt", "" if sourceless else None)
     given: Any = row.get("reference")
     for problem in (

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from pgtg.config import JudgeConfig
+from pgtg.config.registry import JUDGES
 from pgtg.metrics.chrf import build_chrf
-from pgtg.metrics.lookup import look_up
 from pgtg.metrics.meteor import Meteor, build_meteor, build_meteor_stem
 from pgtg.metrics.rouge import TYPES, build_rouge
 
@@ -53,12 +53,10 @@ def _chrf_judge(splitter: str, words: str) -> TextJudge:
     return TextJudge(chrf.name, chrf.pair, chrf.describe())
 
 
-JUDGES: dict[str, Callable[[str, str], TextJudge]] = {
-    "meteor": partial(_meteor_judge, build_meteor),
-    "meteor_stem": partial(_meteor_judge, build_meteor_stem),
-    **{column: partial(_rouge_judge, column) for column in TYPES},
-    "chrf": _chrf_judge,
-}
+meteor = partial(_meteor_judge, build_meteor)
+meteor_stem = partial(_meteor_judge, build_meteor_stem)
+rouge1, rouge2, rougeL, rougeLsum = (partial(_rouge_judge, column) for column in TYPES)
+chrf = _chrf_judge
 
 
 def build_judge(cfg: JudgeConfig, splitter: str = "regex", words: str = "default") -> TextJudge:
@@ -72,4 +70,4 @@ def build_judge(cfg: JudgeConfig, splitter: str = "regex", words: str = "default
         ConfigError: Unknown judge, splitter or tokenizer.
         MissingResourceError: A resource is not on this machine; says what mends it.
     """
-    return look_up(JUDGES, cfg.name, "judge.name")(splitter, words)
+    return JUDGES[cfg.name].load()(splitter, words)

@@ -29,10 +29,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pgtg.config.registry import nearest
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot, Template
-from pgtg.metrics.lookup import nearest
 from pgtg.models.backends.linear import onednn_is_faster
 from pgtg.models.loading import load_language_model, require_pair
 from pgtg.models.trust import check_folder, load, unloadable
@@ -98,7 +98,7 @@ class Classifier:
         mixed: bool | None = None,
     ):
         if readout not in READOUTS:
-            raise ConfigError(f"readout: unknown name {readout!r}, {nearest(readout, [*READOUTS])}")
+            raise ConfigError(f"readout: there is no {readout!r}{nearest(readout, READOUTS)}")
         _check_kind(model, template)
         _check_length(model, max_tokens)
         ids = torch.tensor(label_ids(tokenizer, words), device=model.device)

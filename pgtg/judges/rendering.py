@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pgtg.config.registry import nearest
 from pgtg.errors import ConfigError
 from pgtg.judges.template import Prompt, Slot, Template
-from pgtg.metrics.lookup import nearest
 from pgtg.models.special_tokens import frame
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Renderer:
         max_tokens: int,
     ):
         if mode not in RENDERINGS:
-            raise ConfigError(f"rendering: unknown name {mode!r}, {nearest(mode, [*RENDERINGS])}")
+            raise ConfigError(f"rendering: there is no {mode!r}{nearest(mode, RENDERINGS)}")
         if template.masked and tokenizer.mask_token_id is None:
             raise ConfigError(f"template {template.text!r}: this model's tokenizer has no mask")
         if mode == "string" and not tokenizer.is_fast:

@@ -8,8 +8,8 @@ import string
 from dataclasses import dataclass
 from enum import Enum
 
+from pgtg.config.registry import nearest
 from pgtg.errors import ConfigError
-from pgtg.metrics.lookup import nearest
 
 
 class Slot(Enum):
@@ -96,5 +96,5 @@ def _fields(text: str, instruction: str | None) -> list[str | Slot]:
             found.append(Slot(name))
         elif name is not None:
             hint = nearest(name, [*names, "instruction"])
-            raise ConfigError(f"template {text!r}: unknown field {{{name}}}, {hint}")
+            raise ConfigError(f"template {text!r}: unknown field {{{name}}}{hint}")
     return found

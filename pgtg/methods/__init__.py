@@ -1,33 +1,17 @@
-"""Methods of policy improvement and their controls, by task.
+"""Methods of policy improvement: what a policy is trained on, the run's own or a control's.
 
-A method is a name, the stages it runs, and the stream its policy trains on. A control is a method
-beside the run's own, from the same start and with the same budget; what it does not make itself
-it takes from the main line.
+Which there are, and what each needs of a task, stands in `methods/registry.py`.
 """
 
+from typing import TYPE_CHECKING
+
 from pgtg.config import RunConfig
-from pgtg.methods import mle, pgtg, prompt
-from pgtg.methods.method import Method
+from pgtg.config.registry import method_spec
 
-METHODS: dict[str, dict[str, Method]] = {
-    "summarize": {"pgtg": pgtg.METHOD, "mle": mle.METHOD},
-    "prompt": {"pgtg": prompt.PGTG, "sparse": prompt.SPARSE, "random": prompt.RANDOM},
-}
-CONTROLS: dict[str, dict[str, Method]] = {
-    "summarize": {
-        "uniform": mle.METHOD,
-        "shuffled": pgtg.SHUFFLED,
-        "random_reward_model": pgtg.RANDOM_REWARD,
-    },
-    "prompt": {
-        "random": prompt.RANDOM,
-        "sparse": prompt.SPARSE,
-        "shuffled": prompt.SHUFFLED,
-        "random_reward_model": prompt.RANDOM_REWARD,
-    },
-}
+if TYPE_CHECKING:
+    from pgtg.methods.method import Method
 
 
-def method_of(cfg: RunConfig, control: str = "") -> Method:
+def method_of(cfg: RunConfig, control: str = "") -> "Method":
     """The run's method, or that of one of its controls."""
-    return CONTROLS[cfg.task][control] if control else METHODS[cfg.task][cfg.method.name]
+    return method_spec(cfg.task, control or cfg.method.name, control=bool(control)).load()

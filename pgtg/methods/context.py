@@ -32,7 +32,7 @@ from pgtg.runs.log import RunLog
 from pgtg.runtime import distributed
 from pgtg.runtime.device import pick_device, require_float64, set_arithmetic
 from pgtg.runtime.precision import as_read, bf16_speed, judge_dtype, read_dtype
-from pgtg.tasks import Task
+from pgtg.tasks.task import Task
 from pgtg.types import TokenBatch, TokenIds
 
 

@@ -196,8 +196,9 @@ class FreshComparisons:
 
 
 def prompt_task(ctx: Context) -> PromptTask:
-    assert isinstance(ctx.task, PromptTask)
-    return ctx.task
+    """The task of a method that searches for prompts."""
+    assert ctx.task.search is not None  # what the method needs
+    return ctx.task.search
 
 
 def is_fresh(ctx: Context) -> bool:

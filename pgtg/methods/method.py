@@ -88,6 +88,7 @@ class Method:
         shuffle_scores: Learn the reward from the judge's scores in random order: a control.
         needs_reward: Whether policy training reads the round's reward model.
         needs_samples: Whether policy training reads judged generations.
+        judges_updates: Whether it may have own samples judged for each update (prompt.fresh).
     """
 
     name: str
@@ -99,3 +100,4 @@ class Method:
     shuffle_scores: bool = False
     needs_reward: bool = True
     needs_samples: bool = False
+    judges_updates: bool = False

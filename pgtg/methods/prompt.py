@@ -21,14 +21,20 @@ from pgtg.config import FitConfig
 from pgtg.data.comparisons import distinct
 from pgtg.data.generations import joined, read_generations
 from pgtg.judges.record import Record, write_judged
-from pgtg.methods.fresh import draw, draw_batch, is_fresh, judge, validations
+from pgtg.methods.fresh import (
+    draw,
+    draw_batch,
+    is_fresh,
+    judge,
+    prompt_task,
+    validations,
+)
 from pgtg.methods.method import STAGES, Improving, Method
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, read_again
 from pgtg.models.batch import token_batch
-from pgtg.ops.aggregate import AGGREGATORS
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import advantages, standardized
-from pgtg.tasks.prompt import PromptTask
 from pgtg.types import TokenBatch
 
 
@@ -41,8 +47,7 @@ class PromptGuide:
 
     def __init__(self, method: Method, given: Improving):
         self.ctx, self.given = given.ctx, given
-        assert isinstance(given.ctx.task, PromptTask)
-        self.task = given.ctx.task
+        self.task = prompt_task(given.ctx)
         self.options = given.ctx.cfg.method
         self.start = given.ctx.load_start()[0] if self.options.kl > 0 else None
         self.objective = PolicyGradient(
@@ -139,10 +144,8 @@ class DenseGuide(PromptGuide):
         model = self.given.model
         assert model is not None
         batch, drawn = self._drawn(size, update, part)
-        rewards, cfg = model(batch), self.ctx.cfg.aggregator
-        evaluations = AGGREGATORS[cfg.name](
-            rewards, batch.mask, cfg.temperature, cfg.length_normalized
-        )
+        rewards = model(batch)
+        evaluations = Aggregator.of(self.ctx.cfg.aggregator)(rewards, batch.mask)
         share = self.options.token_share
         return self._sampled(batch, self._mixed(rewards, evaluations, batch, share), drawn)
 
@@ -231,6 +234,11 @@ RANDOM_REWARD = Method(
     needs_samples=True,
 )
 SPARSE = Method(
-    "sparse", ("sample", "improve"), sparse_guide, needs_reward=False, needs_samples=True
+    "sparse",
+    ("sample", "improve"),
+    sparse_guide,
+    needs_reward=False,
+    needs_samples=True,
+    judges_updates=True,
 )
 RANDOM = Method("random", ("sample",), None, needs_reward=False)

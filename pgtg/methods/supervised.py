@@ -24,11 +24,10 @@ from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.models.batch import moved, token_batch
 from pgtg.models.generate import generate
-from pgtg.ops.aggregate import AGGREGATORS
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import advantages
 from pgtg.runs.folder import Artifact
 from pgtg.runtime import distributed
-from pgtg.tasks.summarize import SummarizeTask
 from pgtg.training.update import Where
 from pgtg.types import Example, TokenIds
 
@@ -44,8 +43,8 @@ class SupervisedGuide:
 
     def __init__(self, method: Method, given: Improving):
         ctx = given.ctx
-        assert isinstance(ctx.task, SummarizeTask)
-        self.task = ctx.task
+        assert ctx.task.targets is not None  # what the method needs
+        self.task, self.targets = ctx.task, ctx.task.targets
         self.ctx, self.method, self.lm, self.codec = ctx, method, given.lm, given.codec
         self.given, self.model = given, given.model
         self.first, self.updates = given.first, given.updates
@@ -55,7 +54,7 @@ class SupervisedGuide:
         self.ahead = self.options.reinforce == 0  # else the policy is sampled for its update
         self.objective = Improvement(self.lm, self.options, ctx.sampling())
         self.start = ctx.load_start()[0] if self.options.reinforce * self.options.kl > 0 else None
-        self.tokens = self.task.tokens("train", self.codec)
+        self.tokens = self.targets.tokens("train", self.codec)
         used = self._used()
         self.cut = int((self.tokens.source_cut | self.tokens.target_cut)[used].sum())
         self._rewards = self._target_rewards(used) if self.model is not None else None
@@ -68,7 +67,7 @@ class SupervisedGuide:
 
     def _used(self) -> np.ndarray:
         """Rows of the examples of the round, in the order of their first use."""
-        windows = (self.task.window(self.first + step) for step in range(self.updates))
+        windows = (self.targets.window(self.first + step) for step in range(self.updates))
         rows = [part.rows for window in windows for part in window]
         if not rows:
             return np.empty(0, np.int64)
@@ -78,7 +77,7 @@ class SupervisedGuide:
     def window(self, step: int) -> list[Callable[[], SupervisedBatch]]:
         """What makes each micro-batch of the round's update number `step`."""
         update = self.first + step
-        parts = enumerate(self.task.window(update))
+        parts = enumerate(self.targets.window(update))
         return [partial(self._batch, part, update, place) for place, part in parts]
 
     def _batch(self, examples: Examples, update: int, place: int) -> SupervisedBatch:
@@ -105,7 +104,7 @@ class SupervisedGuide:
             working = artifact.working(inputs)
             sources, targets = self.tokens.sources(used), self.tokens.targets(used)
             values = self.ctx.per_token(self.model, sources, targets, range(len(used)))
-            names = self.task.examples("train").chosen(used).ids()
+            names = self.targets.examples("train").chosen(used).ids()
             _write(working / REWARDS, names, values)
             artifact.commit(inputs=inputs, position=self.ctx.cursor[0])
         table, place = mapped_rows(artifact.file(REWARDS), SCHEMA), np.full(len(self.tokens), -1)
@@ -141,9 +140,7 @@ class SupervisedGuide:
         return Sampled(batch, advantage, start)
 
     def _advantage(self, token_rewards: Tensor, mask: Tensor, origin: Tensor) -> Tensor:
-        cfg = self.ctx.cfg.aggregator
-        aggregator = AGGREGATORS[cfg.name]
-        evaluations = aggregator(token_rewards, mask, cfg.temperature, cfg.length_normalized)
+        evaluations = Aggregator.of(self.ctx.cfg.aggregator)(token_rewards, mask)
         return advantages(
             token_rewards,
             evaluations,

@@ -5,27 +5,17 @@ it; nothing is replaced by something else. Importing this module imports none of
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pgtg.config import MetricsConfig
+from pgtg.config.registry import METRICS
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.metrics.bertscore import BertScore, build_bertscore
-from pgtg.metrics.chrf import ChrF, build_chrf
-from pgtg.metrics.lookup import look_up
-from pgtg.metrics.meteor import Meteor, build_meteor, build_meteor_stem
-from pgtg.metrics.rouge import Rouge, build_rouge
+from pgtg.metrics.bertscore import BertScore
+from pgtg.metrics.chrf import ChrF
+from pgtg.metrics.meteor import Meteor
+from pgtg.metrics.rouge import Rouge
 
 TextMetric = Rouge | Meteor | BertScore | ChrF
-
-METRICS: dict[str, Callable[[MetricsConfig, str | None], TextMetric]] = {
-    "rouge": lambda cfg, device: build_rouge(cfg.sentence_splitter, tokenizer=cfg.tokenizer),
-    "meteor": lambda cfg, device: build_meteor(cfg.sentence_splitter, cfg.tokenizer),
-    "meteor_stem": lambda cfg, device: build_meteor_stem(cfg.sentence_splitter, cfg.tokenizer),
-    "chrf": lambda cfg, device: build_chrf(),
-    "bertscore": lambda cfg, device: build_bertscore(
-        cfg.bertscore_model, cfg.bertscore_layers, device
-    ),
-}
 
 
 def build_metrics(
@@ -48,7 +38,7 @@ def build_metrics(
     absent: dict[str, str] = {}
     for name in dict.fromkeys(cfg.names):
         try:
-            present.append(look_up(METRICS, name, "metrics.names")(cfg, device))
+            present.append(METRICS[name].load()(cfg, device))
         except ConfigError as error:
             problems.extend(error.problems)
         except MissingResourceError as error:

@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pgtg.config import MetricsConfig
 from pgtg.errors import ConfigError, MissingResourceError
 
 DEFAULT_MODEL, DEFAULT_LAYERS = "roberta-large", 17  # bert-score's choice for English
@@ -212,3 +213,7 @@ def _check(folder: Path, label: str, layers: int) -> None:
             f"bertscore: bert-score takes {folder} for a T5 model because its path contains 't5': "
             "move or link it to another name"
         )
+
+
+def make(cfg: MetricsConfig, device: str | None) -> BertScore:
+    return build_bertscore(cfg.bertscore_model, cfg.bertscore_layers, device)

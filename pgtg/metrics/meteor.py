@@ -17,6 +17,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from pgtg.config import MetricsConfig
 from pgtg.errors import MissingResourceError
 from pgtg.metrics.sentences import build_splitter, describe_splitter
 from pgtg.metrics.words import METEOR_READS, build_words, share_unread
@@ -211,3 +212,11 @@ def _has(root: Any, name: str) -> bool:
     except (OSError, KeyError):
         return False
     return True
+
+
+def make(cfg: MetricsConfig, device: str | None) -> Meteor:
+    return build_meteor(cfg.sentence_splitter, cfg.tokenizer)
+
+
+def make_stem(cfg: MetricsConfig, device: str | None) -> Meteor:
+    return build_meteor_stem(cfg.sentence_splitter, cfg.tokenizer)

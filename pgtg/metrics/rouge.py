@@ -16,6 +16,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from pgtg.config import MetricsConfig
 from pgtg.metrics.meteor import CachedStemmer
 from pgtg.metrics.sentences import build_splitter, describe_splitter
 from pgtg.metrics.words import (
@@ -123,3 +124,7 @@ def build_rouge(
     words = _Words(without_signs(own), stem=tokenizer != "char") if own else _CachedTokenizer()
     scorer = RougeScorer(list(columns), tokenizer=words)
     return Rouge(splitter, scorer, lines, columns, tokenizer=tokenizer)
+
+
+def make(cfg: MetricsConfig, device: str | None) -> Rouge:
+    return build_rouge(cfg.sentence_splitter, tokenizer=cfg.tokenizer)

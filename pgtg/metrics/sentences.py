@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from importlib.metadata import version
 
+from pgtg.config.registry import look_up
 from pgtg.errors import MissingResourceError
-from pgtg.metrics.lookup import look_up
 
 Splitter = Callable[[str], list[str]]
 

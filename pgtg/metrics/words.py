@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import regex
 
-from pgtg.metrics.lookup import look_up
+from pgtg.config.registry import look_up
 
 Words = Callable[[str], list[str]]
 

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from pgtg.config import RunConfig
+from pgtg.config.registry import TASKS, method_spec
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.models.batch import token_batch
 from pgtg.models.language import LanguageModel
@@ -88,10 +89,14 @@ def uses(cfg: RunConfig) -> list[Use]:
     policy, reward = cfg.policy, cfg.reward
     if policy.path is None:
         return []
-    prompts = cfg.task == "prompt"
+    prompts = not TASKS[cfg.task].sources
     source = 0 if prompts else policy.max_source_tokens
     new = max(cfg.sample.max_new_tokens, 0 if prompts else policy.max_target_tokens)
-    heads = (reward.head, *reward.compare_heads) if cfg.method.name == "pgtg" else ()
+    heads = (
+        (reward.head, *reward.compare_heads)
+        if method_spec(cfg.task, cfg.method.name).learns_reward
+        else ()
+    )
     own = bool(heads) and bool(reward.path or reward.layers)
     trained = None if policy.adaptor is not None else (cfg.improve.lr, policy.dtype)
     asked: dict[str, Any] = {"source_tokens": source, "new_tokens": new}

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pgtg.config.registry import HEADS
 from pgtg.errors import ArtifactError
 from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.backends.sharding import weights_of
@@ -100,13 +101,6 @@ class LogProbHead(nn.Module):
         return self.scale * log_probability(lm.logits(batch).float(), batch.tokens) + self.shift
 
 
-HEADS: dict[str, type[nn.Module]] = {
-    "paper": PaperHead,
-    "state_action": StateActionHead,
-    "logprob": LogProbHead,
-}
-
-
 class RewardModel(nn.Module):
     """r_phi(s_t, a_t) for each token of N sequences that continue B sources.
 
@@ -118,7 +112,7 @@ class RewardModel(nn.Module):
     def __init__(self, backbone: LanguageModel, spec: HeadSpec):
         super().__init__()
         self.backbone, self.spec = backbone, spec
-        self.head = with_fast_linears(HEADS[spec.head](backbone.width, spec))
+        self.head = with_fast_linears(HEADS[spec.head].load()(backbone.width, spec))
         self.bound = BOUNDS[spec.bound]
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
@@ -188,7 +182,7 @@ def _head_spec(folder: Path) -> HeadSpec:
     names = [field.name for field in fields(HeadSpec)]
     if isinstance(found, dict) and sorted(found) == sorted(names):
         head, bound, width = (found[name] for name in names)
-        known = head in list(HEADS) and bound in list(BOUNDS) and type(width) is int
+        known = head in HEADS and bound in list(BOUNDS) and type(width) is int
         room = plain_file(folder / HEAD_WEIGHTS, max_bytes=2**40).st_size
         if known and width >= 1 and (head == "logprob" or 4 * width <= room):
             return HeadSpec(head, bound, width)

@@ -8,27 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from pgtg.errors import ConfigError
-
 BINS = 10  # of the calibration
-
-
-def aggregator_weights(name: str, temperature: float, rewards: Sequence[float]) -> np.ndarray:
-    """The gradient of f by each token reward, scaled to sum 1: how much each token counts.
-
-    avg and sum: equal shares. max: softmax(r / beta), min: softmax(-r / beta).
-
-    Raises:
-        ConfigError: An aggregator whose gradient is not known here.
-    """
-    values = np.asarray(rewards, float)
-    if name in ("avg", "sum"):
-        return np.full(len(values), 1 / len(values))
-    if name not in ("max", "min"):
-        raise ConfigError(f"aggregator.name: found {name}, expected one of avg, max, min, sum")
-    scaled = (values if name == "max" else -values) / temperature
-    weights = np.exp(scaled - scaled.max())
-    return weights / weights.sum()
 
 
 def effective_tokens(weights: np.ndarray) -> float:
@@ -76,9 +56,14 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float((x * y).sum() / scale) if scale > 0 else float("nan")
 
 
-def spread(name: str, temperature: float, rewards: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Means over sequences of the aggregator's effective tokens and its top token's share."""
-    weights = [aggregator_weights(name, temperature, row) for row in rewards if len(row)]
+def spread(weights: Sequence[np.ndarray]) -> dict[str, float]:
+    """Means over sequences of the aggregator's effective tokens and its top token's share.
+
+    Args:
+        weights: How much each token of a sequence counts (`Aggregator.weights`); empty ones are
+            left out.
+    """
+    weights = [row for row in weights if len(row)]
     return {
         "effective_tokens": float(np.mean([effective_tokens(w) for w in weights])),
         "top_token_share": float(np.mean([w.max() for w in weights])),

@@ -8,10 +8,11 @@ from typing import Any
 from pgtg.config import RunConfig
 from pgtg.config.compose import completed, run_config
 from pgtg.config.inputs import portable
+from pgtg.config.registry import TASKS
 from pgtg.data.splits import counts_line
 from pgtg.errors import ArtifactError, ConfigError, PgtgError
 from pgtg.methods.context import Context, opened, quiet
-from pgtg.pipeline.evaluation import EVALUATIONS
+from pgtg.pipeline.evaluation import evaluation_of
 from pgtg.pipeline.evaluation.system import Evaluation, Results, System
 from pgtg.pipeline.reuse import parent_files, rewardless, share, start_models
 from pgtg.runs.folder import (
@@ -30,7 +31,6 @@ from pgtg.tasks import open_task
 READ = ("data", "metrics", "evaluate", "sample", "device", "tf32", "deterministic", "threads")
 READ += ("cache", "data_seed", "policy.prefix", "policy.suffix", "policy.target_prefix")
 READ += ("policy.max_source_tokens", "policy.max_target_tokens", "policy.dtype")
-PROMPTS = ("judge", "prompt", "policy.start_text", "seed")
 
 
 def evaluate_run(ctx: Context) -> dict[str, float]:
@@ -39,7 +39,7 @@ def evaluate_run(ctx: Context) -> dict[str, float]:
     Returns:
         The method's own figures, by split/decoding/column.
     """
-    evaluation = EVALUATIONS[ctx.cfg.task](ctx.cfg)
+    evaluation = evaluation_of(ctx.cfg)
     final: dict[str, float] = {}
     for split in ctx.cfg.evaluate.splits:
         if (why := evaluation.unavailable(ctx, split)) is not None:
@@ -172,7 +172,7 @@ def evaluate_saved(
         policy, out = path, None
     if metrics:
         cfg = replace(cfg, metrics=replace(cfg.metrics, names=metrics))
-    evaluation = EVALUATIONS[cfg.task](cfg)
+    evaluation = evaluation_of(cfg)
     with open_task(cfg, path, judged=False) as task:
         ctx = opened(cfg, run, log, task)
         results, samples = evaluation.results(ctx, System("policy", policy), split)
@@ -192,7 +192,7 @@ def _require_effect(saved: RunConfig, cfg: RunConfig) -> None:
         ConfigError: With the keys that would change nothing.
     """
     before, after = flat(asdict(saved)), flat(asdict(cfg))
-    read = READ + (PROMPTS if cfg.task == "prompt" else ())
+    read = READ + TASKS[cfg.task].evaluated
     read += ("seed",) if "sample" in cfg.evaluate.decodings else ()
     lost = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     lost = [key for key in lost if key not in read and key.split(".")[0] not in read]

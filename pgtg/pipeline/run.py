@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.config import RunConfig
+from pgtg.config.registry import TASKS
 from pgtg.data.splits import counts_line, repeated_between
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.methods import method_of
@@ -69,7 +70,7 @@ def improve_round(ctx: Context, round: int) -> None:
     """The policy, and those of the controls; the best so far is published."""
     for control in lines(ctx, "improve"):
         improve(ctx, round, control=control)
-    for control in ctx.cfg.method.beside if ctx.cfg.prompt is not None else ():
+    for control in ctx.cfg.method.beside if TASKS[ctx.cfg.task].equal_budgets else ():
         match(ctx, round, control)
     kept, folder, _ = kept_policy(ctx, round + 1)
     if folder is not None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pgtg.config.checks import nearest
+from pgtg.config.registry import nearest
 from pgtg.errors import ArtifactError, ConfigError
 from pgtg.report import collect, comparable
 from pgtg.report.collect import Run, System

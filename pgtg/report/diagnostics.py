@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pgtg.config import AggregatorConfig
 from pgtg.ops.credit import relations, spread
 from pgtg.report.collect import Run
 from pgtg.runs.folder import Artifact, read_table
@@ -119,8 +120,10 @@ def lengths(runs: Sequence[Run]) -> Lengths | None:
 
 
 def _weights(run: Run, rewards: Sequence[Sequence[float]]) -> dict[str, float]:
-    beta = float(run.config["aggregator.temperature"])
-    return spread(str(run.config["aggregator.name"]), beta, rewards)
+    from pgtg.ops.aggregate import Aggregator  # here: a report that shows none needs no torch
+
+    name, beta = str(run.config["aggregator.name"]), float(run.config["aggregator.temperature"])
+    return spread(Aggregator.of(AggregatorConfig(name, beta, False)).weights_of(rewards))
 
 
 def _relations(table: Mapping[str, list]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pgtg.config.checks import nearest
+from pgtg.config.registry import nearest
 from pgtg.errors import ConfigError
 from pgtg.report.collect import Run, System
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pgtg.config.checks import nearest
+from pgtg.config.registry import nearest
 from pgtg.errors import ArtifactError, ConfigError
 from pgtg.report import collect
 from pgtg.report.build import Report, build, load

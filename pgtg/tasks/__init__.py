@@ -1,42 +1,44 @@
 """Tasks: what is sampled, how it is judged, compared and used to train.
 
-Stages and loop see the `Task` protocol only; a task is chosen here, by its name in the config.
+Stages and loop see the `Task` protocol only; a task is found by its name in the registry.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pgtg.config import RunConfig
-from pgtg.tasks.task import Task
+from pgtg.config.registry import TASKS
 
-__all__ = ["Task", "open_task"]
+if TYPE_CHECKING:
+    from pgtg.tasks.task import Task
 
 
-@contextmanager
-def open_task(cfg: RunConfig, run_dir: Path, *, judged: bool = True) -> Iterator[Task]:
-    """The run's task with its judge, which is closed at the end.
+def task_of(cfg: RunConfig, run_dir: Path) -> "Task":
+    """The run's task for its data and codec: no judge is loaded.
 
     Args:
         cfg: A checked config.
         run_dir: The run's folder, where models made in its set-up stand.
+    """
+    return TASKS[cfg.task].load()(cfg, run_dir)
+
+
+@contextmanager
+def open_task(cfg: RunConfig, run_dir: Path, *, judged: bool = True) -> Iterator["Task"]:
+    """The run's task with its judge, which is closed at the end.
+
+    Args:
         judged: False where nothing is judged, as in `pgtg eval`.
 
     Raises:
         MissingResourceError: What the judge needs is not on this machine.
     """
-    if cfg.task == "prompt":
-        from pgtg.tasks.prompt import PromptTask
-
-        with PromptTask(cfg, run_dir) as task:
-            yield task
-        return
-    from pgtg.judges.pool import JudgePool
-    from pgtg.tasks.summarize import SummarizeTask
-
-    if not judged:
-        yield SummarizeTask(cfg)
-        return
-    how = (cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
-    with JudgePool(cfg.judge, *how) as judge:
-        yield SummarizeTask(cfg, judge)
+    task = task_of(cfg, run_dir)
+    try:
+        if judged:
+            task.open_judge()
+        yield task
+    finally:
+        task.close()

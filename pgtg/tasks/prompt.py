@@ -61,12 +61,19 @@ class PromptTask:
         self._splits: dict[str, list[Labelled] | None] = {}
         self._scores: dict[str, PromptScores] = {}
 
-    def __enter__(self) -> "PromptTask":
-        if self.judge.path is not None:
-            self.scorer(self.judge.template)  # now: if it cannot be, the run refuses to start
+    @property
+    def targets(self) -> None:
+        return None
+
+    @property
+    def search(self) -> "PromptTask":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def open_judge(self) -> None:
+        if self.judge.path is not None:
+            self.scorer(self.judge.template)  # now: if it cannot be, the run refuses to start
+
+    def close(self) -> None:
         for scores in self._scores.values():
             scores.close()
 
@@ -263,6 +270,10 @@ class PromptTask:
         model, tokenizer = load_classifier(path, revision=self.judge.revision, dtype=dtype)
         torch.nn.Module.to(model, device)
         return model, tokenizer
+
+
+def make(cfg: RunConfig, run_dir: Path) -> PromptTask:
+    return PromptTask(cfg, run_dir)
 
 
 def _empty(name: str, number: int) -> list[Example]:

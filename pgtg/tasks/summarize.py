@@ -7,6 +7,7 @@ function of the seed and of what it is for, so any stage can be run again alone.
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,22 @@ class SummarizeTask:
     def judge(self) -> JudgePool:
         assert self._judge is not None
         return self._judge
+
+    @property
+    def targets(self) -> "SummarizeTask":
+        return self
+
+    @property
+    def search(self) -> None:
+        return None
+
+    def open_judge(self) -> None:
+        metrics = self.cfg.metrics
+        self._judge = JudgePool(self.cfg.judge, metrics.sentence_splitter, metrics.tokenizer)
+
+    def close(self) -> None:
+        if self._judge is not None:
+            self._judge.close()
 
     @property
     def copies(self) -> int:
@@ -290,6 +307,10 @@ class SummarizeTask:
             return None
         labels = [*example.truth.target_labels, "end"]
         return labels if len(labels) == len(tokens) else None
+
+
+def make(cfg: RunConfig, run_dir: Path) -> SummarizeTask:
+    return SummarizeTask(cfg)
 
 
 def scored_against(example: Example, codec: Codec, how: str) -> tuple[str, ...]:

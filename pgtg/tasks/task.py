@@ -4,16 +4,20 @@ seed and of what it is for, so any stage can be run again alone."""
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pgtg.config import FitConfig, RunConfig
 from pgtg.data.comparisons import Comparisons
-from pgtg.data.tokens import Encoded
+from pgtg.data.examples import Examples
+from pgtg.data.tokens import Encoded, Tokens
 from pgtg.models.codec import Codec
 from pgtg.runs.files import json_line
 from pgtg.runs.folder import RunFolder
 from pgtg.runs.log import RunLog
 from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
+
+if TYPE_CHECKING:
+    from pgtg.tasks.prompt import PromptTask
 
 Columns = dict[str, list[Any]]  # of a table, by name
 
@@ -29,6 +33,28 @@ class Task(Protocol):
     @property
     def copies(self) -> int:
         """Generations of each source that a round samples."""
+        ...
+
+    @property
+    def targets(self) -> "Targets | None":
+        """Its supervised data; None where there is none."""
+        ...
+
+    @property
+    def search(self) -> "PromptTask | None":
+        """What a search for prompts reads; None where texts are generated."""
+        ...
+
+    def open_judge(self) -> None:
+        """Load what judges generations, or find that it cannot be loaded.
+
+        Raises:
+            MissingResourceError: What it needs is not on this machine.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let the judge go."""
         ...
 
     def read(self) -> None:
@@ -105,6 +131,30 @@ class Task(Protocol):
 
     def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
         """A planted label for each token of an example's target; None for ordinary data."""
+        ...
+
+
+class Targets(Protocol):
+    """Supervised data: what texts are trained on, in which order, and what is evaluated."""
+
+    def examples(self, split: str) -> Examples:
+        """All examples of a split."""
+        ...
+
+    def tokens(self, split: str, codec: Codec) -> Tokens:
+        """Token ids of all examples of a split."""
+        ...
+
+    def window(self, update: int) -> list[Examples]:
+        """Micro-batches of the policy's update number `update`, counted over all rounds."""
+        ...
+
+    def to_evaluate(self, split: str) -> Examples:
+        """The examples that the evaluation reads."""
+        ...
+
+    def check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> dict[str, list]:
+        """Scores against planted truth, per example; empty for ordinary data."""
         ...
 
 

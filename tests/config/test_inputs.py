@@ -15,7 +15,7 @@ from pgtg.config import RunConfig, known_keys
 from pgtg.config.inputs import LOCAL, NEUTRAL, STAGES, portable, settings
 from pgtg.methods.context import Context
 from pgtg.pipeline import reuse
-from pgtg.pipeline.evaluation import EVALUATIONS
+from pgtg.pipeline.evaluation import evaluation_of
 from pgtg.pipeline.evaluation.system import Evaluation
 from pgtg.pipeline.recipes import recipe_for
 from pgtg.pipeline.stages import match as matching
@@ -67,7 +67,7 @@ def only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def evaluation(task: str) -> Evaluation:
-    return EVALUATIONS[task](CONFIGS[task])
+    return evaluation_of(CONFIGS[task])
 
 
 def hashes(cfg: RunConfig, folder: Path) -> dict[str, str]:

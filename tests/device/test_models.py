@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from pgtg.config import AggregatorConfig
+from pgtg.config.registry import HEADS
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.models import generate as generating
 from pgtg.models.adaptor import adapt
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import train_only_top_layers
-from pgtg.models.reward import HEADS, HeadSpec, build_reward_model
+from pgtg.models.reward import HeadSpec, build_reward_model
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.sampling import log_probability
 from pgtg.pipeline.recipes.tiny_t5 import PLAIN
 from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
@@ -164,7 +166,7 @@ def test_updates_of_a_reward_model_are_the_cpus(family: str, head: str):
         groups = torch.tensor([[0, 1, 3], [2, 4, 3]], device=device)
         preference = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0]], device=device)
         part = GroupBatch(batch().to(device), groups, preference)
-        objective = PlackettLuce(model, AggregatorConfig("max", 2.0, False))
+        objective = PlackettLuce(model, Aggregator.of(AggregatorConfig("max", 2.0, False)))
         found[device] = trained(model, [part, part], objective)
     assert found[NAME] == pytest.approx(found["cpu"], **CLOSE)
 

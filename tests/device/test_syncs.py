@@ -17,6 +17,7 @@ from pgtg.models.adaptor import adapt, draw_prompts
 from pgtg.models.batch import continuing, moved, token_batch
 from pgtg.models.generate import Decoding, streams
 from pgtg.models.reward import HeadSpec, RewardModel
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import advantages, standardized
 from pgtg.pipeline.stages.align import PlackettLuce, group_batch
 from pgtg.training import update as training_module
@@ -56,7 +57,7 @@ def aligning(family: str) -> tuple[nn.Module, Any, Makes]:
         lambda device, pool=pool: group_batch(pool, of_sources(pool), torch.device(device))
         for pool in pools
     ]
-    return model, PlackettLuce(model, AggregatorConfig("avg", 2.0, False)), makes
+    return model, PlackettLuce(model, Aggregator.of(AggregatorConfig("avg", 2.0, False))), makes
 
 
 def improving(family: str, **options: Any) -> tuple[nn.Module, Any, Makes]:

@@ -14,6 +14,7 @@ from pgtg.explain.page import as_page
 from pgtg.explain.pieces import Piece
 from pgtg.explain.runs import Run
 from pgtg.explain.shading import DARK, LEVELS, LIGHT, STRONG, Scale
+from pgtg.ops.aggregate import Aggregator
 from pgtg.runs.folder import Artifact, RunFolder
 from tests.support.browser import Page, browser, needs_chromium
 from tests.support.tiny import tiny
@@ -35,7 +36,7 @@ def group(name: str, texts: dict[str, tuple[float, list[float]]], runs: int) -> 
         passages.append(Passage(text, score=score))
         rewards.append([*values, 1.0])
     made = Group(name, "a <b>source</b>", ("its & reference",), tuple(passages))
-    aggregator = tiny().aggregator
+    aggregator = Aggregator.of(tiny().aggregator)
     read = [
         views(cuts, rewards if not n else [[-r for r in row] for row in rewards], aggregator)
         for n in range(runs)
@@ -53,7 +54,7 @@ def credit(runs: int = 2) -> Credit:
     found.insert(4, Piece(50, "âĤ", found[3].end, found[3].end))  # bytes of half a character
     values = [n / 4 for n in range(len(found))]
     hostile = Group("<i>hostile</i>", text, (text,), (Passage(text, score=1.0),))
-    view = views([(text, found)], [values], tiny().aggregator)
+    view = views([(text, found)], [values], Aggregator.of(tiny().aggregator))
     groups = [group("right", right, runs), group("wrong", wrong, runs)]
     groups.append(explained(hostile, [view] * runs))
     opened = [

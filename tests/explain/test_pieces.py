@@ -14,10 +14,15 @@ from pgtg.explain.credit import Group, Passage, evaluations, explained, misjudge
 from pgtg.explain.shading import LEVELS, Scale, spelled
 from pgtg.models.codec import Codec
 from pgtg.models.tiny.t5 import build_tokenizer
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.ranking import pair_accuracy
 from tests.support.explain_codecs import CODECS, HOSTILE, KINDS, codec, together
 
 # --- pieces
+
+
+AVG = Aggregator.of(AggregatorConfig("avg", 2.0, False))
+SUM = Aggregator.of(AggregatorConfig("sum", 2.0, False))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,14 +140,14 @@ def test_misjudged_without_a_judge_or_with_equal_evaluations():
 def test_evaluations_by_hand():
     """avg: mean length of the group (2) times each mean; sum: plain."""
     rows = [[1.0, 2.0, 3.0], [5.0]]
-    assert evaluations(rows, AggregatorConfig(name="avg")) == [4.0, 10.0]
-    assert evaluations(rows, AggregatorConfig(name="sum")) == [6.0, 5.0]
+    assert evaluations(rows, AVG) == [4.0, 10.0]
+    assert evaluations(rows, SUM) == [6.0, 5.0]
 
 
 def test_explained_is_in_the_judges_order():
     group = Group("g", "", (), tuple(Passage(t, [1], s) for t, s in zip("abc", (1, 3, 3))))  # noqa: B905
     cut = [(t, [pieces.Piece(1, t, 0, 1)]) for t in "abc"]
-    found = explained(group, [views(cut, [[2.0], [1.0], [0.0]], AggregatorConfig(name="sum"))])
+    found = explained(group, [views(cut, [[2.0], [1.0], [0.0]], SUM)])
     assert [entry.views[0].text for entry in found.entries] == ["b", "c", "a"]
     assert [entry.score_rank for entry in found.entries] == [1, 1, 3]
     assert [entry.views[0].rank for entry in found.entries] == [2, 3, 1]

@@ -13,8 +13,9 @@ import nltk
 import pytest
 
 from pgtg.config import JudgeConfig, MetricsConfig
+from pgtg.config.registry import JUDGES
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.judges import JUDGES, TextJudge, build_judge
+from pgtg.judges import TextJudge, build_judge
 from pgtg.judges import pool as pool_module
 from pgtg.judges.pool import CHUNK, INLINE_S, JudgePool, free_cores
 from pgtg.metrics import build_metrics, compute
@@ -34,7 +35,7 @@ def test_judges_are_the_metrics_of_the_same_name():
         assert judge.score(TEXTS, REFERENCES) == columns[name]
         assert judge.describe()["judge"] == name
         assert name == "chrf" or judge.describe()["sentence_splitter"] == "regex"
-    assert set(columns) | {"meteor"} == set(JUDGES)
+    assert set(columns) | {"meteor", "classifier"} == set(JUDGES)
 
 
 def test_unknown_judge_names_the_nearest():

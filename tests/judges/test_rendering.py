@@ -46,7 +46,7 @@ def test_a_template_is_its_pieces_in_their_order():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{sentense} {prompt}", "unknown field {sentense}, did you mean 'sentence'"),
+        ("{sentense} {prompt}", "unknown field {sentense}; did you mean 'sentence'"),
         ("{sentence} {} {prompt}", "unknown field {}"),
         ("{sentence:>3} {prompt}", "unknown field {sentence}"),
         ("{sentence", "expected '}'"),

@@ -256,9 +256,9 @@ def test_a_finished_run_is_evaluated_again(finished: Path):
 def test_a_task_has_its_own_methods_and_judges():
     for override, text in (
         ("policy=distilgpt2 policy.tiny_lm.layers=2", "policy.tiny_lm is null here"),
-        ("method=mle", "the task prompt has no 'mle'"),
+        ("method=mle", "'mle' needs targets, which the task prompt lacks"),
         ("judge=meteor_stem", "judged by judge=classifier"),
-        ("method.controls=[uniform]", "has no 'uniform'"),
+        ("method.controls=[uniform]", "'uniform' needs targets"),
         ("improve.keep=best", "prompt.validation_prompts=0"),
         ("schedule.unit=epochs", "counts updates"),
         ("experiment=quickstart", "belongs to the task 'summarize'"),

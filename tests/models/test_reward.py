@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from pgtg.config.registry import HEADS
 from pgtg.errors import ArtifactError, MissingResourceError
 from pgtg.models import reward
 from pgtg.models.language import LanguageModel
@@ -20,7 +21,6 @@ from pgtg.models.loading import (
     train_only_top_layers,
 )
 from pgtg.models.reward import (
-    HEADS,
     HeadSpec,
     RewardModel,
     build_reward_model,

@@ -8,12 +8,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from pgtg.ops.aggregate import AGGREGATORS, evaluate_groups
+from pgtg.config import AggregatorConfig
+from pgtg.config.registry import AGGREGATORS
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.bounds import BOUNDS, sigmoid_bound, softplus_bound
 from pgtg.ops.masking import pad
 
 NAMES = sorted(AGGREGATORS)
 BETA = 0.7
+
+
+def evaluate_groups(
+    name: str,
+    rewards: torch.Tensor,
+    mask: torch.Tensor,
+    groups: torch.Tensor,
+    *,
+    temperature: float = 2.0,
+    length_normalized: bool = False,
+) -> torch.Tensor:
+    cfg = AggregatorConfig(name, temperature, length_normalized)
+    return Aggregator.of(cfg).groups(rewards, mask, groups)
 
 
 def by_hand(name: str, rewards: list[list[float]], normalized: bool) -> list[float]:
@@ -128,3 +143,27 @@ def test_bounds():
         r = BOUNDS[name](z)
         assert (r.diff() > 0).all() and r.min() > 0 and r.max() <= ceiling + 1e-8
         assert torch.autograd.gradcheck(BOUNDS[name], (z[::60].clone().requires_grad_(),))
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_weights_by_hand(normalized: bool):
+    """avg and sum: equal shares; max: softmax(r / beta), min: softmax(-r / beta); rows add to 1."""
+    rewards, mask = rectangle([[0.0, BETA * math.log(3)], [0.4], [0.1, 0.7, 0.2]], math.nan)
+    expected = {
+        "avg": ([0.5, 0.5], [1 / 3] * 3),
+        "sum": ([0.5, 0.5], [1 / 3] * 3),
+        "max": ([0.25, 0.75], _softmax([0.1, 0.7, 0.2])),
+        "min": ([0.75, 0.25], _softmax([-0.1, -0.7, -0.2])),
+    }
+    for name, (first, last) in expected.items():
+        weigh = Aggregator.of(AggregatorConfig(name, BETA, normalized)).weights
+        with torch.inference_mode(False), torch.no_grad():
+            found = weigh(rewards, mask)
+        assert found[0].tolist() == pytest.approx([*first, 0.0])
+        assert found[1].tolist() == pytest.approx([1.0, 0.0, 0.0])
+        assert found[2].tolist() == pytest.approx(last)
+
+
+def _softmax(values: list[float]) -> list[float]:
+    shares = [math.exp(value / BETA) for value in values]
+    return [share / sum(shares) for share in shares]

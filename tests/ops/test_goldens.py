@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from pgtg.ops.aggregate import AGGREGATORS, evaluate_groups
+from pgtg.config.registry import AGGREGATORS
 from pgtg.ops.bounds import softplus_bound
 from pgtg.ops.objectives import mle_weights, reinforce, weighted_nll
 from pgtg.ops.ranking import plackett_luce_nll
 from pgtg.ops.sampling import entropy, log_probability
+from tests.ops.test_aggregate import evaluate_groups
 
 GOLDENS = Path(__file__).resolve().parents[3] / "shared" / "goldens" / "pgtg_goldens.json"
 TIGHT: dict[str, Any] = {"rtol": 1e-5, "atol": 0.0}

@@ -15,13 +15,14 @@ from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pgtg.config import AggregatorConfig, MethodConfig
-from pgtg.methods import CONTROLS, METHODS
+from pgtg.methods import mle, pgtg
 from pgtg.methods.method import Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import HeadSpec, RewardModel
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.masking import pad
 from pgtg.ops.objectives import (
     advantages,
@@ -91,7 +92,7 @@ def test_exponential_weights_of_large_rewards_do_not_overflow():
 def test_equal_rewards_are_plain_mle():
     mask = rectangle([[1.0] * 3, [1.0]])[1]
     assert_close(mle_weights(torch.full(mask.shape, 0.4), mask), uniform_weights(mask))
-    weights = weigh(METHODS["summarize"]["mle"])(None, mask, OPTIONS, 0)
+    weights = weigh(mle.METHOD)(None, mask, OPTIONS, 0)
     assert torch.equal(weights, uniform_weights(mask))
     assert weights.sum(-1).tolist() == [1.0, 1.0]
 
@@ -118,8 +119,8 @@ def test_shuffling_has_no_favourite_place():
 
 def test_the_shuffled_control_permutes_the_method_s_weights():
     rewards, mask = rectangle([[0.1, 0.5, 0.9, 0.3, 0.7]])
-    weights = weigh(METHODS["summarize"]["pgtg"])(rewards, mask, OPTIONS, 1)
-    control = weigh(CONTROLS["summarize"]["shuffled"])(rewards, mask, OPTIONS, 1)
+    weights = weigh(pgtg.METHOD)(rewards, mask, OPTIONS, 1)
+    control = weigh(pgtg.SHUFFLED)(rewards, mask, OPTIONS, 1)
     assert_close(control.sort().values, weights.sort().values)
     assert not torch.equal(control, weights)
 
@@ -374,7 +375,7 @@ def test_plackett_luce_accumulates():
     model = RewardModel(tiny_lm(), HeadSpec("paper", "softplus", 8))
     for p in model.head.parameters():
         nn.init.normal_(p, std=0.5)
-    objective = PlackettLuce(model, AggregatorConfig("avg", 2.0, False))
+    objective = PlackettLuce(model, Aggregator.of(AggregatorConfig("avg", 2.0, False)))
     candidates = [[TARGETS[(g + j) % 4] for j in range(3)] for g in range(4)]
     scores = torch.randn(4, 3)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgtg.errors import ConfigError
 from pgtg.ops import credit
 from pgtg.report.build import build, load
 from tests.support.report_runs import add_round, make_run
@@ -54,43 +53,13 @@ def test_seconds_by_hand_and_not_where_a_run_was_resumed(tmp_path: Path):
 
 
 def test_effective_tokens_and_top_share_by_hand():
-    uniform = credit.aggregator_weights("avg", 2.0, [0.1, 0.9, 0.3, 0.2])
-    assert credit.effective_tokens(uniform) == pytest.approx(4)
-    peak = credit.aggregator_weights("max", 2.0, [0.0, 2 * np.log(3)])
-    assert peak.tolist() == pytest.approx([0.25, 0.75])
-    low = credit.aggregator_weights("min", 2.0, [0.0, 2 * np.log(3)])
-    assert low.tolist() == pytest.approx([0.75, 0.25])
+    even, peak = np.full(4, 0.25), np.array([0.25, 0.75])
+    assert credit.effective_tokens(even) == pytest.approx(4)
     expected = np.exp(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)))
     assert credit.effective_tokens(peak) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", ["avg", "sum", "max", "min"])
-def test_weights_are_the_gradient_of_the_aggregator(name: str):
-    """By autograd through the aggregators that training uses, scaled to sum 1."""
-    torch = pytest.importorskip("torch")
-    from pgtg.ops.aggregate import AGGREGATORS
-
-    rewards = torch.tensor([[0.3, 1.1, 0.05, 0.7]], dtype=torch.float64, requires_grad=True)
-    AGGREGATORS[name](rewards, torch.ones(1, 4, dtype=torch.bool), 2.0, False).sum().backward()
-    assert rewards.grad is not None
-    expected = rewards.grad[0] / rewards.grad.sum()
-    found = credit.aggregator_weights(name, 2.0, rewards[0].tolist())
-    assert found.tolist() == pytest.approx(expected.tolist())
-
-
-@pytest.mark.parametrize("name", ["median", "Max", ""])
-def test_weights_of_an_unknown_aggregator_are_refused(name: str):
-    with pytest.raises(ConfigError, match="expected one of avg, max, min, sum"):
-        credit.aggregator_weights(name, 2.0, [0.1, 0.9])
-    with pytest.raises(ConfigError):
-        credit.spread(name, 2.0, [[0.1, 0.9]])
-
-
-def test_every_aggregator_has_its_weights():
-    from pgtg.ops.aggregate import AGGREGATORS
-
-    for name in AGGREGATORS:
-        assert credit.aggregator_weights(name, 2.0, [0.1, 0.9]).sum() == pytest.approx(1)
+    found = credit.spread([even, peak, np.array([])])
+    assert found["effective_tokens"] == pytest.approx((4 + expected) / 2)
+    assert found["top_token_share"] == pytest.approx(0.5)
 
 
 def test_calibration_by_hand():

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from pgtg.config import BATCH_TOKENS
+from pgtg.config.registry import HEADS
 from pgtg.errors import ConfigError
 from pgtg.models import budget
 from pgtg.models.batch import token_batch
 from pgtg.models.budget import token_budget
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import evaluating, reading_passes
-from pgtg.models.reward import HEADS, HeadSpec, build_reward_model
+from pgtg.models.reward import HeadSpec, build_reward_model
 from pgtg.ops.sampling import log_probability
 from pgtg.runtime import precision
 from pgtg.runtime.precision import as_read, judge_dtype, read_dtype

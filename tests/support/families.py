@@ -25,13 +25,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from pgtg.config.registry import HEADS
 from pgtg.models.batch import token_batch
 from pgtg.models.compatibility import Use, misfits
 from pgtg.models.dropout import silence_dropout
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, save_language_model
-from pgtg.models.reward import HEADS, HeadSpec, build_reward_model
+from pgtg.models.reward import HeadSpec, build_reward_model
 
 DEPTH = "num_hidden_layers"
 VOCAB, ROWS, MOST = 41, 48, 3 * 10**6  # tokens; rows of embeddings; weights

@@ -9,8 +9,9 @@ import pgtg
 
 PACKAGE = Path(pgtg.__file__).parent
 FLOORS = (  # the lowest first: a room imports from its own floor and from those below
-    {"errors", "types", "runtime", "ops"},
+    {"errors", "types"},
     {"config"},
+    {"ops", "runtime"},
     {"runs"},
     {"models"},
     {"metrics"},

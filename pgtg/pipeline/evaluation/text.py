@@ -20,7 +20,7 @@ from pgtg.pipeline.stages.improve import kept_policy
 from pgtg.pipeline.stages.lines import lines
 from pgtg.runs.folder import content_hash
 from pgtg.runtime.device import pick_device
-from pgtg.tasks.summarize import SummarizeTask, scored_against
+from pgtg.tasks.summarize import scored_against
 from pgtg.types import Example
 
 NOTED = 0.02  # share of the references' letters that a metric may miss without a word
@@ -56,12 +56,12 @@ class TextEvaluation:
 
     def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:
         """Results and per-example rows by decoding ("greedy", "sample")."""
-        task = ctx.task
-        assert isinstance(task, SummarizeTask)
+        task = ctx.task.targets
+        assert task is not None  # the methods of this task need them
         examples = task.to_evaluate(split)
         lm, codec = ctx.load_start() if system.policy is None else ctx.load(system.policy)
         ctx.to_decode(lm)
-        encoded = task.sources(examples, codec)
+        encoded = ctx.task.sources(examples, codec)
         how = ctx.cfg.evaluate.reference
         references = [scored_against(example, codec, how) for example in examples]
         results: dict[str, Any] = {

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgtg.config import RunConfig
+from pgtg.config.registry import TASKS, resolve
 from pgtg.config.sizes import show_size
-from pgtg.pipeline.plan import prompt, summarize
 from pgtg.pipeline.plan.models import ModelSizes, model_sizes
 from pgtg.pipeline.plan.room import Room, require_room, room_for
 from pgtg.training.schedule import segments
@@ -23,7 +23,7 @@ def describe(cfg: RunConfig) -> str:
     rows = {
         "run": f"{cfg.task}/{cfg.name} seed {cfg.seed}: {cfg.method.name}, {cfg.aggregator.name}"
     }
-    task = prompt if cfg.task == "prompt" else summarize
+    task = resolve(TASKS[cfg.task].plan)
     examples = task.split_sizes(cfg)
     rows |= task.describe(cfg, examples)
     rows |= _resources(cfg, model_sizes(cfg), examples.get("train") or 0)
@@ -37,7 +37,7 @@ def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
     Raises:
         DataError: The data are on this machine but cannot be read.
     """
-    return (prompt if cfg.task == "prompt" else summarize).split_sizes(cfg)
+    return resolve(TASKS[cfg.task].plan).split_sizes(cfg)
 
 
 def needs(cfg: RunConfig) -> Room | None:

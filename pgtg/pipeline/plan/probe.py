@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgtg.config import RunConfig
-from pgtg.pipeline.plan import prompt, summarize
+from pgtg.config.registry import TASKS, resolve
 from pgtg.pipeline.plan.work import Work
 from pgtg.runs.log import RunLog
 
@@ -178,7 +178,7 @@ def shortened(cfg: RunConfig, updates: int) -> RunConfig:
 def _timed(ctx: "Context") -> dict[str, float]:
     """Seconds of each stage of the short run."""
     from pgtg.pipeline.evaluate import evaluated
-    from pgtg.pipeline.evaluation import EVALUATIONS
+    from pgtg.pipeline.evaluation import evaluation_of
     from pgtg.pipeline.run import ROUNDS, stages_of
     from pgtg.pipeline.stages.start import start
 
@@ -192,7 +192,7 @@ def _timed(ctx: "Context") -> dict[str, float]:
     clocked("set-up", lambda: start(ctx))
     for stage in stages_of(ctx.cfg):
         clocked(stage, partial(ROUNDS[stage], ctx, 0))
-    evaluation, split = EVALUATIONS[ctx.cfg.task](ctx.cfg), ctx.cfg.evaluate.splits[:1]
+    evaluation, split = evaluation_of(ctx.cfg), ctx.cfg.evaluate.splits[:1]
     if split:
         own = evaluation.systems(ctx)[0]
         clocked("evaluation", lambda: evaluated(ctx, evaluation, own, split[0]))
@@ -200,7 +200,7 @@ def _timed(ctx: "Context") -> dict[str, float]:
 
 
 def _units(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
-    return (prompt if cfg.task == "prompt" else summarize).work(cfg, sizes)
+    return resolve(TASKS[cfg.task].plan).work(cfg, sizes)
 
 
 def _parts(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pgtg.config import RunConfig
+from pgtg.config.registry import method_spec
 from pgtg.errors import DataError
 from pgtg.pipeline.plan.work import Work, heads_of, lines_of, validations
 from pgtg.training.schedule import segments
@@ -51,7 +52,7 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
     if train is not None and dev is not None and test is not None:
         of_line = (judged + ranked) * train + (ranked + validated + checked) * dev
         sequences = lines * of_line + tested * test + len(cfg.prompt.baselines) * (dev + test)
-    learns = cfg.method.name == "pgtg"
+    learns = method_spec(cfg.task, cfg.method.name).learns_reward
     updates = sum(parts) if learns else rounds * cfg.method.sparse_updates
     window = cfg.improve.micro_batch * cfg.improve.accumulate
     return SearchCounts(
@@ -59,7 +60,7 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
         lines=lines,
         judged_prompts=judged,
         judged_sequences=sequences,
-        policy_updates=0 if cfg.method.name == "random" else updates,
+        policy_updates=updates if "" in lines_of(cfg, "improve") else 0,
         sampled_prompts=updates * window if learns else 0,
         reward_updates=rounds * cfg.reward.fit.updates if learns else 0,
     )

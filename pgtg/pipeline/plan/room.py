@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.config import BATCH_TOKENS, DEPTHS, FitConfig, RunConfig
+from pgtg.config.registry import TASKS
 from pgtg.config.sizes import show_size
 from pgtg.errors import MissingResourceError
 from pgtg.pipeline.plan.models import FLOAT32, ModelSize, ModelSizes
@@ -168,7 +169,7 @@ def _checked(cfg: RunConfig) -> bool:
 
 def _token_bytes(cfg: RunConfig, train: int) -> float:
     """Token ids of the training split, and the token rewards of the targets that rounds use."""
-    if cfg.prompt is not None or train < 1:
+    if not TASKS[cfg.task].sources or train < 1:
         return 0.0
     from pgtg.data.tokens import KEPT_FROM  # here: it loads torch
 
@@ -229,7 +230,7 @@ def _activations(
     A layer keeps about 16 values a token and unit of width besides its attention weights (after
     Korthikanti et al. 2022, arXiv:2205.05198, Sec. 4); gradient checkpointing keeps its input.
     """
-    if model.config is None or cfg.prompt is not None:
+    if model.config is None or not TASKS[cfg.task].sources:
         return 0.0
     width, _, depth, vocabulary = _shape(model.config)
     item = 2.0 if fit.precision != "no" else float(model.item)
@@ -242,7 +243,7 @@ def _activations(
 
 def _passes(cfg: RunConfig, model: ModelSize) -> float:
     """Bytes of one pass without gradients over a full batch: one layer's values at a time."""
-    if model.config is None or cfg.prompt is not None:
+    if model.config is None or not TASKS[cfg.task].sources:
         return 0.0
     width, inner, _, _ = _shape(model.config)
     row = cfg.policy.max_source_tokens + cfg.sample.max_new_tokens

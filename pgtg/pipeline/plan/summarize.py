@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pgtg.config import RunConfig
+from pgtg.config.registry import method_spec
 from pgtg.errors import DataError
 from pgtg.pipeline.plan.work import Work, heads_of, lines_of, validations
 from pgtg.training.schedule import segments, updates_per_epoch
@@ -40,7 +41,7 @@ class Counts:
 
 def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     """Count generations and updates; `examples` holds the size of each split, None if unknown."""
-    learned = cfg.method.name != "mle"
+    learned = method_spec(cfg.task, cfg.method.name).learns_reward
     window = cfg.improve.micro_batch * cfg.improve.accumulate
     parts = _parts(cfg, examples.get("train"))
     if parts and not learned:

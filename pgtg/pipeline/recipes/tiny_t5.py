@@ -23,7 +23,6 @@ from pgtg.ops.objectives import uniform_weights
 from pgtg.ops.sampling import derive_seed, log_probability
 from pgtg.runs.folder import Artifact
 from pgtg.runs.log import RunLog
-from pgtg.tasks.summarize import SummarizeTask
 from pgtg.training.loop import fit
 from pgtg.training.state import load_weights
 from pgtg.training.update import Where
@@ -76,8 +75,8 @@ def make(ctx: Context, made: Artifact, key: str) -> None:
 
 
 def _training(ctx: Context) -> Sequence[Example]:
-    assert isinstance(ctx.task, SummarizeTask)  # the newswire is this task's
-    return ctx.task.examples("train")
+    assert ctx.task.targets is not None  # the newswire's task has them
+    return ctx.task.targets.examples("train")
 
 
 def _encoded(codec: Codec, pairs: Pairs) -> list[tuple[TokenIds, TokenIds]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pgtg.data.comparisons import Comparisons
 from pgtg.data.generations import read_generations
 from pgtg.methods.context import Context
-from pgtg.ops.aggregate import evaluate_groups
+from pgtg.ops.aggregate import Aggregator, padded
 from pgtg.ops.credit import relations, spread
 from pgtg.ops.masking import masked_mean
 from pgtg.ops.ranking import (
@@ -53,9 +53,7 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
             lengths = [float(len(row)) for row in table["reward"]]
             if not head:
                 _show(ctx, part, round, generations, evaluations)
-            found |= spread(
-                ctx.cfg.aggregator.name, ctx.cfg.aggregator.temperature, table["reward"]
-            )
+            found |= spread(Aggregator.of(ctx.cfg.aggregator).weights_of(table["reward"]))
             found |= relations(
                 table["source_id"], lengths, evaluations.tolist(), generations.scores
             )
@@ -70,16 +68,8 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
 
 def _evaluations(ctx: Context, generations: Generations, table: dict) -> Tensor:
     """e of each generation, in the group that it was sampled in."""
-    rewards, mask = _padded(table["reward"])
-    cfg = ctx.cfg.aggregator
-    grouped = evaluate_groups(
-        cfg.name,
-        rewards,
-        mask,
-        generations.groups,
-        temperature=cfg.temperature,
-        length_normalized=cfg.length_normalized,
-    )
+    rewards, mask = padded(table["reward"])
+    grouped = Aggregator.of(ctx.cfg.aggregator).groups(rewards, mask, generations.groups)
     out = torch.zeros(len(rewards), dtype=rewards.dtype)
     return out.scatter(0, generations.groups.flatten(), grouped.flatten())
 
@@ -102,16 +92,6 @@ def _show(
     ctx.log.rows(f"generations_{part}", round, columns, rows)
 
 
-def _padded(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    values = torch.zeros(len(rows), width, dtype=torch.float64)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        values[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
-        mask[i, : len(row)] = True
-    return values, mask
-
-
 def _ranking(
     generations: Generations, comparisons: Comparisons, evaluations: Tensor, table: dict
 ) -> dict[str, float]:
@@ -120,7 +100,7 @@ def _ranking(
     if not len(groups):
         return {"groups": 0}
     lengths = torch.tensor([len(t) for t in generations.tokens], dtype=torch.float64)[groups]
-    log_probs = masked_mean(*_padded(table["start_log_prob"]))[groups]
+    log_probs = masked_mean(*padded(table["start_log_prob"]))[groups]
     chosen = evaluations[groups]
     found = {
         "groups": len(groups),

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgtg.config import AggregatorConfig
 from pgtg.data.comparisons import Comparisons
 from pgtg.data.generations import joined, read_generations, shuffled_scores
 from pgtg.errors import ConfigError, DataError
@@ -32,7 +31,7 @@ from pgtg.models.reward import (
     randomize_head,
     save_reward_model,
 )
-from pgtg.ops.aggregate import evaluate_groups
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.ranking import informative, pair_accuracy, plackett_luce_nll, share_of_pairs
 from pgtg.ops.sampling import derive_seed
 from pgtg.pipeline.stages.lines import made_for
@@ -58,21 +57,14 @@ class PlackettLuce:
     """Mean over groups of the Plackett–Luce NLL of the judge's order [nats]."""
 
     model: RewardModel
-    aggregator: AggregatorConfig
+    aggregator: Aggregator
 
     def count(self, batch: GroupBatch) -> Window:
         read, tokens = batch.batch.counted()
         return Window(len(batch.groups), tokens, 0, read, batch.batch.source.numel())
 
     def evaluations(self, batch: GroupBatch) -> Float[Tensor, "G J"]:
-        return evaluate_groups(
-            self.aggregator.name,
-            self.model(batch.batch),
-            batch.batch.mask,
-            batch.groups,
-            temperature=self.aggregator.temperature,
-            length_normalized=self.aggregator.length_normalized,
-        )
+        return self.aggregator.groups(self.model(batch.batch), batch.batch.mask, batch.groups)
 
     def __call__(self, batch: GroupBatch, window: Window) -> Loss:
         evaluations = self.evaluations(batch)
@@ -141,7 +133,7 @@ def _train(
 ) -> tuple[dict[str, float], TokenBatch]:
     """Fit, and put the kept weights into the model. Returns metrics and a probe batch."""
     cfg = ctx.cfg.reward.fit
-    objective = PlackettLuce(model, ctx.cfg.aggregator)
+    objective = PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator))
     compared = ctx.task.all_comparisons(pool)
     if not len(compared):
         raise DataError(
@@ -195,7 +187,7 @@ def _train_fresh(
     where: Where,
 ) -> tuple[dict[str, float], TokenBatch]:
     """`_train` on prompts that are sampled and judged for each update, checked on others on dev."""
-    cfg, objective = ctx.cfg.reward.fit, PlackettLuce(model, ctx.cfg.aggregator)
+    cfg, objective = ctx.cfg.reward.fit, PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator))
     size, checked = cfg.micro_batch * cfg.accumulate, ctx.cfg.prompt and ctx.cfg.prompt.fresh_checks
 
     def windows(step: int) -> list[Callable[[], GroupBatch]]:
@@ -276,7 +268,7 @@ def _fresh(ctx: Context, before: Artifact, samples: Artifact) -> dict[str, float
     ctx.to_read(model.backbone)
     parts = comparisons.split(ctx.cfg.reward.fit.micro_batch)
     batches = [group_batch(fresh, part, ctx.device) for part in parts]
-    found = heldout_metrics(PlackettLuce(model, ctx.cfg.aggregator), batches)
+    found = heldout_metrics(PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator)), batches)
     return {"align/fresh_pair_accuracy": found["align/heldout_pair_accuracy"]}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from pgtg.data.generations import read_generations
 from pgtg.methods.context import Context
 from pgtg.models.reward import load_reward_model
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.credit import spearman
 from pgtg.ops.sampling import derive_seed
 from pgtg.pipeline.stages.align import PlackettLuce, group_batch, heldout_metrics
@@ -62,7 +63,7 @@ def staleness(
             continue  # keep_rounds=last has dropped it
         model = load_reward_model(folder).to(ctx.device).eval()
         ctx.to_read(model.backbone)
-        objective = PlackettLuce(model, ctx.cfg.aggregator)
+        objective = PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator))
         for j in chosen:
             generations = read_generations(samples[j], part_of(ctx))
             compared = ctx.task.all_comparisons(generations)

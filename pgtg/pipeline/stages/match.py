@@ -90,7 +90,7 @@ def updates_of(ctx: Context, round: int, control: str, planned: int) -> int:
     prompt.fresh) makes as many as the method's judged prompts of this round allow, its own
     validations counted.
     """
-    if not (control == "sparse" and is_fresh(ctx)):
+    if not (control and method_of(ctx.cfg, control).judges_updates and is_fresh(ctx)):
         return planned
     options, fit = prompt_task(ctx).options, ctx.cfg.improve
     for stage in method_of(ctx.cfg).stages:

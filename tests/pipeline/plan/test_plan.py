@@ -7,13 +7,14 @@ import pytest
 from pgtg.config.compose import run_config
 from pgtg.errors import MissingResourceError
 from pgtg.pipeline import plan
+from pgtg.pipeline.plan import prompt, summarize
 
 SPLITS = {"train": 640, "validation": 50, "test": None}
 
 
-def counts(*overrides: str) -> plan.summarize.Counts:
+def counts(*overrides: str) -> summarize.Counts:
     mine = ["experiment=none", "policy=t5_small", "reward=t5_small", "evaluate.splits=[validation]"]
-    return plan.summarize.count(run_config("summarize", [*mine, *overrides]), SPLITS)
+    return summarize.count(run_config("summarize", [*mine, *overrides]), SPLITS)
 
 
 def test_counts_of_a_small_run():
@@ -39,7 +40,7 @@ def test_counts_of_plain_mle():
 
 def test_what_is_not_on_this_machine_is_unknown():
     cfg = run_config("summarize", ["experiment=cnn_dm_t5_small"])
-    found = plan.summarize.count(cfg, plan.split_sizes(cfg))
+    found = summarize.count(cfg, plan.split_sizes(cfg))
     assert found.rounds == 5 and found.generations == (28736 + 512) * 3
     assert found.policy_updates is None and found.evaluated is None
     assert "unknown" in plan.describe(cfg)
@@ -84,16 +85,16 @@ def test_counts_of_a_prompt_search():
     mine = ["schedule.total=20", "schedule.retrain_every=10", "schedule.retrain_until=10"]
     mine += ["prompt.candidates=8", "prompt.tested=4", "prompt.first=64", "sample.sources=16"]
     cfg = run_config("prompt", [*mine, "improve.micro_batch=32", "reward.fit.updates=5"])
-    found = plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
+    found = prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
     assert (found.rounds, found.lines, found.judged_prompts) == (2, 4, 80)
     of_line = (80 + 17) * 32 + 17 * 32
     others = (4 + 3) * 4 * 100 + 4 * (32 + 100)
     assert found.judged_sequences == 4 * of_line + others
     assert (found.policy_updates, found.sampled_prompts, found.reward_updates) == (20, 640, 10)
-    assert plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": None}).judged_sequences is None
+    assert prompt.count(cfg, {"train": 32, "dev": 32, "test": None}).judged_sequences is None
     fresh = ["prompt.fresh=true", "prompt.fresh_checks=3", "reward.replay=0"]
     cfg = run_config("prompt", [*mine, *fresh, "reward.fit.updates=5"])
-    found = plan.prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
+    found = prompt.count(cfg, {"train": 32, "dev": 32, "test": 100})
     assert found.judged_prompts == 80 + 2 * 5 * 16
     of_line += 2 * 5 * 16 * 32 + 2 * 3 * 16 * 32  # for updates, and for one check at the end
     assert found.judged_sequences == 4 * of_line + others

@@ -1,0 +1,278 @@
+"""What a config may name: tasks, methods, judges, metrics, aggregators, reward heads.
+
+Each kind has one registry. Its members are specs: small frozen dataclasses that say in words what a
+thing is, what it needs, and where its code is ("module:attribute", imported when it is used, so
+that nothing here loads torch). pgtg's own specs stand in the `registry.py` of the room that they
+belong to; those of installed packages come from entry points, those of `--plugin` from its file.
+Whoever needs to know what there is (checks, ls, completion, plan, doctor, explain, report) asks
+here.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from pgtg.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def resolve(code: Any) -> Any:
+    """What a spec's code names: "module:attribute", or "module"; an object is itself."""
+    if not isinstance(code, str):
+        return code
+    module, _, name = code.partition(":")
+    found = import_module(module)
+    return getattr(found, name) if name else found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of a short list."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return hint + (f" (known: {', '.join(known)})" if len(known) <= 12 else "")
+
+
+def look_up(table: Mapping[str, T], name: str, key: str) -> T:
+    """The entry `name` of a table of ours that takes no plugins.
+
+    Raises:
+        ConfigError: No such entry; names the config's key and the nearest name.
+    """
+    if name not in table:
+        raise ConfigError(f"{key}: there is no '{name}'{nearest(str(name), table)}")
+    return table[name]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One thing that a config may name.
+
+    Args:
+        name: As in the config.
+        about: What it is, in one line of `pgtg ls`.
+        code: Where it is: "module:attribute", or the object itself.
+    """
+
+    name: str
+    about: str
+    code: Any
+
+    def load(self) -> Any:
+        return resolve(self.code)
+
+
+@dataclass(frozen=True)
+class AggregatorSpec(Spec):
+    """f: token rewards -> one evaluation; `code` is an `ops.aggregate.Function`.
+
+    Args:
+        scaled: Whether its value is multiplied by the group's mean length (C in Sec. 2.1).
+    """
+
+    scaled: bool = True
+
+
+@dataclass(frozen=True)
+class RewardHeadSpec(Spec):
+    """A reward head; `code` is an `nn.Module` built of (width of the backbone, its shape)."""
+
+
+@dataclass(frozen=True)
+class JudgeSpec(Spec):
+    """A judge; `code` builds a `TextJudge` of (sentence splitter, tokenizer).
+
+    Args:
+        prompts: It judges prompts, not texts; the prompt task builds it itself.
+    """
+
+    prompts: bool = False
+
+
+@dataclass(frozen=True)
+class MetricSpec(Spec):
+    """A metric of the evaluation; `code` builds a `TextMetric` of (config, device)."""
+
+
+@dataclass(frozen=True)
+class TaskSpec(Spec):
+    """Where texts, preferences and targets come from; `code` makes a `Task` of (config, folder).
+
+    Args:
+        gives: What its data offer a method: samples, reward, judge, and targets or classifier.
+        splits: Names of its data's splits; the first is trained on.
+        controls: What runs alongside a method with a learned reward where none are named.
+        evaluation: Makes its `Evaluation` of the config.
+        plan: Module that counts its work: `split_sizes`, `describe`, `work`.
+        check: (config) -> what is wrong with its own part of it, a line each.
+        sources: Whether each generation belongs to a text that it continues or sums up.
+        equal_budgets: Whether controls have as many generations judged as the method.
+        evaluated: Keys and sections, beside those of every task, that its evaluation reads.
+        group: A section of the config that only this task has, "" for none.
+    """
+
+    gives: frozenset[str] = frozenset()
+    splits: tuple[str, ...] = ("train", "validation", "test")
+    controls: tuple[str, ...] = ()
+    evaluation: Any = ""
+    plan: Any = ""
+    check: Any = ""
+    sources: bool = True
+    equal_budgets: bool = False
+    evaluated: tuple[str, ...] = ()
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class MethodSpec(Spec):
+    """What a policy is trained on; `code` is a `methods.method.Method`.
+
+    Args:
+        needs: What it asks of a task, in the words of `TaskSpec.gives`: it runs where all is given.
+        alone: Whether it may be a run's method.
+        alongside: Whether it may be a control: same start, same budget.
+        controlled: Whether it takes controls; one that is what others are held against does not.
+    """
+
+    needs: frozenset[str] = frozenset()
+    alone: bool = True
+    alongside: bool = False
+    controlled: bool = True
+
+    @property
+    def learns_reward(self) -> bool:
+        return "reward" in self.needs
+
+
+S = TypeVar("S", bound=Spec)
+
+
+@dataclass
+class Registry(Mapping[str, S], Generic[S]):
+    """Specs of one kind by name; where two share a name, the first that was added.
+
+    Args:
+        key: The config's key that holds such a name.
+        kind: Class of the specs.
+        home: "module:attribute" of pgtg's own.
+        group: Entry points of other packages' own: each a spec or several.
+    """
+
+    key: str
+    kind: type[S]
+    home: str
+    group: str
+    added: list[S] = field(default_factory=list)
+    _own: list[S] | None = None
+
+    @property
+    def specs(self) -> list[S]:
+        """All of them: pgtg's, those of installed packages, those of `--plugin`."""
+        if self._own is None:
+            self._own = list(resolve(self.home))
+            for point in entry_points(group=self.group):
+                self._own += self._checked(point.load(), f"the package of {point.value}")
+        return [*self._own, *self.added]
+
+    def add(self, *specs: S) -> None:
+        """Add a plugin's specs.
+
+        Raises:
+            ConfigError: A name is taken.
+        """
+        self.added += self._checked(specs, "the plugin")
+
+    def _checked(self, found: Any, whose: str) -> list[S]:
+        specs: list[Any] = [found] if isinstance(found, Spec) else [*found]
+        for spec in specs:
+            if not isinstance(spec, self.kind):
+                raise ConfigError(f"{whose}: {spec!r} is no {self.kind.__name__}")
+            if any(spec.name == other.name for other in [*(self._own or []), *self.added]):
+                raise ConfigError(f"{self.key}: {whose} has a '{spec.name}', but there is one")
+        return specs
+
+    def about(self) -> dict[str, str]:
+        """Name -> what it is."""
+        return {name: self[name].about for name in self}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(spec.name for spec in self.specs))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return any(spec.name == name for spec in self.specs)
+
+    def __getitem__(self, name: str) -> S:
+        """The spec of a name.
+
+        Raises:
+            ConfigError: There is none; says the nearest.
+        """
+        for spec in self.specs:
+            if spec.name == name:
+                return spec
+        raise ConfigError(f"{self.key}: there is no '{name}'{nearest(str(name), self)}")
+
+
+TASKS = Registry("task", TaskSpec, "pgtg.tasks.registry:TASKS", "pgtg.tasks")
+METHODS = Registry("method.name", MethodSpec, "pgtg.methods.registry:METHODS", "pgtg.methods")
+JUDGES = Registry("judge.name", JudgeSpec, "pgtg.judges.registry:JUDGES", "pgtg.judges")
+METRICS = Registry("metrics.names", MetricSpec, "pgtg.metrics.registry:METRICS", "pgtg.metrics")
+AGGREGATORS = Registry(
+    "aggregator.name", AggregatorSpec, "pgtg.ops.registry:AGGREGATORS", "pgtg.aggregators"
+)
+HEADS = Registry("reward.head", RewardHeadSpec, "pgtg.models.registry:HEADS", "pgtg.heads")
+REGISTRIES: tuple[Registry, ...] = (TASKS, METHODS, JUDGES, METRICS, AGGREGATORS, HEADS)
+
+
+def methods_of(task: str) -> dict[str, MethodSpec]:
+    """The methods that a run of the task may have, by name."""
+    return _for(task, alone=True)
+
+
+def controls_of(task: str) -> dict[str, MethodSpec]:
+    """The controls that may run alongside a method of the task, by name."""
+    return _for(task, alone=False)
+
+
+def method_spec(task: str, name: str, *, control: bool = False) -> MethodSpec:
+    """A method or control of a task.
+
+    Raises:
+        ConfigError: There is none of this name, or the task lacks what it needs.
+    """
+    known = _for(task, alone=not control)
+    if name not in known:
+        raise ConfigError(refusal(task, name, control=control) or "")
+    return known[name]
+
+
+def refusal(task: str, name: str, *, control: bool = False) -> str | None:
+    """Why a method or control cannot run for a task; None if it can."""
+    key, known = "method.controls" if control else METHODS.key, _for(task, alone=not control)
+    if name in known:
+        return None
+    named = [spec for spec in METHODS.specs if spec.name == name and _role(spec, not control)]
+    if not named:
+        return f"{key}: there is no '{name}'{nearest(name, known)}"
+    lacks = ", ".join(sorted(named[0].needs - TASKS[task].gives))
+    return f"{key}: '{name}' needs {lacks}, which the task {task} lacks; it has {', '.join(known)}"
+
+
+def _for(task: str, *, alone: bool) -> dict[str, MethodSpec]:
+    gives = TASKS[task].gives
+    found: dict[str, MethodSpec] = {}
+    for spec in METHODS.specs:
+        if spec.needs <= gives and _role(spec, alone):
+            found.setdefault(spec.name, spec)
+    return found
+
+
+def _role(spec: MethodSpec, alone: bool) -> bool:
+    return spec.alone if alone else spec.alongside

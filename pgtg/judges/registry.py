@@ -1,0 +1,25 @@
+"""The judges, in words; imports nothing heavy."""
+
+from pgtg.config.registry import JudgeSpec
+
+JUDGES = (
+    JudgeSpec("meteor", "METEOR with WordNet synonyms", "pgtg.judges:meteor"),
+    JudgeSpec(
+        "meteor_stem",
+        "METEOR's exact and stem stages; needs no download",
+        "pgtg.judges:meteor_stem",
+    ),
+    JudgeSpec("rouge1", "ROUGE-1 F-measure", "pgtg.judges:rouge1"),
+    JudgeSpec("rouge2", "ROUGE-2 F-measure", "pgtg.judges:rouge2"),
+    JudgeSpec("rougeL", "ROUGE-L F-measure", "pgtg.judges:rougeL"),
+    JudgeSpec("rougeLsum", "ROUGE-Lsum F-measure", "pgtg.judges:rougeLsum"),
+    JudgeSpec(
+        "chrf", "chrF2: character n-grams, for any script; needs no download", "pgtg.judges:chrf"
+    ),
+    JudgeSpec(
+        "classifier",
+        "gap score of a frozen classifier LM (prompt task)",
+        "pgtg.judges.classifier:Classifier",
+        prompts=True,
+    ),
+)

@@ -1,0 +1,88 @@
+"""The methods and their controls, in words; imports nothing heavy.
+
+A control is a method that runs alongside another one, from the same start and with the same budget;
+what it does not make itself it takes from the main line. Where two share a name, a run has the
+first whose needs its task meets.
+"""
+
+from pgtg.config.registry import MethodSpec
+
+TARGETS = frozenset({"targets"})
+GUIDED = frozenset({"samples", "judge", "reward", "targets"})
+SEARCH = frozenset({"samples", "judge", "classifier"})
+
+METHODS = (
+    MethodSpec(
+        "pgtg",
+        "the paper: reward-weighted MLE, or REINFORCE where there are no targets",
+        "pgtg.methods.pgtg:METHOD",
+        GUIDED,
+    ),
+    MethodSpec(
+        "pgtg",
+        "the paper: REINFORCE with the learned token rewards",
+        "pgtg.methods.prompt:PGTG",
+        SEARCH | {"reward"},
+    ),
+    MethodSpec(
+        "mle",
+        "plain MLE: uniform weights, no reward model (summarize)",
+        "pgtg.methods.mle:METHOD",
+        TARGETS,
+        controlled=False,
+    ),
+    MethodSpec(
+        "sparse",
+        "REINFORCE on the judge's own score, no reward model (prompt)",
+        "pgtg.methods.prompt:SPARSE",
+        SEARCH,
+        alongside=True,
+    ),
+    MethodSpec(
+        "random",
+        "random search: prompts of the start policy (prompt)",
+        "pgtg.methods.prompt:RANDOM",
+        SEARCH,
+        alongside=True,
+    ),
+    MethodSpec(
+        "uniform",
+        "plain MLE from the same start (summarize)",
+        "pgtg.methods.mle:METHOD",
+        TARGETS,
+        alone=False,
+        alongside=True,
+    ),
+    MethodSpec(
+        "shuffled",
+        "the same weights, or judge's scores, in random order",
+        "pgtg.methods.pgtg:SHUFFLED",
+        GUIDED,
+        alone=False,
+        alongside=True,
+    ),
+    MethodSpec(
+        "shuffled",
+        "the judge's scores in random order",
+        "pgtg.methods.prompt:SHUFFLED",
+        SEARCH | {"reward"},
+        alone=False,
+        alongside=True,
+    ),
+    MethodSpec(
+        "random_reward_model",
+        "guided by a reward model that was never trained",
+        "pgtg.methods.pgtg:RANDOM_REWARD",
+        TARGETS,
+        alone=False,
+        alongside=True,
+    ),
+    MethodSpec(
+        "random_reward_model",
+        "guided by a reward model that was never trained",
+        "pgtg.methods.prompt:RANDOM_REWARD",
+        SEARCH,
+        alone=False,
+        alongside=True,
+    ),
+)

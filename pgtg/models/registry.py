@@ -1,0 +1,21 @@
+"""The reward heads, in words; imports nothing heavy."""
+
+from pgtg.config.registry import RewardHeadSpec
+
+HEADS = (
+    RewardHeadSpec(
+        "paper",
+        "the state after a_t -> MLP; the paper's head",
+        "pgtg.models.reward:PaperHead",
+    ),
+    RewardHeadSpec(
+        "state_action",
+        "the states before and after a_t, a_t's embedding and their product -> MLP",
+        "pgtg.models.reward:StateActionHead",
+    ),
+    RewardHeadSpec(
+        "logprob",
+        "scaled log-probability of a_t under the reward model's own LM head",
+        "pgtg.models.reward:LogProbHead",
+    ),
+)

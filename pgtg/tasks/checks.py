@@ -1,0 +1,61 @@
+"""What each task has against a composed config, beside what `config.checks` says of every task."""
+
+from collections.abc import Iterator
+
+from pgtg.config import PromptConfig, RunConfig
+from pgtg.config.checks import local_model
+from pgtg.config.registry import JUDGES
+
+
+def summarize(cfg: RunConfig) -> Iterator[str]:
+    """What the summarize task needs."""
+    if cfg.judge.name in JUDGES and JUDGES[cfg.judge.name].prompts:
+        yield f"judge: {cfg.judge.name} judges prompts; choose a text judge, e.g. judge=meteor_stem"
+    if cfg.data.fewshot is not None:
+        yield "data.fewshot: only the prompt task has it; leave it out"
+    if cfg.data.name in ("files", "hub") and not cfg.data.columns.references:
+        yield "data.columns.references: empty; name at least one column, e.g. [summary]"
+
+
+def prompt(cfg: RunConfig) -> Iterator[str]:
+    """What the prompt task needs."""
+    judged = cfg.judge.name in JUDGES and JUDGES[cfg.judge.name].prompts
+    if not judged or cfg.judge.classifier is None:
+        yield f"judge: found '{cfg.judge.name}'; prompts are judged by judge=classifier"
+    elif cfg.judge.classifier.path is None and cfg.judge.classifier.tiny is None:
+        yield "judge.classifier.path: no value; give a folder or hub id of a masked or causal LM"
+    else:
+        yield from local_model("judge.classifier.path", cfg.judge.classifier.path)
+        if cfg.judge.classifier.readout not in ("raw", "calibrated"):
+            found = cfg.judge.classifier.readout
+            yield f"judge.classifier.readout: found '{found}', expected raw or calibrated"
+    if cfg.data.fewshot is None:
+        yield "data.fewshot: no values; choose dataset=..., or write a yaml like conf/dataset/sst2"
+    if cfg.prompt is None:
+        yield "prompt: no values; see conf/prompt.yaml"
+        return
+    if cfg.improve.keep == "best" and not cfg.prompt.validation_prompts:
+        yield "improve.keep: found best, but prompt.validation_prompts=0 leaves nothing to judge by"
+    held = cfg.sample.heldout_sources
+    fit = cfg.reward.fit
+    watched = fit.keep == "best" or fit.patience or fit.schedule == "plateau"
+    key, checks = "sample.heldout_sources", held
+    if cfg.prompt.fresh:
+        key, checks = "prompt.fresh_checks", cfg.prompt.fresh_checks
+        yield from _fresh(cfg, cfg.prompt)
+    elif cfg.prompt.fresh_checks:
+        yield "prompt.fresh_checks: only with prompt.fresh=true; sample.heldout_sources checks here"
+    if not checks and watched:
+        yield f"{key}: found 0, but reward.fit.keep=best, patience and plateau need some"
+    if cfg.schedule.unit != "updates":
+        yield f"schedule.unit: found '{cfg.schedule.unit}'; the prompt task counts updates"
+
+
+def _fresh(cfg: RunConfig, options: PromptConfig) -> Iterator[str]:
+    """What excludes prompts that are judged for each update of the reward model."""
+    if cfg.reward.replay:
+        yield f"reward.replay: found {cfg.reward.replay}, but prompt.fresh=true uses none again"
+    if cfg.sample.k > options.pool:
+        yield f"prompt.pool: found {options.pool}; groups of sample.k={cfg.sample.k} need as many"
+    if cfg.reward.compare_heads:
+        yield "reward.compare_heads: prompt.fresh=true trains one head; leave it empty"

@@ -1,0 +1,31 @@
+"""The tasks, in words; imports nothing heavy."""
+
+from pgtg.config.registry import TaskSpec
+
+TASKS = (
+    TaskSpec(
+        "summarize",
+        "texts with references: reward-weighted MLE on them",
+        "pgtg.tasks.summarize:make",
+        gives=frozenset({"samples", "judge", "reward", "targets"}),
+        controls=("uniform", "shuffled"),
+        evaluation="pgtg.pipeline.evaluation.text:TextEvaluation",
+        plan="pgtg.pipeline.plan.summarize",
+        check="pgtg.tasks.checks:summarize",
+    ),
+    TaskSpec(
+        "prompt",
+        "prompts of a few tokens for a frozen classifier LM: REINFORCE",
+        "pgtg.tasks.prompt:make",
+        gives=frozenset({"samples", "judge", "reward", "classifier"}),
+        splits=("train", "dev", "test"),
+        controls=("random", "sparse", "shuffled"),
+        evaluation="pgtg.pipeline.evaluation.prompt:PromptEvaluation",
+        plan="pgtg.pipeline.plan.prompt",
+        check="pgtg.tasks.checks:prompt",
+        sources=False,
+        equal_budgets=True,
+        evaluated=("judge", "prompt", "policy.start_text", "seed"),
+        group="prompt",
+    ),
+)

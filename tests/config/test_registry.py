@@ -1,0 +1,106 @@
+"""Registries: what a config may name is what the code has, and nobody else knows names."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pgtg
+from pgtg.config.compose import run_config
+from pgtg.config.registry import (
+    JUDGES,
+    METHODS,
+    REGISTRIES,
+    TASKS,
+    MethodSpec,
+    Registry,
+    Spec,
+    controls_of,
+    method_spec,
+    methods_of,
+    resolve,
+)
+from pgtg.errors import ConfigError
+
+PACKAGE = Path(pgtg.__file__).parent
+# what may compare a task, method or control with a name: the tables themselves
+OWN = {"tasks/registry.py", "methods/registry.py", "config/registry.py"}
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.key)
+def test_every_spec_has_its_code_and_a_line(registry: Registry):
+    assert len(registry) > 1 and all(name in registry for name in registry)
+    for spec in registry.specs:
+        assert callable(spec.load()) or spec.load() is not None
+        assert spec.about and "\n" not in spec.about and len(spec.about) < 100
+
+
+def test_tasks_name_what_there_is():
+    for spec in TASKS.specs:
+        assert set(spec.controls) <= set(controls_of(spec.name)) and methods_of(spec.name)
+        plan = resolve(spec.plan)
+        assert all(callable(getattr(plan, name)) for name in ("split_sizes", "describe", "work"))
+        assert callable(resolve(spec.evaluation)) and callable(resolve(spec.check))
+
+
+def test_the_tables_import_nothing_heavy():
+    code = (
+        "import sys; from pgtg.config.registry import REGISTRIES\n"
+        "assert all(registry.about() for registry in REGISTRIES)\n"
+        "assert not {'torch', 'transformers', 'hydra', 'nltk', 'sacrebleu'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_method_runs_where_its_needs_are_met():
+    assert set(methods_of("summarize")) == {"pgtg", "mle"}
+    assert set(methods_of("prompt")) == {"pgtg", "sparse", "random"}
+    assert method_spec("prompt", "pgtg").code != method_spec("summarize", "pgtg").code
+    lacking = "'sparse' needs classifier, which the task summarize lacks; it has pgtg, mle"
+    with pytest.raises(ConfigError, match=lacking):
+        method_spec("summarize", "sparse")
+    with pytest.raises(ConfigError, match=r"no 'shufled'; did you mean 'shuffled'"):
+        run_config("summarize", ["method.controls=[shufled]"])
+
+
+def test_a_name_stands_once():
+    registry = Registry("some.key", MethodSpec, "pgtg.methods.registry:METHODS", "pgtg.none")
+    mine = MethodSpec("mine", "of a test", object(), METHODS["mle"].needs)
+    registry.add(mine)
+    assert registry["mine"].load() is mine.code
+    for spec in (mine, MethodSpec("mle", "again", "nowhere")):
+        with pytest.raises(ConfigError, match=f"has a '{spec.name}', but there is one"):
+            registry.add(spec)
+    with pytest.raises(ConfigError, match="is no MethodSpec"):
+        registry.add(JUDGES["meteor"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"some\.key: there is no 'mlee'; did you mean 'mle'"):
+        registry["mlee"]
+
+
+def test_nobody_else_compares_names_or_kinds_of_tasks_and_methods():
+    """`cfg.task == ...`, `method.name == ...`, `control == ...`, isinstance(task, ...)."""
+    names = {spec.name for spec in [*TASKS.specs, *METHODS.specs]}
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        where = str(path.relative_to(PACKAGE))
+        if where in OWN:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+                constants = {s.value for s in sides if isinstance(s, ast.Constant)}
+                asked = [ast.unparse(s) for s in sides if not isinstance(s, ast.Constant)]
+                about = [a for a in asked if a.endswith((".task", "method.name", "control"))]
+                if about and constants & names:
+                    found.append(f"{where}:{node.lineno}")
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                found += [f"{where}:{node.lineno}"] * ("Task" in ast.unparse(node.args[1]))
+    assert found == []
+
+
+def test_a_spec_is_its_own_code_or_where_that_is():
+    assert resolve("pgtg.config.registry:Spec") is Spec
+    assert resolve("pgtg.errors").ConfigError is ConfigError
+    assert resolve(len) is len
