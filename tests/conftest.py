@@ -1,4 +1,8 @@
-"""What all tests share: no network, no W&B, one thread, and no trace in the user's caches."""
+"""What all tests share: no network, no W&B, one thread, and no trace in the user's caches.
+
+Nor do files wait for the disk: no test cuts the power, which is all that `fsync` is for. What must
+be synced before what is tested by watching the calls; processes of their own really sync.
+"""
 
 import os
 
@@ -9,6 +13,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
 import pytest
+
+os.fsync = lambda descriptor: None
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ theirs as before.
 
 import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class ReadyMasks:
         if not model.config.is_encoder_decoder:
             positions = "position_ids" in inspect.signature(layers.forward).parameters
             return cls(False, False, positions and _hands_on(layers, CAUSAL), False)
-        own = _hands_on(layers, CAUSAL) and "torch.ones(" in _source(layers)
+        own = _hands_on(layers, CAUSAL) and "torch.ones(" in _source(type(layers))
         encoder = _hands_on(model.get_encoder(), BIDIRECTIONAL)
         return cls(encoder, _hands_on(layers, BIDIRECTIONAL), False, own)
 
@@ -68,14 +69,15 @@ def _hands_on(stack: nn.Module, maker: str) -> bool:
     config = getattr(stack, "config", None)
     if getattr(config, "_attn_implementation", None) != "sdpa":  # whose masks are boolean
         return False
-    source = _source(stack)
+    source = _source(type(stack))
     return f"{maker}(" in source and not any(word in source for word in OWN_ATTENTION)
 
 
-def _source(stack: nn.Module) -> str:
+@cache
+def _source(stack: type[nn.Module]) -> str:
     """The code of a stack's forward, "" if it cannot be read."""
     try:
-        return inspect.getsource(type(stack).forward)
+        return inspect.getsource(stack.forward)
     except (OSError, TypeError):
         return ""
 

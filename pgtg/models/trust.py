@@ -25,6 +25,7 @@ from pgtg.runtime.signals import Interrupted
 MAX_JSON_BYTES = 128 * 2**20  # the largest tokenizer.json at large has some 35 MB
 SLACK = 2**20  # weights that a model may have beyond twice those in its files
 KERNELS = ("attn_implementation", "experts_implementation")
+_COUNTED: dict[tuple[str, str], int] = {}  # weights by Auto class and config
 REFUSED = {
     "adapter_config.json": "an adapter names another model, which would be fetched: merge it first",
 }
@@ -194,12 +195,23 @@ def _check_claims(folder: Path, auto: Any, config: Any) -> None:
             raise ArtifactError(
                 f"{folder}: config.json claims {key}={depth}, there are {tensors} tensors"
             )
-    with torch.device("meta"):
-        claimed = sum(p.numel() for p in auto.from_config(config).parameters())
+    claimed = _claimed(auto, config)
     if claimed > 2 * held + SLACK:
         raise ArtifactError(
             f"{folder}: config.json claims {claimed} weights, the files hold {held}: refused"
         )
+
+
+def _claimed(auto: Any, config: Any) -> int:
+    """Weights of the model that a config describes, which is built without memory.
+
+    Once for each config: a run loads models of the same few sizes again in every stage.
+    """
+    key = auto.__name__, config.to_json_string()
+    if key not in _COUNTED:
+        with torch.device("meta"):
+            _COUNTED[key] = sum(p.numel() for p in auto.from_config(config).parameters())
+    return _COUNTED[key]
 
 
 def _product(shape: list[int]) -> int:
