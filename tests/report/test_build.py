@@ -20,7 +20,7 @@ from pgtg.report.build import Report, build, load
 from pgtg.report.poster import published
 from pgtg.report.write import report
 from pgtg.runs.folder import RunFolder, read_json, write_json, write_jsonl
-from tests.support.report_runs import config, make_run, no_sync
+from tests.support.report_runs import config, make_run
 
 N = 20
 
@@ -29,11 +29,6 @@ def scores(seed: int, shift: float = 0.0, n: int = N) -> dict[str, list[float]]:
     rng = np.random.default_rng(seed)
     columns = {"rougeLsum": rng.normal(50 + shift, 5, n), "fact_accuracy": rng.normal(30, 9, n)}
     return {name: values.tolist() for name, values in columns.items()}
-
-
-@pytest.fixture(autouse=True)
-def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", no_sync)
 
 
 @pytest.fixture(scope="module")

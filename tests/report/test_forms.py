@@ -6,7 +6,6 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from pgtg.report.tables import Table, tables
 from pgtg.report.write import report
 from pgtg.runs.folder import read_json
 from tests.support.browser import browser, needs_chromium
-from tests.support.report_runs import add_round, make_run, no_sync
+from tests.support.report_runs import add_round, make_run
 
 HOSTILE = [
     "<script>document.title='hacked'</script>",
@@ -54,8 +53,7 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             for place in (0, 1):
                 add_round(run, place, seed=10 * number + seed)
-    with mock.patch("os.fsync", no_sync):
-        report([folder / "runs"], folder / "out")
+    report([folder / "runs"], folder / "out")
     return folder / "out"
 
 

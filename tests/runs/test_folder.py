@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +85,33 @@ def test_commit_replaces_and_needs_work(tmp_path: Path):
     assert sorted(artifact.verify()["files"]) == ["only.txt"]
     with pytest.raises(PgtgError, match="nothing to commit"):
         artifact.commit(inputs="j")
+
+
+def test_all_is_synced_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a power cut must not tear: files, their folders and the manifest lie on the disk before
+    the renames, and each rename before what comes after it."""
+    calls: list[tuple[str, str]] = []
+    rename, replace = os.rename, os.replace
+
+    def place(descriptor: int) -> str:
+        return os.path.relpath(Path(f"/proc/self/fd/{descriptor}").readlink(), tmp_path)
+
+    def renamed(real: Any, old: Any, new: Any) -> None:
+        calls.append(("rename", os.path.relpath(old, tmp_path)))
+        real(old, new)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(("sync", place(descriptor))))
+    monkeypatch.setattr(os, "rename", partial(renamed, rename))
+    monkeypatch.setattr(os, "replace", partial(renamed, replace))
+    make(tmp_path / "a")
+    growing = next(name for kind, name in calls if kind == "rename" and name.endswith(".partial"))
+    sealed = calls.index(("rename", growing))
+    before, after = calls[:sealed], calls[sealed:]
+    for name in (f"{growing}/a.txt", f"{growing}/sub/b.txt", f"{growing}/sub", growing):
+        assert ("sync", name) in before
+    manifest = next(name for kind, name in before if kind == "rename" and "manifest" in name)
+    assert before[-3:] == [("sync", manifest), ("rename", manifest), ("sync", growing)]
+    assert after == [("rename", growing), ("sync", "."), ("rename", ".a.next"), ("sync", ".")]
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "add", "manifest", "link"])

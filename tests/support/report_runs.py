@@ -1,9 +1,8 @@
-"""Run folders as training leaves them, made in milliseconds from given scores (never fsynced)."""
+"""Run folders as training leaves them, made in milliseconds from given scores."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -12,10 +11,6 @@ from pgtg.runs.folder import RunFolder, content_hash, write_json, write_jsonl, w
 ROUGE = {"implementation": "rouge_score 0.1.2", "scale": "[0, 100]"}
 GREEDY = {"greedy": True, "max_new_tokens": 32}
 Columns = Mapping[str, Sequence[float]]
-
-
-def no_sync(descriptor: int) -> None:
-    """In the place of os.fsync: a test's files need not survive a power cut."""
 
 
 def config(**changed: Any) -> dict[str, Any]:
@@ -40,7 +35,6 @@ def config(**changed: Any) -> dict[str, Any]:
     return made
 
 
-@mock.patch("os.fsync", no_sync)
 def make_run(
     path: Path,
     systems: Mapping[str, Columns],
@@ -83,7 +77,6 @@ def make_run(
     return path
 
 
-@mock.patch("os.fsync", no_sync)
 def add_round(path: Path, number: int, *, seed: int = 0) -> None:
     """What the stages of a round leave: manifests, held-out evaluations and rewards, log lines."""
     run, rng = RunFolder(path), np.random.default_rng(seed)
