@@ -112,6 +112,11 @@ def whole(ctx: Context, entry: Artifact) -> dict[str, Any] | None:
         return None
 
 
+def taken_seconds(when_made: float | None) -> dict[str, Any]:
+    """A manifest's seconds where a result came from the cache: none here, so many in its maker."""
+    return {"seconds": 0.0, "cached_seconds": when_made}
+
+
 def parent_files(artifacts: Iterable[Artifact]) -> list[Any]:
     """What artifacts hold, whatever they were made from."""
     return [artifact.manifest()["files"] for artifact in artifacts]
@@ -146,6 +151,7 @@ def _take(ctx: Context, entry: CachedArtifact, artifact: Artifact, inputs: str) 
     for row in read_jsonl(entry.file(LINES)):
         ctx.log.metrics(row.pop("stage"), row.pop("round"), row.pop("step"), row)
     result: dict[str, Any] = manifest["extra"]["result"]
+    result |= taken_seconds(result.get("seconds"))
     position = ctx.committed()
     metrics = manifest["metrics"]
     artifact.commit(inputs=inputs, position=position, metrics=metrics, **result)

@@ -132,6 +132,7 @@ def build(
     ]
     if base is not None:
         results = _tested(results, base, shown, resamples)
+    costs = {row.label: {s: cost(run, row.system) for s, run in row.runs.items()} for row in made}
     every = [scores for row in made for s in row.systems.values() for scores in s.scores.values()]
     return Report(
         split=runs[0].split,
@@ -141,9 +142,7 @@ def build(
         baseline=base,
         metrics=shown,
         results=results,
-        costs={
-            row.label: {s: cost(run, row.system) for s, run in row.runs.items()} for row in made
-        },
+        costs=costs,
         quality=[quality for each in groups for quality in _quality(each)],
         lengths=_present({_named(each): lengths(list(each.runs.values())) for each in groups}),
         reward_curves=_present({row.label: reward_curve(row) for row in made if row.trained}),
@@ -153,7 +152,7 @@ def build(
             n: why for row in made for s in row.systems.values() for n, why in s.absent.items()
         },
         left_out=left_out,
-        notes=[*notes, *_versions(runs)],
+        notes=[*notes, *_versions(runs), *_untimed(made, costs)],
     )
 
 
@@ -277,6 +276,21 @@ def _versions(runs: Sequence[Run]) -> list[str]:
         for name, by in seen.items()
         if len(by) > 1
     ]
+
+
+def _untimed(made: Sequence[Row], costs: Mapping[str, Mapping[str, Cost]]) -> list[str]:
+    """A note where the seconds of some run are not known."""
+    unknown = {
+        row.runs[seed].shown
+        for row in made
+        for seed, found in costs[row.label].items()
+        if found.seconds is None
+    }
+    if not unknown:
+        return []
+    named = ", ".join(sorted(unknown)[:3]) + (", ..." if len(unknown) > 3 else "")
+    reason = "a stage was resumed, or its manifest is of a pgtg that kept no seconds"
+    return [f"seconds unknown in {len(unknown)} runs ({reason}): {named}"]
 
 
 def _made_by(path: Path) -> dict[str, str]:

@@ -154,6 +154,7 @@ def _costs(report: Report) -> Table:
         ("reward updates", lambda cost: cost.reward_updates),
         ("judged generations", lambda cost: cost.judged),
         ("seconds", lambda cost: cost.seconds),
+        ("seconds in cache", lambda cost: cost.cached_seconds),
     ]
     extra = sorted(
         {name for row in report.rows for system in row.systems.values() for name in system.extra}
@@ -171,8 +172,9 @@ def _costs(report: Report) -> Table:
         ["row", *(name for name, _ in wanted), *(name.replace("_", " ") for name in extra)],
         rows,
         "Judged generations: scored to train and to check the reward model. Seconds: wall time of "
-        "sampling with judging and of reward and policy training, from log.txt; n/a where a run "
-        "was resumed, run stage by stage, or took a stage from a cache. The warm start and the "
+        "sampling with judging and of reward and policy training; n/a where a stage was stopped "
+        "and resumed, or made by a pgtg that kept no seconds. Stages taken from the cache count 0 "
+        "there; 'seconds in cache' is what they took when they were made. The warm start and the "
         "evaluation are in no row.",
     )
 

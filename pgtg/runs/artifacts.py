@@ -14,6 +14,7 @@ outside, links, files that the manifest does not list and changed bytes are refu
 
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class Artifact:
     Making one touches nothing. Reading needs no lock; `working`, `commit` and `remove` do.
     """
 
+    _began: float | None = None  # when work on it started; None: not here, or not in one go
+
     def __init__(self, path: Path):
         self.path = Path(path)
 
@@ -90,6 +93,9 @@ class Artifact:
 
     def manifest(self) -> dict[str, Any]:
         """schema, kind, inputs, metrics, position, extra, files {name: {bytes, sha256}}.
+
+        extra.seconds is the wall time from `working` to `commit`; None where a killed process had
+        done a part of the work before. It is in no hash.
 
         Raises:
             ArtifactError: Missing, damaged, of another schema, or naming unsafe files.
@@ -154,6 +160,7 @@ class Artifact:
             sync(partial.parent)
         clean(partial)
         (partial / MANIFEST).unlink(missing_ok=True)  # killed while it was being sealed
+        self._began = None if any(partial.iterdir()) else time.monotonic()
         return partial
 
     @first
@@ -173,7 +180,8 @@ class Artifact:
             metrics: Finite numbers to keep with it.
             position: Bytes of metrics.jsonl that belong to this and what came before it.
             kind: Stage; the folder's name by default.
-            extra: What else json can hold (round, step, ...), under "extra" in the manifest.
+            extra: What else json can hold (round, step, ...), under "extra" in the manifest;
+                `seconds` among it replaces the time that was measured.
 
         Raises:
             PgtgError: Nothing to commit, or the disk refuses; an older version stays as it is.
@@ -181,11 +189,12 @@ class Artifact:
         partial = self._partial(inputs)
         if not partial.is_dir():
             raise PgtgError(f"{self.path}: nothing to commit for these inputs; call working first")
+        seconds = None if self._began is None else round(time.monotonic() - self._began, 3)
         body = {"schema": SCHEMA, "kind": kind or self.path.name, "inputs": inputs}
         body |= {
             "metrics": finite(metrics or {}, str(self.path)),
             "position": position,
-            "extra": extra,
+            "extra": {"seconds": seconds, **extra},
         }
         seal(partial, body)
         self._place(partial)

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class CachedArtifact(Artifact):
             self._lock = _open_lock(self._folder.with_suffix(".lock"))
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._folder.mkdir()  # after the lock: a folder whose lock is free has no maker
+        self._began = time.monotonic()
         return self._folder
 
     @contextlib.contextmanager

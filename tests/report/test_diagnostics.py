@@ -1,12 +1,15 @@
 """What a report says of cost and of token rewards: against hand arithmetic and autograd."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pgtg.ops import credit
-from pgtg.report.build import build, load
+from pgtg.report.build import Report, build, load
+from pgtg.report.cost import Cost
 from tests.support.report_runs import add_round, make_run
 
 SCORES = {"rougeLsum": [50.0, 60.0, 40.0]}
@@ -20,7 +23,6 @@ def test_cost_quality_and_curves(tmp_path: Path):
     ours, control = made.costs["pgtg"]["0"], made.costs["uniform"]["0"]
     assert (ours.policy_updates, ours.reward_updates, ours.judged) == (40, 60, 128)
     assert (control.policy_updates, control.reward_updates, control.judged) == (40, 0, 0)
-    assert ours.seconds is None
     assert [(q.round, q.values["pair_accuracy"]) for q in made.quality] == [(0, 0.6), (1, 0.65)]
     curve = made.reward_curves["pgtg"]
     assert curve.x == (15, 30, 45, 60) and curve.rounds == (30,)
@@ -29,27 +31,39 @@ def test_cost_quality_and_curves(tmp_path: Path):
     assert made.sampled_curves["pgtg"].mean == pytest.approx((70, 71))
 
 
-LOG = """2026-01-01T00:00:00+00:00 run folder /x
-2026-01-01T00:00:01+00:00 sample train round 0: 20/40, 3.0 s left
-2026-01-01T00:00:01+00:00 sample train round 0: 40/40 in 2.0 s
-2026-01-01T00:00:01+00:00 sample heldout round 0: 24/24 in 1.5 s
-2026-01-01T00:00:01+00:00 align round 0: 30/30 in 1 min 05 s, loss 2.1
-2026-01-01T00:00:01+00:00 align.paper round 0: 30/30 in 9.0 s, loss 2.1
-2026-01-01T00:00:01+00:00 improve round 0: 20/20 in 10.0 s, loss 0.2
-2026-01-01T00:00:01+00:00 improve.uniform round 0: 20/20 in 7.0 s, loss 0.2
-2026-01-01T00:00:01+00:00 run folder /x
-"""
+SECONDS = {"sample": 3.5, "align": 65.0, "score": 99.0, "improve": 10.0, "uniform": 7.0}
 
 
-def test_seconds_by_hand_and_not_where_a_run_was_resumed(tmp_path: Path):
-    run = make_run(tmp_path / "run", {"pgtg": SCORES, "uniform": SCORES})
-    add_round(run, 0)
-    (run / "log.txt").write_text(LOG)
-    costs = build(*load([run], None)).costs
-    assert costs["pgtg"]["0"].seconds == pytest.approx(2 + 1.5 + 65 + 10)
-    assert costs["uniform"]["0"].seconds == pytest.approx(7)
-    (run / "log.txt").write_text(LOG.splitlines(keepends=True)[0] + LOG)  # killed once, resumed
-    assert build(*load([run], None)).costs["pgtg"]["0"].seconds is None
+def costs_of(path: Path, extra: Mapping[str, Mapping[str, Any]]) -> tuple[Cost, Cost, Report]:
+    """Costs of the method and of the control in a run of one round with such manifests."""
+    run = make_run(path, {"pgtg": SCORES, "uniform": SCORES})
+    add_round(run, 0, extra=extra)
+    made = build(*load([run], None))
+    return made.costs["pgtg"]["0"], made.costs["uniform"]["0"], made
+
+
+def test_seconds_are_sums_over_manifests(tmp_path: Path):
+    ours, control, made = costs_of(tmp_path, {k: {"seconds": v} for k, v in SECONDS.items()})
+    assert ours.seconds == pytest.approx(3.5 + 65 + 10) and ours.cached_seconds == 0
+    assert control.seconds == pytest.approx(7)
+    assert not any("seconds" in note for note in made.notes)
+
+
+def test_what_was_taken_from_the_cache_is_counted_apart(tmp_path: Path):
+    extra: dict[str, Any] = {name: {"seconds": value} for name, value in SECONDS.items()}
+    extra["sample"] = {"seconds": 0.0, "cached_seconds": 3.5}
+    ours, _, _ = costs_of(tmp_path, extra)
+    assert (ours.seconds, ours.cached_seconds) == (75.0, 3.5)
+
+
+@pytest.mark.parametrize("value", [None, "9", -1.0, 10**400])
+def test_a_stage_without_honest_seconds_leaves_the_row_without(tmp_path: Path, value: Any):
+    """None: resumed, or of a pgtg that kept none; the rest: what a stranger's folder may hold."""
+    extra: dict[str, Any] = {name: {"seconds": value} for name, value in SECONDS.items()}
+    extra["align"] = {"seconds": value}
+    ours, control, made = costs_of(tmp_path, {**extra, "uniform": {"seconds": 7.0}})
+    assert ours.seconds is None and control.seconds == 7.0
+    assert any("seconds unknown in 1 runs" in note for note in made.notes)
 
 
 def test_effective_tokens_and_top_share_by_hand():

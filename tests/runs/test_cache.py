@@ -20,6 +20,7 @@ from pgtg.pipeline.run import train
 from pgtg.pipeline.stages import improve, sample
 from pgtg.runs import entries
 from pgtg.runs import folder as store
+from pgtg.runs.artifacts import Artifact
 from pgtg.runs.cache import CachedArtifact
 from tests.support.tiny import TINY, _quiet, results, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_prompt import tiny_prompt
@@ -82,6 +83,12 @@ def test_a_run_has_the_same_bits_off_on_a_miss_and_on_a_hit(
     train(tiny(*SHORT, f"cache={full}"), tmp_path / "hit")
     assert results(tmp_path / "hit") == results(plain)
     assert (kinds(full), made) == (SHARED, ["stages.improve", "evaluate"])  # of the method itself
+    for name in ("start", "rounds/00/sample", "controls/uniform/00/improve"):  # taken, and said so
+        miss, hit = (
+            Artifact(run / name).manifest()["extra"] for run in (filled[1], tmp_path / "hit")
+        )
+        assert miss["seconds"] > 0 and "cached_seconds" not in miss
+        assert (hit["seconds"], hit["cached_seconds"]) == (0, miss["seconds"])
 
 
 def test_another_aggregator_shares_what_no_reward_touched(

@@ -59,10 +59,30 @@ def test_an_artifact_exists_only_once_committed(tmp_path: Path):
     assert manifest["inputs"] == "i"
     assert manifest["position"] == 7
     assert manifest["metrics"] == {"x": 0.5}
-    assert manifest["extra"] == {"step": 3}
+    assert manifest["extra"] == {"seconds": None, "step": 3}  # a part lay there: time unknown
     assert sorted(manifest["files"]) == ["a.txt", "sub/b.txt"]
     assert manifest["files"]["sub/b.txt"]["bytes"] == 10
     assert [p.name for p in tmp_path.iterdir()] == ["sample"]
+
+
+def test_a_manifest_holds_the_seconds_of_work_done_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The last call of `working` starts the clock; half-done work of a killed process stops it."""
+    clock = iter([10.0, 20.0, 22.5, 30.0, 40.0])
+    monkeypatch.setattr("pgtg.runs.artifacts.time.monotonic", lambda: next(clock))
+
+    def seconds(artifact: Artifact) -> float | None:
+        return artifact.commit(inputs="i").manifest()["extra"]["seconds"]
+
+    artifact = Artifact(tmp_path / "sample")
+    artifact.working("i")
+    (artifact.working("i") / "part0").write_text("x")
+    assert seconds(artifact) == 2.5
+    (artifact.working("i") / "part0").write_text("x")  # and killed
+    resumed = Artifact(tmp_path / "sample")
+    resumed.working("i")
+    assert seconds(resumed) is None
 
 
 def test_working_keeps_content_for_the_same_inputs_only(tmp_path: Path):

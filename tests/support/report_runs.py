@@ -77,8 +77,14 @@ def make_run(
     return path
 
 
-def add_round(path: Path, number: int, *, seed: int = 0) -> None:
-    """What the stages of a round leave: manifests, held-out evaluations and rewards, log lines."""
+def add_round(
+    path: Path, number: int, *, seed: int = 0, extra: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """What the stages of a round leave: manifests, held-out evaluations and rewards, log lines.
+
+    Args:
+        extra: Under "extra" in the manifests, by stage; "uniform" is the control's training.
+    """
     run, rng = RunFolder(path), np.random.default_rng(seed)
     place = ("rounds", f"{number:02d}")
 
@@ -89,7 +95,8 @@ def add_round(path: Path, number: int, *, seed: int = 0) -> None:
         working = artifact.working("x")
         for name, columns in tables.items():
             write_table(working / name, columns)
-        artifact.commit(inputs="x", metrics=metrics)
+        name = "uniform" if "controls" in parts else parts[-1]
+        artifact.commit(inputs="x", metrics=metrics, **(extra or {}).get(name, {}))
 
     lengths = rng.integers(3, 9, 24)
     rewards = [rng.random(n).tolist() for n in lengths]

@@ -6,7 +6,7 @@ import torch
 
 from pgtg.methods.context import Context
 from pgtg.pipeline.recipes import Recipe, recipe_for
-from pgtg.pipeline.reuse import use, whole
+from pgtg.pipeline.reuse import taken_seconds, use, whole
 from pgtg.runs.cache import CachedArtifact
 from pgtg.runs.folder import Artifact, cached, content_hash, link_or_copy
 from pgtg.runtime.distributed import first
@@ -44,11 +44,13 @@ def _make(ctx: Context, recipe: Recipe, made: Artifact, here: Artifact, key: str
     """Make the models at `made` unless they are there, and put them into the run."""
     manifest = whole(ctx, made)
     if manifest is not None:
+        cost = taken_seconds(manifest["extra"].get("seconds"))
         ctx.log.say(f"start: {recipe.name} taken from {made.path}")
     else:
         ctx.log.say(f"start: {recipe.name} (about a minute; cached for later runs)")
         recipe.make(ctx, made, key)
         manifest = made.verify()
+        cost = {"seconds": manifest["extra"]["seconds"]}
     if isinstance(made, CachedArtifact):
         made.used()
     working = here.working(key, fresh=True)
@@ -58,4 +60,4 @@ def _make(ctx: Context, recipe: Recipe, made: Artifact, here: Artifact, key: str
         link_or_copy(made.file(name), copy)
     metrics = manifest["metrics"]
     ctx.log.metrics("start", 0, 0, metrics)
-    here.commit(inputs=key, metrics=metrics, position=ctx.committed())
+    here.commit(inputs=key, metrics=metrics, position=ctx.committed(), **cost)
