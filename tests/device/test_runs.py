@@ -18,6 +18,7 @@ from pgtg.runs.folder import Artifact
 from pgtg.runs.log import RunLog
 from pgtg.tasks import open_task
 from pgtg.tasks.prompt import PromptTask
+from tests.support.finished import finished_run
 from tests.support.sim_device import NAME
 from tests.support.tiny import _quiet, results, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_prompt import tiny_prompt
@@ -52,12 +53,11 @@ def config(task: str, device: str) -> RunConfig:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """Finished runs of both tasks on both devices, by task and device."""
-    folder, found = tmp_path_factory.mktemp("runs"), {}
-    for task in TASKS:
-        for device in ("cpu", NAME):
-            found[task, device] = folder / f"{task}-{device}"
-            train(config(task, device), found[task, device])
-    return found
+    return {
+        (task, device): finished_run(config(task, device), tmp_path_factory)
+        for task in TASKS
+        for device in ("cpu", NAME)
+    }
 
 
 @pytest.fixture

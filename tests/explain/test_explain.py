@@ -22,30 +22,25 @@ from pgtg.judges.pool import JudgePool
 from pgtg.models.batch import token_batch
 from pgtg.models.codec import Codec
 from pgtg.models.reward import load_reward_model
-from pgtg.pipeline.run import run_stage, train
+from pgtg.pipeline.run import run_stage
 from pgtg.runs.folder import read_jsonl, read_table
 from pgtg.runs.log import RunLog
 from pgtg.tasks.summarize import SummarizeTask
 from tests.support.explain_codecs import HOSTILE, codec, together
-from tests.support.tiny import _quiet, tiny  # noqa: F401 (a fixture)
+from tests.support.finished import finished_run
+from tests.support.tiny import SHORT, _quiet, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_prompt import tiny_prompt
-
-SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("explain") / "avg"
-    train(tiny(*SHORT), folder)
-    return folder
+    return finished_run(tiny(*SHORT), tmp_path_factory, name="avg")
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("explain") / "max"
-    for stage in ("sample", "align"):
-        run_stage(tiny(*SHORT, "aggregator=max", "reward.head=paper"), folder, stage)
-    return folder
+    cfg = tiny(*SHORT, "aggregator=max", "reward.head=paper")
+    return finished_run(cfg, tmp_path_factory, "sample", "align", name="max")
 
 
 def found(path: Path, **options: Any) -> Credit:

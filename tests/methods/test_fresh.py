@@ -28,6 +28,7 @@ from pgtg.runs.files import read_table
 from pgtg.runs.folder import RunFolder, read_jsonl
 from pgtg.tasks.prompt import PromptTask
 from pgtg.types import TokenBatch
+from tests.support.finished import finished_run
 from tests.support.precisions import products
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import tiny_prompt
@@ -55,9 +56,7 @@ def fresh(*overrides: str) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fresh") / "run"
-    train(fresh(), folder)
-    return folder
+    return finished_run(fresh(), tmp_path_factory)
 
 
 def results(run: Path) -> dict:

@@ -25,6 +25,7 @@ from pgtg.pipeline.run import run_stage, session, train
 from pgtg.runs.folder import RunFolder, read_jsonl
 from pgtg.tasks import open_task
 from pgtg.tasks.prompt import PromptTask
+from tests.support.finished import finished_run
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import TINY_PROMPT, tiny_prompt
 
@@ -34,9 +35,7 @@ RESULTS = ("rounds", "controls", "policy", "reward", "eval", "metrics.jsonl", "s
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prompt") / "run"
-    train(tiny_prompt("keep_rounds=all"), folder)
-    return folder
+    return finished_run(tiny_prompt("keep_rounds=all"), tmp_path_factory)
 
 
 def results(run: Path) -> dict:

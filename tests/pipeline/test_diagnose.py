@@ -12,6 +12,7 @@ from pgtg.ops.credit import spearman
 from pgtg.pipeline.run import session, train
 from pgtg.pipeline.stages import diagnose as stage
 from pgtg.runs.folder import RunFolder
+from tests.support.finished import finished_run
 from tests.support.tiny import tiny
 from tests.support.tiny_prompt import tiny_prompt
 
@@ -30,9 +31,7 @@ def test_spearman_of_a_constant_is_not_a_number():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("diagnose") / "run"
-    train(tiny("evaluate.diagnose=6"), folder)
-    return folder
+    return finished_run(tiny(), tmp_path_factory)
 
 
 def test_staleness_is_each_reward_model_on_each_rounds_samples(finished: Path):
@@ -55,7 +54,7 @@ def test_faithfulness_finds_a_planted_truth(
 ):
     """A judge that adds up the tokens' ids, and a reward that is the id, or its opposite."""
     sign = 1.0 if truthful else -1.0
-    with session(tiny("evaluate.diagnose=6"), finished, False) as ctx:
+    with session(tiny(), finished, False) as ctx:
         samples = ctx.artifact(1, "sample")
         generations = read_generations(samples, "heldout")
         special = set(ctx.load_start()[1].tokenizer.all_special_ids)

@@ -20,15 +20,14 @@ from pgtg.models.reward import load_reward_model
 from pgtg.pipeline.evaluate import evaluate_saved
 from pgtg.pipeline.run import train
 from pgtg.runs.folder import RunFolder, load_tensors, read_jsonl
+from tests.support.finished import finished_run
 from tests.support.tiny import _quiet, results, tiny  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run; tests only read it, or work on a copy."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(tiny(), folder)
-    return folder
+    return finished_run(tiny(), tmp_path_factory)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -30,26 +30,22 @@ from pgtg.methods.method import Improving
 from pgtg.pipeline.run import run_stage, session, train
 from pgtg.pipeline.stages.align import random_reward_model
 from pgtg.runs.folder import RunFolder, load_tensors, read_table, write_table
+from tests.support.finished import finished_run
 from tests.support.precisions import products
-from tests.support.tiny import RESULTS, _quiet, contents, results, tiny  # noqa: F401 (a fixture)
+from tests.support.tiny import RESULTS, SHORT, _quiet, contents, results, tiny  # noqa: F401 (a fixture)
 
 ORDER = ("sample", "align", "score", "aggregate", "improve")
-SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(tiny(), folder)
-    return folder
+    return finished_run(tiny(), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its start policy and the samples of its first round."""
-    folder = tmp_path_factory.mktemp("sampled") / "run"
-    run_stage(tiny(*SHORT), folder, "sample")
-    return folder
+    return finished_run(tiny(*SHORT), tmp_path_factory, "sample")
 
 
 def copy(run: Path, tmp_path: Path) -> Path:
@@ -301,11 +297,9 @@ def improved(run: Path, *options: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def aligned(sampled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = Path(shutil.copytree(sampled, tmp_path_factory.mktemp("aligned") / "run"))
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # a reward that is far from flat, so that what it does to the policy is more than rounding
-    run_stage(tiny(*SHORT), run, "align")
-    return run
+    return finished_run(tiny(*SHORT), tmp_path_factory, "sample", "align")
 
 
 OPTIONS = [

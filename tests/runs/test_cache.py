@@ -22,6 +22,7 @@ from pgtg.runs import entries
 from pgtg.runs import folder as store
 from pgtg.runs.artifacts import Artifact
 from pgtg.runs.cache import CachedArtifact
+from tests.support.finished import finished_run
 from tests.support.tiny import TINY, _quiet, results, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_prompt import tiny_prompt
 
@@ -56,9 +57,7 @@ def kinds(cache: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without a cache."""
-    folder = tmp_path_factory.mktemp("plain") / "run"
-    train(tiny(*SHORT), folder)
-    return folder
+    return finished_run(tiny(*SHORT), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ import typer
 from pgtg.cli.main import reporting
 from pgtg.config import RunConfig
 from pgtg.ops import objectives  # noqa: F401 (so that methods are loaded before they are changed)
-from pgtg.pipeline.run import train
-from tests.support.tiny import _quiet, results, tiny  # noqa: F401 (a fixture)
+from tests.support.finished import finished_run
+from tests.support.tiny import SHORT, _quiet, results, tiny  # noqa: F401 (a fixture)
 
 SLOW = pytest.mark.slow
-SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false")
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +24,7 @@ def cfg() -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(cfg: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(cfg, folder)
-    return folder
+    return finished_run(cfg, tmp_path_factory)
 
 
 @pytest.fixture

@@ -52,6 +52,9 @@ TINY = [
     "threads=1",
 ]
 
+# one round, nothing beside it
+SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false")
+
 
 def tiny(*overrides: str) -> RunConfig:
     """The config of a tiny run, with further overrides."""

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.finished import finished_run
 from tests.support.forking import ENVIRONMENT, Forked, forking
-from tests.support.tiny import TINY, results
+from tests.support.tiny import TINY, results, tiny
 
 PATIENCE = 90.0  # s until a point must be reached; a child needs some seconds for its imports
 
@@ -109,9 +110,7 @@ CHOSEN = ("sampling", "aligning", "improving again")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody stopped."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    complete(run)
-    return run
+    return finished_run(tiny(), tmp_path_factory)
 
 
 def no_scratch(run: Path) -> bool:
