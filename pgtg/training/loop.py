@@ -35,7 +35,8 @@ class FitResult:
     steps: int
     best_step: int
     best_value: float
-    best: dict[str, Tensor] | None  # trained weights at the best validation, None if it is the last
+    # trained weights at the best validation; None if it is the last, or if keep="last"
+    best: dict[str, Tensor] | None
     optimizer: dict[str, Tensor]
     progress: Progress
 
@@ -142,7 +143,8 @@ def _validate(training: Training, validate: Validate, select: str, log: RunLog) 
     better = value < progress.best_value
     if better:
         progress.best_value, progress.best_step = value, progress.step
-        training.best = {name: p.detach().clone() for name, p in training.trained.items()}
+        if cfg.keep == "best":
+            training.best = {name: p.detach().clone() for name, p in training.trained.items()}
     progress.bad_validations = 0 if better else progress.bad_validations + 1
     progress.plateau = 0 if better else progress.plateau + 1
     if cfg.schedule == "plateau" and progress.plateau > cfg.plateau_patience:

@@ -84,7 +84,7 @@ class Training:
     trained: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     progress: Progress
-    best: dict[str, Tensor] | None = None  # trained weights at the best validation so far
+    best: dict[str, Tensor] | None = None  # weights at the best validation so far, if kept
     ahead: bool = False  # whether batches depend on their update's number alone, not on weights
     prepared: tuple[int, Sequence[Callable[[], Any]]] | None = None  # an update's, made early
 

@@ -210,6 +210,18 @@ def test_plateau_patience_and_best(folder: Path):
     assert same(weights(model), seen[1]) and not same(seen[1], seen[-1])
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_best_weights_are_copied_only_where_they_are_kept(folder: Path, keep: str):
+    """In memory, and in the states for a resume; the best value is known either way."""
+    model = network()
+    cfg = replace(CFG, updates=6, validate_every=2, keep=keep)
+    validate = scripted([1, 2, 3], [], model)
+    result = run(model, folder, cfg, validate=validate, select="align/value")
+    assert (result.best_step, result.best_value) == (2, 1)
+    assert (result.best is not None) == (keep == "best")
+    assert (folder / "state" / "best.safetensors").exists() == (keep == "best")
+
+
 def test_the_last_update_is_validated_and_best_is_none_where_it_is_the_last(folder: Path):
     model, seen = network(), []
     cfg = replace(CFG, updates=5, validate_every=2)

@@ -141,9 +141,8 @@ def _tidy(ledger: Ledger, cfg: RunConfig, before: _Newest, round: int) -> None:
 
 def _improved(ledger: Ledger, cfg: RunConfig, sizes: ModelSizes, newest: _Newest) -> None:
     """A round's policy of one line: its weights, the best ones beside them, the moments."""
-    validates = cfg.prompt is None or cfg.prompt.validation_prompts > 0
-    _fitted(ledger, cfg.improve, sizes.policy_trained, heldout=validates)
-    best = sizes.policy_saved if cfg.improve.keep == "best" and validates else 0.0
+    _fitted(ledger, cfg.improve, sizes.policy_trained, heldout=_validates(cfg))
+    best = sizes.policy_saved if cfg.improve.keep == "best" and _validates(cfg) else 0.0
     weights, moments = sizes.policy_saved + best, 2 * sizes.policy_trained
     ledger.keep(weights + moments)
     newest.weights += weights
@@ -154,7 +153,7 @@ def _fitted(ledger: Ledger, fit: FitConfig, trained: float, *, heldout: bool) ->
     """A training's states for a resume, which go when it is done."""
     if not fit.checkpoint_every:
         return
-    state = trained * (4 if heldout else 3)  # weights, two moments, best weights
+    state = trained * (4 if heldout and fit.keep == "best" else 3)  # weights, two moments, best
     ledger.pass_by(state * WRITING)
 
 
@@ -165,6 +164,11 @@ def _reward_trained(cfg: RunConfig, sizes: ModelSizes) -> float:
 def _checked(cfg: RunConfig) -> bool:
     """Whether held-out comparisons choose the best reward model."""
     return cfg.sample.heldout_sources > 0
+
+
+def _validates(cfg: RunConfig) -> bool:
+    """Whether held-out scores choose the best policy."""
+    return cfg.prompt is None or cfg.prompt.validation_prompts > 0
 
 
 def _token_bytes(cfg: RunConfig, train: int) -> float:
@@ -206,7 +210,7 @@ def _memory(
     yield policy.weights + judge, _passes(cfg, policy), (0.0, 0.0)
     if lines_of(cfg, "align"):
         trained = _reward_trained(cfg, sizes)
-        best = trained if _checked(cfg) else 0.0
+        best = trained if _checked(cfg) and cfg.reward.fit.keep == "best" else 0.0
         kept = policy.weights + judge + 4 * trained + best  # weights, gradients, moments
         backward = _activations(cfg, cfg.reward.fit, reward, cfg.sample.k, logits=False)
         yield kept, max(backward, _passes(cfg, reward)), (0.0, trained)
@@ -215,7 +219,8 @@ def _memory(
         frozen = policy.weights - (0.0 if sizes.adaptor else policy.changed)
         start = policy.weights if cfg.method.kl > 0 else 0.0
         guide = FLOAT32 * (reward.parameters + sizes.head) if lines_of(cfg, "align") else 0.0
-        kept = 5 * own + frozen + start + judge + guide
+        best = own if cfg.improve.keep == "best" and _validates(cfg) else 0.0
+        kept = 4 * own + best + frozen + start + judge + guide
         backward = _activations(cfg, cfg.improve, policy, 1, logits=True)
         # the moments, and in a state for a resume the weights, are written from copies
         written = (3.0 if cfg.improve.checkpoint_every else 2.0) * own

@@ -81,6 +81,8 @@ def test_the_disk_by_hand():
     assert last.disk_end - tables.disk_end == pytest.approx((9 + 4) * w)
     plain = room_for(sized("keep_rounds=last", "improve.keep=last"), sizes, 3, on_cpu=True)
     assert plain.disk_end - tables.disk_end == pytest.approx((1 + 2 * 3) * w)
+    # two rounds, and in place of the last line's 3 W its state, which holds no best weights (3 W)
+    assert plain.disk - tables.disk == pytest.approx((2 * 7 - 3 + 2 * 3) * w)
 
 
 def test_tokens_and_token_rewards_are_counted():
@@ -105,6 +107,9 @@ def test_the_memory_by_hand():
     assert found.device == pytest.approx(6 * w)
     on_cpu = room_for(sized(), ModelSizes(model, model, head=0), 2, on_cpu=True)
     assert on_cpu.host - found.host == pytest.approx((6 + 5) * w - (5 + 2) * w, rel=0.1)
+    without_best = sized("improve.keep=last", "reward.fit.keep=last")
+    found = room_for(without_best, ModelSizes(model, model, head=0), 2, on_cpu=False)
+    assert found.device == pytest.approx(5 * w)
     with_kl = sized("method.reinforce=0.1", "method.kl=0.1")
     found = room_for(with_kl, ModelSizes(model, model, head=0), 2, on_cpu=False)
     assert found.device == pytest.approx(7 * w)
