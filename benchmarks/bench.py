@@ -38,6 +38,7 @@ from pgtg.judges.classifier import Classifier
 from pgtg.judges.pool import JudgePool
 from pgtg.judges.template import Prompt, Template
 from pgtg.methods.objective import Improvement, PolicyGradient, Sampled, SupervisedBatch
+from pgtg.methods.options import WeightedMLE
 from pgtg.metrics import build_metrics, compute
 from pgtg.models.adaptor import adapt, draw_prompts
 from pgtg.models.backends.linear import linear
@@ -178,7 +179,7 @@ def policy_step() -> Phase:
     lm = t5()
     batch = token_batch(rows(SOURCES, SOURCE, 0), rows(SOURCES, NEW, 1), range(SOURCES))
     supervised = SupervisedBatch(batch, uniform_weights(batch.mask))
-    options = MethodConfig(name="mle", entropy=0.0, entropy_target=None, reinforce=0.0, kl=0.0)
+    options = WeightedMLE.of(MethodConfig("mle"))
     objective = Improvement(lm, options, Decoding(True, NEW))
     run = stepped(lm, lambda: objective(supervised, objective.count(supervised)).value)
     encoder, decoder = weights(lm.model.get_encoder()), weights(lm.model.get_decoder())

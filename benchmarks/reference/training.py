@@ -1,12 +1,14 @@
 """pgtg's training, update by update."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from pgtg.config import FitConfig, MethodConfig
+from pgtg.methods.options import WeightedMLE
 from pgtg.training.update import Objective, Training, Where, update
 
 
@@ -31,23 +33,8 @@ def fit_config(optimizer: str = "adam") -> FitConfig:
     )
 
 
-def method_config(entropy: float = 0.0) -> MethodConfig:
-    return MethodConfig(
-        name="pgtg",
-        transform="none",
-        reward_to_go=False,
-        entropy=entropy,
-        entropy_target=None,
-        reinforce=0.0,
-        baseline="none",
-        token_share=1.0,
-        kl=0.0,
-        samples=1,
-        standardize=False,
-        sparse_updates=0,
-        sparse_lr=0.0,
-        controls=[],
-    )
+def method_config(entropy: float = 0.0) -> WeightedMLE:
+    return replace(WeightedMLE.of(MethodConfig("pgtg")), entropy=entropy)
 
 
 class Trained:

@@ -206,9 +206,9 @@ def check(cfg: RunConfig) -> list[str]:
 
 
 def value_at(cfg: Any, key: str) -> Any:
-    """The value at a dotted key; None where a section on the way is None."""
+    """The value at a dotted key; None where a section on the way is None, or has no such key."""
     for name in key.split("."):
-        cfg = None if cfg is None else getattr(cfg, name)
+        cfg = getattr(cfg, name, None)
     return cfg
 
 
@@ -413,9 +413,7 @@ def _method(cfg: RunConfig) -> Iterator[str]:
     if method.controls and spec is not None and not spec.controlled:
         found = f"found {method.controls}"
         yield f"method.controls: {found}, but {spec.name} is itself the control; expected []"
-    if method.baseline == "group" and method.reinforce and method.samples < 2:
-        found = f"found {method.samples}"
-        yield f"method.samples: {found}, but baseline=group needs at least 2 generations per source"
+    yield from (f"method.{problem}" for problem in method.problems())
 
 
 def _schedule(cfg: RunConfig) -> Iterator[str]:

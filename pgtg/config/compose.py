@@ -6,7 +6,7 @@ nearest known name, wrong types, missing values, and the cross-checks of `config
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +23,19 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pgtg.config import RunConfig, expected_type, is_open, known_keys, stand_in
+from pgtg.config import (
+    OWNED,
+    RunConfig,
+    expected_type,
+    is_open,
+    known_keys,
+    open_schema,
+    stand_in,
+)
 from pgtg.config.checks import check, value_at
 from pgtg.config.groups import CONF, groups, option_files
 from pgtg.config.overrides import PATHS, as_hydra, folder_name
-from pgtg.config.registry import TASKS, methods_of, nearest
+from pgtg.config.registry import TASKS, methods_of, nearest, options_of
 from pgtg.errors import ConfigError
 
 VERSION_BASE = "1.3"
@@ -58,7 +66,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("pgtg_folder", folder_name, replace=True)
     store = ConfigStore.instance()
     if "run_schema.yaml" not in store.repo:
-        store.store(name="run_schema", node=RunConfig, provider="pgtg")
+        store.store(name="run_schema", node=open_schema(), provider="pgtg")
 
 
 def loader(config_dir: Path | None = None) -> ConfigLoaderImpl:
@@ -125,7 +133,9 @@ def completed(task: str, saved: Mapping[str, Any]) -> tuple[dict[str, Any], list
                 filled[key] = fill(found, value, f"{here}.")
         return filled
 
-    return fill(saved, asdict(run_config(task)), ""), added
+    method = dict(saved.get("method") or {}).get("name")
+    known = [f"method={method}"] if method in methods_of(task) else []
+    return fill(saved, asdict(run_config(task, known)), ""), added
 
 
 def composed(
@@ -300,12 +310,23 @@ def _load(
         if problem:
             problems.append(problem)
         else:
-            (groups if options else values).append(override)
+            (groups if options else values).append(_of_task(load, task, override))
     try:
         cfg, notes = _with_groups(load, task, groups)
     except REFUSALS as error:
         raise ConfigError(*problems, one_line(error)) from error
     return cfg, problems + [p for p in (_apply(cfg, o) for o in values) if p], notes
+
+
+def _of_task(load: ConfigLoaderImpl, task: str, override: Override) -> Override:
+    """`method=pgtg` is method/<task>/pgtg where the task has an option of its own by that name."""
+    group, name = override.key_or_group, override.value()
+    if override.is_delete() or not isinstance(name, str) or not _options(load, override):
+        return override
+    own = f"{task}/{name}"
+    if not load.repository.config_exists(f"{group}/{own}"):
+        return override
+    return _override(f"{group}={own}")
 
 
 def _with_groups(
@@ -345,7 +366,8 @@ def _replace(cfg: DictConfig, plain: DictConfig, section: str) -> str:
     """Put a section as it is without the experiment; the keys that the experiment had set."""
     old, new = cfg[section], plain[section].copy()
     for key in FITTED.get(section, ()):
-        new[key] = old[key]
+        if key in old and key in new:
+            new[key] = old[key]
     before, after = (OmegaConf.to_container(part, resolve=False) for part in (old, new))
     cfg[section] = new
     if not isinstance(before, dict) or not isinstance(after, dict):
@@ -362,10 +384,9 @@ def _on_saved(
 ) -> tuple[DictConfig, list[str]]:
     """The saved config with the overrides applied: whole groups first, then single keys."""
     try:
-        base = OmegaConf.merge(OmegaConf.structured(RunConfig), dict(saved))
+        base = _typed(task, saved)
     except REFUSALS as error:
         raise ConfigError(f"the saved config is of another version: {one_line(error)}") from error
-    assert isinstance(base, DictConfig)
     if base.task != task:
         raise ConfigError(f"this run folder belongs to the task '{base.task}', not '{task}'")
     groups = [o for o in parsed if _options(load, o)]
@@ -417,8 +438,29 @@ def _composed(
     OmegaConf.set_readonly(cfg.hydra, False)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
+    values = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)
+    return _typed(task, {str(key): value for key, value in values.items()}), choices
+
+
+def _typed(task: str, values: Mapping[str, Any]) -> DictConfig:
+    """A config with the schema's types, the method's section with those of its own options.
+
+    What files and saved runs say of the options of other methods is not read.
+    """
+    given = dict(values)
+    section = given.get("method")
+    base = OmegaConf.structured(RunConfig)
+    if isinstance(section, Mapping):
+        options = options_of(task, str(section.get("name")))
+        base["method"] = OmegaConf.structured(options)
+        own = {option.name for option in fields(options)}
+        others = {key.removeprefix("method.") for key in known_keys()} - own
+        given["method"] = {key: value for key, value in section.items() if key not in others}
+    cfg = OmegaConf.merge(base, given)
+    assert isinstance(cfg, DictConfig)
     OmegaConf.set_struct(cfg, True)
-    return cfg, choices
+    return cfg
 
 
 def _options(load: ConfigLoaderImpl, override: Override) -> list[str]:
@@ -443,6 +485,9 @@ def _apply(cfg: DictConfig, override: Override) -> str | None:
     key = override.key_or_group
     if override.is_delete() and expected_type(key) is not None and not is_open(key):
         return f"'{override.input_line}': a key cannot be left out; give it another value"
+    section, _, name = key.partition(".")
+    if section in OWNED and name == "name" and override.value() != cfg[section].name:
+        return f"{key}: write {section}={override.value()}, which brings its own options"
     empty = _empty_section(cfg, key)
     if empty is None and isinstance(override.value(), dict) and not is_open(f"{key}.x"):
         empty = key if OmegaConf.select(cfg, key) is None and expected_type(key) else None
@@ -456,6 +501,9 @@ def _apply(cfg: DictConfig, override: Override) -> str | None:
         expected = expected_type(key)
         if expected is None:
             return f"{key}: there is no such key{nearest(key, known_keys())}"
+        if section in OWNED and name not in cfg[section]:
+            own = f"{section}={cfg[section].name}"
+            return f"{key}: {own} has no such option{nearest(name, map(str, cfg[section]))}"
         if isinstance(error.__cause__, OmegaConfBaseException) and not override.is_delete():
             found = override.get_value_element_as_str()
             return f"{key}={found}: expected {expected}, found {found!r}"

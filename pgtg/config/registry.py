@@ -15,6 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
+from pgtg.config.schema import MethodConfig
 from pgtg.errors import ConfigError
 
 T = TypeVar("T")
@@ -136,12 +137,14 @@ class MethodSpec(Spec):
         alone: Whether it may be a run's method.
         alongside: Whether it may be a control: same start, same budget.
         controlled: Whether it takes controls; one that is what others are held against does not.
+        options: Its section of the config, a subclass of `MethodConfig`.
     """
 
     needs: frozenset[str] = frozenset()
     alone: bool = True
     alongside: bool = False
     controlled: bool = True
+    options: Any = MethodConfig
 
     @property
     def learns_reward(self) -> bool:
@@ -251,6 +254,13 @@ def method_spec(task: str, name: str, *, control: bool = False) -> MethodSpec:
     if name not in known:
         raise ConfigError(refusal(task, name, control=control) or "")
     return known[name]
+
+
+def options_of(task: str, name: str) -> type[MethodConfig]:
+    """The class of a method's section; `MethodConfig` where no such method is known."""
+    known = methods_of(task) if task in TASKS else {}
+    spec = known.get(name) or next((s for s in METHODS.specs if s.name == name), None)
+    return MethodConfig if spec is None else resolve(spec.options)
 
 
 def refusal(task: str, name: str, *, control: bool = False) -> str | None:

@@ -6,7 +6,7 @@ only give the types. `checks.check` collects *all* problems of a composed config
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -253,27 +253,29 @@ class JudgeConfig:
 
 @dataclass
 class MethodConfig:
-    """How the policy is improved."""
+    """What every method's section has; its own options are a subclass (`methods/options`)."""
 
     name: str = MISSING
-    transform: str = MISSING
-    reward_to_go: bool = MISSING
-    entropy: float = MISSING
-    entropy_target: float | None = MISSING
-    reinforce: float = MISSING
-    baseline: str = MISSING
-    token_share: float = MISSING
-    kl: float = MISSING
-    samples: int = MISSING
-    standardize: bool = MISSING
-    sparse_updates: int = MISSING
-    sparse_lr: float = MISSING
     controls: list[str] | None = MISSING
 
     @property
     def beside(self) -> list[str]:
         """The controls to run; `compose` has put the task's own in the place of null."""
         return self.controls or []
+
+    @property
+    def own_samples(self) -> int:
+        """Generations of each source that an update of the policy samples itself."""
+        return 0
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether training reads the start policy."""
+        return False
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the options together, each line after the key's own name."""
+        yield from ()
 
 
 @dataclass
@@ -360,6 +362,19 @@ class RunConfig:
     experiment: str | None = None
 
 
+OWNED = ("method",)  # sections whose keys are those of the thing that they name
+
+
+def open_schema() -> type:
+    """RunConfig as Hydra composes it: owned sections take any key until it is known whose it is."""
+    found: list[tuple[str, Any, Any]] = []
+    for entry in fields(RunConfig):
+        owned = entry.name in OWNED
+        default = field(default_factory=dict) if owned else entry
+        found.append((entry.name, dict[str, Any] if owned else entry.type, default))
+    return make_dataclass("Composed", found)
+
+
 PLAIN = {
     int: "a whole number",
     float: "a number",
@@ -398,9 +413,18 @@ def stand_in(key: str) -> Any:
     return [] if get_origin(options[0]) is list else STAND_INS.get(options[0])
 
 
-@cache
 def _types() -> Mapping[str, Any]:
-    """Type of each key and section of the config, by dotted name."""
+    """Type of each key and section of the config, by dotted name, with any method's options."""
+    from pgtg.config.registry import METHODS, resolve  # it rests on this module
+
+    found = dict(_shared_types())
+    for spec in METHODS.specs:
+        found |= _walk(resolve(spec.options), "method.")
+    return found
+
+
+@cache
+def _shared_types() -> Mapping[str, Any]:
     return dict(_walk(RunConfig, ""))
 
 

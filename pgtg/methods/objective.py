@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pgtg.config import MethodConfig
+from pgtg.methods.options import WeightedMLE
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
@@ -48,7 +48,7 @@ class Improvement:
     """
 
     policy: LanguageModel
-    cfg: MethodConfig
+    cfg: WeightedMLE
     decoding: Decoding  # the distribution that samples were drawn from
 
     def count(self, batch: SupervisedBatch) -> Window:

@@ -8,14 +8,14 @@ with random head: if it does as well, nothing that was learned mattered.
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pgtg.config import MethodConfig
 from pgtg.methods.method import STAGES, Method
+from pgtg.methods.options import WeightedMLE
 from pgtg.methods.supervised import SupervisedGuide
 from pgtg.ops.objectives import mle_weights, shuffled_weights
 
 
 def weigh(
-    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: MethodConfig, seed: int
+    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: WeightedMLE, seed: int
 ) -> Float[Tensor, "N T"]:
     """w_t = g(r_t) / sum g(r)."""
     assert rewards is not None
@@ -23,7 +23,7 @@ def weigh(
 
 
 def weigh_shuffled(
-    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: MethodConfig, seed: int
+    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: WeightedMLE, seed: int
 ) -> Float[Tensor, "N T"]:
     """The weights of `weigh`, permuted among the tokens of each target."""
     return shuffled_weights(weigh(rewards, mask, cfg, seed), mask, seed)

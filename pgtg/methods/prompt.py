@@ -31,6 +31,7 @@ from pgtg.methods.fresh import (
 )
 from pgtg.methods.method import STAGES, Improving, Method
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
+from pgtg.methods.options import Reinforce
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, read_again
 from pgtg.models.batch import token_batch
 from pgtg.ops.aggregate import Aggregator
@@ -48,8 +49,8 @@ class PromptGuide:
     def __init__(self, method: Method, given: Improving):
         self.ctx, self.given = given.ctx, given
         self.task = prompt_task(given.ctx)
-        self.options = given.ctx.cfg.method
-        self.start = given.ctx.load_start()[0] if self.options.kl > 0 else None
+        self.options = Reinforce.of(given.ctx.cfg.method)
+        self.start = given.ctx.load_start()[0] if self.options.keeps_start else None
         self.objective = PolicyGradient(
             given.lm,
             self.options.kl,

@@ -6,6 +6,7 @@ first whose needs its task meets.
 """
 
 from pgtg.config.registry import MethodSpec
+from pgtg.methods.options import Reinforce, Sparse, WeightedMLE
 
 TARGETS = frozenset({"targets"})
 GUIDED = frozenset({"samples", "judge", "reward", "targets"})
@@ -17,12 +18,14 @@ METHODS = (
         "the paper: reward-weighted MLE, or REINFORCE where there are no targets",
         "pgtg.methods.pgtg:METHOD",
         GUIDED,
+        options=WeightedMLE,
     ),
     MethodSpec(
         "pgtg",
         "the paper: REINFORCE with the learned token rewards",
         "pgtg.methods.prompt:PGTG",
         SEARCH | {"reward"},
+        options=Reinforce,
     ),
     MethodSpec(
         "mle",
@@ -37,6 +40,7 @@ METHODS = (
         "pgtg.methods.prompt:SPARSE",
         SEARCH,
         alongside=True,
+        options=Sparse,
     ),
     MethodSpec(
         "random",

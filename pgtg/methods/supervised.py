@@ -22,6 +22,7 @@ from pgtg.data.examples import Examples
 from pgtg.data.rows import BATCH, mapped_rows, write_rows
 from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
+from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import moved, token_batch
 from pgtg.models.generate import generate
 from pgtg.ops.aggregate import Aggregator
@@ -49,11 +50,12 @@ class SupervisedGuide:
         self.given, self.model = given, given.model
         self.first, self.updates = given.first, given.updates
         self.heldout = f"{ctx.cfg.judge.name} of greedy text on held-out sources"
-        extra = ctx.cfg.method if method.samples else replace(ctx.cfg.method, reinforce=0.0)
+        given_options = WeightedMLE.of(ctx.cfg.method)
+        extra = given_options if method.samples else replace(given_options, reinforce=0.0)
         self.options = extra if method.needs_reward else replace(extra, entropy=0.0)
         self.ahead = self.options.reinforce == 0  # else the policy is sampled for its update
         self.objective = Improvement(self.lm, self.options, ctx.sampling())
-        self.start = ctx.load_start()[0] if self.options.reinforce * self.options.kl > 0 else None
+        self.start = ctx.load_start()[0] if self.options.keeps_start else None
         self.tokens = self.targets.tokens("train", self.codec)
         used = self._used()
         self.cut = int((self.tokens.source_cut | self.tokens.target_cut)[used].sum())
@@ -92,7 +94,7 @@ class SupervisedGuide:
             values = moved(values, self.ctx.device)
         seed = Where(self.ctx.cfg.seed, "improve", 0).seed_at(update, "weights", place)
         assert self.method.weigh is not None
-        weights = self.method.weigh(values, batch.mask, self.ctx.cfg.method, seed)
+        weights = self.method.weigh(values, batch.mask, self.options, seed)
         sampled = self._sampled(examples, update) if self.options.reinforce > 0 else None
         return SupervisedBatch(batch, weights, sampled)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pgtg.config import RunConfig, expected_type, is_open, known_keys
+from pgtg.config import RunConfig, checks, expected_type, is_open, known_keys
 from pgtg.config.compose import composed, run_config, sweep, swept_keys
 from pgtg.config.overrides import as_hydra, folder_name
 from pgtg.errors import ConfigError
@@ -79,7 +79,7 @@ def test_inner_code_gets_plain_dataclasses_and_a_real_cache_path():
         ("schedule.total=2.5", ["schedule.total", "whole number of updates"]),
         ("schedule.retrain_until=1000", ["schedule.retrain_until", "at most schedule.total"]),
         (
-            "method.name=mle method.controls=[uniform]",
+            "method=mle method.controls=[uniform]",
             ["method.controls", "mle is itself the control"],
         ),
         ("data.newswire.noise=1.5", ["data.newswire.noise: found 1.5", "[0, 1]"]),
@@ -350,3 +350,8 @@ def test_what_is_no_utf8_text_is_refused(text: str):
 def test_an_interpolation_that_does_not_end_is_no_mapping():
     with pytest.raises(ConfigError, match=r"data\.empty: expected a mapping .* found '\$\{'"):
         run_config("summarize", ["data.empty=${"])
+
+
+def test_every_rule_is_of_a_key_that_there_is():
+    assert {key for key, _, _ in checks.RULES} <= set(known_keys())
+    assert set(checks.choices()) <= set(known_keys())

@@ -3,11 +3,13 @@
 import ast
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 import pgtg
+from pgtg.config import MethodConfig
 from pgtg.config.compose import run_config
 from pgtg.config.registry import (
     JUDGES,
@@ -23,6 +25,7 @@ from pgtg.config.registry import (
     resolve,
 )
 from pgtg.errors import ConfigError
+from pgtg.methods.options import Reinforce, Sparse, WeightedMLE
 
 PACKAGE = Path(pgtg.__file__).parent
 # what may compare a task, method or control with a name: the tables themselves
@@ -104,3 +107,53 @@ def test_a_spec_is_its_own_code_or_where_that_is():
     assert resolve("pgtg.config.registry:Spec") is Spec
     assert resolve("pgtg.errors").ConfigError is ConfigError
     assert resolve(len) is len
+
+
+@pytest.mark.parametrize(
+    ("task", "call", "said"),
+    [
+        ("summarize", "method=mle method.entropy=0.1", "method.entropy: method=mle has no such"),
+        ("summarize", "method.sparse_lr=1", "method.sparse_lr: method=pgtg has no such option"),
+        ("prompt", "method.transform=exp", "method.transform: method=pgtg has no such option"),
+        ("prompt", "method.name=sparse", "method.name: write method=sparse"),
+        ("summarize", "method.entrop=1", "there is no such key; did you mean 'method.entropy'"),
+        ("summarize", "method.entropy=abc", "method.entropy=abc: expected a number, found 'abc'"),
+        (
+            "summarize",
+            "method.reinforce=1 method.baseline=group",
+            "method.samples: found 1, but baseline=group needs at least 2",
+        ),
+    ],
+)
+def test_a_method_has_its_own_options_only(task: str, call: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        run_config(task, call.split())
+
+
+def test_options_of_a_method_are_those_of_its_class():
+    """What an experiment sets for another method is not read; a task may have its own file."""
+    sparse = run_config("prompt", ["method=sparse"])  # the experiment sets entropy, controls too
+    assert isinstance(sparse.method, Sparse) and not isinstance(sparse.method, Reinforce)
+    assert (sparse.method.entropy, sparse.method.sparse_updates) == (0.3, 4)
+    assert run_config("prompt", ["method=random"]).method == MethodConfig("random", [])
+    assert isinstance(run_config("prompt", ["method=pgtg"]).method, Reinforce)
+    assert isinstance(run_config("summarize", ["method=pgtg"]).method, WeightedMLE)
+
+
+def test_a_saved_run_keeps_its_options_and_may_hold_those_of_an_older_schema():
+    saved = asdict(run_config("summarize", ["method=mle"]))
+    saved["method"] |= {"transform": "none", "sparse_lr": 0.1}  # every method once had these
+    assert run_config("summarize", saved=saved).method == MethodConfig("mle", [])
+    changed = run_config("summarize", ["method=pgtg", "method.entropy=0.5"], saved=saved).method
+    assert isinstance(changed, WeightedMLE) and changed.entropy == 0.5
+    with pytest.raises(ConfigError, match="of another version"):
+        run_config("summarize", saved=saved | {"method": {"name": "mle", "odd": 1}})
+
+
+def test_what_a_method_lacks_changes_nothing():
+    found = WeightedMLE.of(MethodConfig("mle", []))
+    assert (found.reinforce, found.entropy, found.kl, found.own_samples) == (0, 0, 0, 0)
+    assert not found.keeps_start and not MethodConfig("mle", []).keeps_start
+    assert replace(found, reinforce=0.5, samples=3).own_samples == 3
+    assert replace(found, reinforce=0.5, kl=0.1).keeps_start
+    assert Reinforce.of(replace(Sparse.of(MethodConfig("sparse")), kl=0.2)).keeps_start

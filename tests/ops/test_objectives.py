@@ -18,6 +18,7 @@ from pgtg.config import AggregatorConfig, MethodConfig
 from pgtg.methods import mle, pgtg
 from pgtg.methods.method import Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
+from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import token_batch
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
@@ -39,19 +40,7 @@ from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
 rows_of_rewards = st.lists(
     st.lists(st.floats(0.01, 2), min_size=1, max_size=5), min_size=1, max_size=4
 )
-OPTIONS = MethodConfig(
-    name="pgtg",
-    transform="none",
-    reward_to_go=False,
-    entropy=0.0,
-    entropy_target=None,
-    reinforce=0.0,
-    baseline="none",
-    token_share=1.0,
-    kl=0.0,
-    samples=1,
-    controls=[],
-)
+OPTIONS = WeightedMLE.of(MethodConfig("pgtg"))
 
 
 def weigh(method: Method) -> Callable[..., Tensor]:

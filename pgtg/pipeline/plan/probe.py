@@ -16,8 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgtg.config import RunConfig
+from pgtg.config import MethodConfig, RunConfig
 from pgtg.config.registry import TASKS, resolve
+from pgtg.methods.options import Sparse
 from pgtg.pipeline.plan.work import Work
 from pgtg.runs.log import RunLog
 
@@ -150,7 +151,7 @@ def shortened(cfg: RunConfig, updates: int) -> RunConfig:
             cfg.reward, compare_heads=[], fit=replace(fit, updates=updates, validate_every=0)
         ),
         improve=replace(cfg.improve, validate_every=0),
-        method=replace(cfg.method, controls=[], sparse_updates=updates),
+        method=_few(cfg.method, updates),
         schedule=replace(
             cfg.schedule, unit="updates", total=float(updates), retrain_every=1e9, retrain_until=0.0
         ),
@@ -173,6 +174,11 @@ def shortened(cfg: RunConfig, updates: int) -> RunConfig:
         ),
         logger=replace(cfg.logger, name="none"),
     )
+
+
+def _few(method: MethodConfig, updates: int) -> MethodConfig:
+    alone = replace(method, controls=[])
+    return replace(alone, sparse_updates=updates) if isinstance(alone, Sparse) else alone
 
 
 def _timed(ctx: "Context") -> dict[str, float]:

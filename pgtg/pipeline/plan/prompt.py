@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pgtg.config import RunConfig
 from pgtg.config.registry import method_spec
 from pgtg.errors import DataError
+from pgtg.methods.options import Sparse
 from pgtg.pipeline.plan.work import Work, heads_of, lines_of, validations
 from pgtg.training.schedule import segments
 
@@ -53,7 +54,7 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
         of_line = (judged + ranked) * train + (ranked + validated + checked) * dev
         sequences = lines * of_line + tested * test + len(cfg.prompt.baselines) * (dev + test)
     learns = method_spec(cfg.task, cfg.method.name).learns_reward
-    updates = sum(parts) if learns else rounds * cfg.method.sparse_updates
+    updates = sum(parts) if learns else rounds * Sparse.of(cfg.method).sparse_updates
     window = cfg.improve.micro_batch * cfg.improve.accumulate
     return SearchCounts(
         rounds=rounds,

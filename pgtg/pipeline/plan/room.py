@@ -217,7 +217,7 @@ def _memory(
     if lines_of(cfg, "improve"):
         own = sizes.policy_trained
         frozen = policy.weights - (0.0 if sizes.adaptor else policy.changed)
-        start = policy.weights if cfg.method.kl > 0 else 0.0
+        start = policy.weights if cfg.method.keeps_start else 0.0
         guide = FLOAT32 * (reward.parameters + sizes.head) if lines_of(cfg, "align") else 0.0
         best = own if cfg.improve.keep == "best" and _validates(cfg) else 0.0
         kept = 4 * own + best + frozen + start + judge + guide

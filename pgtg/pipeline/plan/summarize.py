@@ -46,7 +46,6 @@ def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     parts = _parts(cfg, examples.get("train"))
     if parts and not learned:
         parts = [sum(parts)]
-    per_source = cfg.method.samples if cfg.method.reinforce > 0 else 0
     policies = 1 + len(cfg.method.beside) + cfg.evaluate.start_policy
     sizes = [examples.get(split, 0) for split in cfg.evaluate.splits]
     most = cfg.evaluate.examples or math.inf
@@ -58,7 +57,7 @@ def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
         generations=(cfg.sample.sources + cfg.sample.heldout_sources) * cfg.sample.k * learned,
         reward_updates=cfg.reward.fit.updates * learned,
         compared_heads=len(cfg.reward.compare_heads) * learned,
-        gradient_generations=_gradient(parts, window * per_source),
+        gradient_generations=_gradient(parts, window * cfg.method.own_samples),
         evaluated=None if texts is None else texts * policies * len(cfg.evaluate.decodings),
     )
 

@@ -13,6 +13,7 @@ from pgtg.config import MethodConfig
 from pgtg.data.worlds.newswire import vocabulary
 from pgtg.methods.context import Context, quiet
 from pgtg.methods.objective import Improvement, SupervisedBatch
+from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import per_token, token_batch
 from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding
@@ -28,17 +29,7 @@ from pgtg.training.state import load_weights
 from pgtg.training.update import Where
 from pgtg.types import Example, TokenIds
 
-PLAIN = MethodConfig(
-    name="mle",
-    transform="none",
-    reward_to_go=False,
-    entropy=0.0,
-    reinforce=0.0,
-    baseline="none",
-    token_share=1.0,
-    kl=0.0,
-    samples=1,
-)
+PLAIN = WeightedMLE.of(MethodConfig("mle"))
 Pairs = Sequence[tuple[str, str]]
 
 
