@@ -121,7 +121,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
     from pgtg.runs.folder import RunFolder
 
     run = RunFolder(folder)
-    return run.config() if run.exists() else None
+    return run.runnable_config() if run.exists() else None
 
 
 @contextmanager

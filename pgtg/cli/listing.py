@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgtg.config.checks import choices
 from pgtg.config.groups import LISTS, options
-from pgtg.config.registry import METHODS, METRICS, TASKS, nearest
+from pgtg.config.registry import METHODS, METRICS, REGISTRIES, TASKS, nearest
 from pgtg.config.sizes import parse_size, show_size
 from pgtg.errors import ConfigError
 from pgtg.runs import entries, sweeps
@@ -86,7 +86,8 @@ def names(group: str, config_dir: Path | None = None) -> dict[str, str]:
         return TASKS.about()
     if group == "methods":
         return _of_methods()
-    return choices().get(key) or options(key, config_dir)
+    plugged = {s.name: s.about for r in REGISTRIES if r.key == f"{key}.name" for s in r.added}
+    return choices().get(key) or options(key, config_dir) | plugged
 
 
 def _of_methods() -> dict[str, str]:

@@ -151,6 +151,31 @@ Overrides = Annotated[
 ConfigDir = Annotated[
     Path | None, typer.Option("--config-dir", help="Folder of your own config files.")
 ]
+
+
+def run_plugins(files: list[Path] | None) -> list[Path] | None:
+    """Run the user's own files before anything is looked up by name."""
+    if files:
+        from pgtg.config import plugins
+
+        try:
+            plugins.use(files)
+        except PgtgError as error:
+            typer.echo(f"error: {printable(str(error))}", err=True)
+            raise typer.Exit(error.exit_code) from error
+    return files
+
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        is_eager=True,
+        callback=run_plugins,
+        help="Run an own Python file that adds methods, judges, ... (docs/extending).",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Go on although the run's config changed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show results and errors only.")]
 Round = Annotated[int | None, typer.Option("--round", min=0, help="Round; default: the next one.")]
@@ -178,6 +203,7 @@ def train(
     ] = False,
     cfg: Annotated[Cfg | None, typer.Option("--cfg", help="Print the config, run nothing.")] = None,
     config_dir: ConfigDir = None,
+    plugin: Plugins = None,
     force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all, print counts and sizes, write nothing.")
@@ -213,6 +239,7 @@ def stage_command(stage: str, doc: str) -> None:
         overrides: Overrides = None,
         round: Round = None,
         config_dir: ConfigDir = None,
+        plugin: Plugins = None,
         force: Force = False,
         quiet: Quiet = False,
     ) -> None:
@@ -255,6 +282,7 @@ def evaluate(
         typer.Option("--task", help="For a Transformers folder.", autocompletion=complete_tasks),
     ] = "summarize",
     config_dir: ConfigDir = None,
+    plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Evaluate the policy of a run, or any model that Transformers loads."""
@@ -337,6 +365,7 @@ def explain(
         list[Path] | None,
         typer.Option("--with", help="Another run that reads the same texts; may be repeated."),
     ] = None,
+    plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Show which tokens a run's reward model thanks or blames for the rank of a text."""
@@ -366,6 +395,7 @@ def list_names(
         ),
     ] = None,
     config_dir: ConfigDir = None,
+    plugin: Plugins = None,
 ) -> None:
     """List tasks, experiments, aggregators, methods, ...; how far a sweep is; what is cached."""
     with reporting():
@@ -403,6 +433,7 @@ def doctor(
         bool, typer.Option("-m", "--multirun", help="The overrides are of a sweep.")
     ] = False,
     config_dir: ConfigDir = None,
+    plugin: Plugins = None,
 ) -> None:
     """Name every problem of this machine and this config, and what mends each. Exit code 1 if any.
 

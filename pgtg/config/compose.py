@@ -35,7 +35,19 @@ from pgtg.config import (
 from pgtg.config.checks import check, value_at
 from pgtg.config.groups import CONF, groups, option_files
 from pgtg.config.overrides import PATHS, as_hydra, folder_name
-from pgtg.config.registry import TASKS, methods_of, nearest, options_of
+from pgtg.config.registry import (
+    AGGREGATORS,
+    JUDGES,
+    METHODS,
+    TASKS,
+    MethodSpec,
+    Registry,
+    Spec,
+    methods_of,
+    nearest,
+    options_of,
+    resolve,
+)
 from pgtg.errors import ConfigError
 
 VERSION_BASE = "1.3"
@@ -43,6 +55,11 @@ LAUNCHERS = "launchers are extras: pip install 'pgtg[joblib]', 'pgtg[slurm]' or 
 # how Hydra and OmegaConf refuse odd input; some of it trips over their own assertions and types
 REFUSALS = (HydraException, OmegaConfBaseException)
 REFUSALS += (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+PLUGGABLE: Mapping[str, Registry] = {  # groups whose options may be a plugin's
+    "method": METHODS,
+    "judge": JUDGES,
+    "aggregator": AGGREGATORS,
+}
 SECTIONS = {"dataset": "data"}  # groups that fill a section of another name
 # what an experiment fits to its data, whatever backbone or method the call chooses
 FITTED = {
@@ -67,6 +84,21 @@ def register() -> None:
     store = ConfigStore.instance()
     if "run_schema.yaml" not in store.repo:
         store.store(name="run_schema", node=open_schema(), provider="pgtg")
+    for group, registry in PLUGGABLE.items():
+        for spec in registry.added:
+            store.store(group=group, name=spec.name, node=_plain_option(group, spec))
+
+
+def _plain_option(group: str, spec: Spec) -> dict[str, Any]:
+    """The option of a plugin's thing: as the first of ours, or its options' own defaults."""
+    if isinstance(spec, MethodSpec):
+        options = OmegaConf.structured(resolve(spec.options)(name=spec.name, controls=[]))
+    else:
+        options = OmegaConf.load(option_files(group)[0])
+        OmegaConf.update(options, "name", spec.name)
+    found = OmegaConf.to_container(options)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def loader(config_dir: Path | None = None) -> ConfigLoaderImpl:

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pgtg.config import plugins
 from pgtg.config.schema import MethodConfig
 from pgtg.errors import ConfigError
 
@@ -178,7 +180,8 @@ class Registry(Mapping[str, S], Generic[S]):
         if self._own is None:
             self._own = list(resolve(self.home))
             for point in entry_points(group=self.group):
-                self._own += self._checked(point.load(), f"the package of {point.value}")
+                self.added += self._checked(point.load(), f"the package of {point.value}")
+            add_plugins()
         return [*self._own, *self.added]
 
     def add(self, *specs: S) -> None:
@@ -187,7 +190,9 @@ class Registry(Mapping[str, S], Generic[S]):
         Raises:
             ConfigError: A name is taken.
         """
-        self.added += self._checked(specs, "the plugin")
+        known = self.specs  # ours first: a name is taken by them
+        assert known
+        self.added += self._checked(specs, "a plugin")
 
     def _checked(self, found: Any, whose: str) -> list[S]:
         specs: list[Any] = [found] if isinstance(found, Spec) else [*found]
@@ -232,6 +237,26 @@ AGGREGATORS = Registry(
 )
 HEADS = Registry("reward.head", RewardHeadSpec, "pgtg.models.registry:HEADS", "pgtg.heads")
 REGISTRIES: tuple[Registry, ...] = (TASKS, METHODS, JUDGES, METRICS, AGGREGATORS, HEADS)
+
+
+_PLUGGED: set[Path] = set()
+
+
+def add_plugins() -> None:
+    """Add the specs of the plugins that this process was asked for, each once.
+
+    Raises:
+        ConfigError: A plugin cannot be run, or holds what is no spec.
+    """
+    for path in plugins.paths():
+        if path in _PLUGGED:
+            continue
+        _PLUGGED.add(path)  # before its specs: adding them asks each registry for its own
+        for spec in plugins.specs_of(path):
+            homes = [one for one in REGISTRIES if type(spec) is one.kind]
+            if not homes:
+                raise ConfigError(f"--plugin {path}: {spec!r} is no spec of pgtg.config.registry")
+            homes[0].add(spec)
 
 
 def methods_of(task: str) -> dict[str, MethodSpec]:

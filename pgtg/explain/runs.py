@@ -69,7 +69,7 @@ def open_run(path: Path) -> Run:
         ConfigError: Its method trains none.
     """
     folder = RunFolder(path).open()
-    cfg = _config(folder.config())
+    cfg = _config(folder.runnable_config())
     if "align" not in method_of(cfg).stages:
         raise ConfigError(
             f"{path}: a run with method={cfg.method.name} has no reward model, so there is no "

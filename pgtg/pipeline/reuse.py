@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from pgtg.config import plugins
 from pgtg.config.inputs import portable
 from pgtg.errors import ArtifactError, PgtgError
 from pgtg.methods import method_of
@@ -218,6 +219,7 @@ def _code() -> str:
         path = here / name
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             digest.update(f"{file.relative_to(here)} {sha256(file)}\n".encode())
+    digest.update(json.dumps(plugins.described()).encode())
     return digest.hexdigest()
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from pgtg.config import plugins
 from pgtg.errors import ArtifactError, ConfigError, PgtgError
 from pgtg.runs.artifacts import (
     MANIFEST,
@@ -146,6 +147,21 @@ class RunFolder:
         path = self.path / CONFIG
         return _parse_yaml(read_bytes(path, max_bytes=2**20), path)
 
+    def runnable_config(self) -> dict[str, Any]:
+        """`config`, for those who run code by the names that it holds.
+
+        Raises:
+            ConfigError: The run was made with a plugin that this call does not name.
+        """
+        config, path = self.config(), self.path / "provenance.json"
+        made_with = read_json(path).get("plugins", []) if path.is_file() else []
+        known = {plugin["name"] for plugin in plugins.described()}
+        lacking = [str(p.get("name")) for p in made_with if p.get("name") not in known]
+        if lacking:
+            files = " ".join(f"--plugin {name}" for name in lacking)
+            raise ConfigError(f"{self.path}: this run was made with {files}: give that file again")
+        return config
+
     def config_diff(self, new: Mapping[str, Any]) -> list[str]:
         """Lines "key: old -> new" for all keys that may change results; empty when none differs."""
         old_flat, new_flat = flat(self.config()), flat(_parse_yaml(_yaml_text(new), "config"))
@@ -262,6 +278,7 @@ def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "device": device,
         "packages": {name: _version(name) for name in PACKAGES},
+        "plugins": plugins.described(),
         "git": _commit(Path(__file__).resolve().parents[2]),
     }
 

@@ -290,10 +290,10 @@ def test_eval_of_an_older_run_takes_todays_defaults_and_says_so(
 ):
     copied = Path(shutil.copytree(finished, tmp_path / "run"))
     config = (copied / "config.yaml").read_text()
-    (copied / "config.yaml").write_text(re.sub(r"\n  (diagnose|standardize):.*", "", config))
+    (copied / "config.yaml").write_text(re.sub(r"\n  (diagnose|token_share):.*", "", config))
     found = evaluate_saved(copied, split="test", metrics=None, overrides=[], cfg=None)
     assert found == evaluate_saved(finished, split="test", metrics=None, overrides=[], cfg=None)
-    said = "today's defaults (2): method.standardize, evaluate.diagnose"
+    said = "today's defaults (2): method.token_share, evaluate.diagnose"
     assert said in capsys.readouterr().err
 
 

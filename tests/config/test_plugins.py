@@ -1,0 +1,123 @@
+"""Own files that add methods, judges, aggregators: only where the command line asks for them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgtg.config.groups import CONF
+from tests.support.tiny import TINY
+
+OWN = '''
+"""Shorter is better; the median reward; plain MLE with one option of its own."""
+
+from dataclasses import dataclass
+
+from pgtg.config.registry import AggregatorSpec, JudgeSpec, MethodSpec
+from pgtg.config.schema import MethodConfig
+
+
+@dataclass
+class Options(MethodConfig):
+    power: float = 2.0
+
+    def problems(self):
+        if self.power <= 0:
+            yield f"power: found {self.power}, expected above 0"
+
+
+def short(splitter, tokenizer):
+    from pgtg.judges import TextJudge
+
+    return TextJudge("short", lambda text, references: 50.0 / (1 + len(text)), {})
+
+
+def median(rewards, mask, temperature, length_normalized):
+    return rewards.where(mask, float("nan")).nanmedian(-1).values.nan_to_num()
+
+
+SPECS = [
+    JudgeSpec("short", "the shortest text", short),
+    AggregatorSpec("median", "C x median of the token rewards", median),
+    MethodSpec(
+        "mine", "as mle", "pgtg.methods.mle:METHOD", frozenset({"targets"}), options=Options
+    ),
+]
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def pgtg(*words: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pgtg", *map(str, words)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert found.returncode == code, found.stderr
+    return found
+
+
+def test_a_plugins_things_are_as_ours(plugin: Path, tmp_path: Path):
+    """A whole run with a judge in processes of its own, resumed, evaluated and explained."""
+    chosen = ["judge=short", "judge.workers=1", "aggregator=median"]
+    few = [word for word in TINY if not word.startswith("judge")]
+    call = ["train", "summarize", *few, *chosen, "run_dir=run", "schedule.total=2"]
+    call += ["schedule.retrain_until=0", "evaluate.diagnose=0"]
+    pgtg(*call, "--plugin", plugin, cwd=tmp_path)
+    assert "name: median" in (tmp_path / "run" / "config.yaml").read_text()
+    again = pgtg("train", "summarize", "run_dir=run", cwd=tmp_path, code=2)
+    assert again.stderr.endswith(
+        "/run: this run was made with --plugin own.py: give that file again\n"
+    )
+    assert pgtg("explain", "run", cwd=tmp_path, code=2).stderr == again.stderr
+    pgtg("train", "summarize", "run_dir=run", "--plugin", plugin, cwd=tmp_path)
+    pgtg("explain", "run", "--plugin", plugin, cwd=tmp_path)
+
+
+def test_a_plugins_names_are_listed_checked_and_refused_without_it(plugin: Path, tmp_path: Path):
+    listed = pgtg("ls", "methods", "--plugin", plugin, cwd=tmp_path).stdout
+    assert "mine" in listed and "as mle (summarize; needs targets)" in listed
+    listed = pgtg("ls", "judges", "--plugin", plugin, cwd=tmp_path).stdout
+    assert "short  " in listed and "the shortest text" in listed
+    shown = pgtg(
+        "train", "summarize", "method=mine", "--cfg", "job", "--plugin", plugin, cwd=tmp_path
+    )
+    assert "  name: mine\n  controls: []\n  power: 2.0\n" in shown.stdout
+    call = ["train", "summarize", "method=mine", "--dry-run"]
+    bad = pgtg(*call, "method.power=0", "--plugin", plugin, cwd=tmp_path, code=2)
+    assert bad.stderr == "error: method.power: found 0.0, expected above 0\n"
+    gone = pgtg(*call, cwd=tmp_path, code=2).stderr
+    assert "there is no method 'mine'" in gone
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "there is no file"),
+        ("SPECS = [", "SyntaxError"),
+        ("import nowhere_to_be_found", "ModuleNotFoundError"),
+        ("", "no list SPECS"),
+        ("SPECS = [1]", "1 is no spec"),
+        (OWN.replace('"short", "the', '"meteor", "the'), "has a 'meteor', but there is one"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_one_line(text: str | None, said: str, tmp_path: Path):
+    if text is not None:
+        (tmp_path / "bad.py").write_text(text)
+    found = pgtg("ls", "judges", "--plugin", "bad.py", cwd=tmp_path, code=2).stderr
+    assert found.startswith("error: ") and said in found and found.count("\n") == 1
+
+
+def test_neither_config_nor_run_folder_names_code(tmp_path: Path):
+    """There is no key for it, in any config file or schema."""
+    text = "".join(path.read_text() for path in CONF.rglob("*.yaml"))
+    assert "plugin" not in text
+    found = pgtg("train", "summarize", "plugin=own.py", "--dry-run", cwd=tmp_path, code=2)
+    assert "there is no such key" in found.stderr
