@@ -41,6 +41,7 @@ def evaluate_run(ctx: Context) -> dict[str, float]:
     """
     evaluation = evaluation_of(ctx.cfg)
     final: dict[str, float] = {}
+    shown: list[str] = []
     for split in ctx.cfg.evaluate.splits:
         if (why := evaluation.unavailable(ctx, split)) is not None:
             ctx.log.warn(f"{split} is n/a: {why}")
@@ -52,9 +53,10 @@ def evaluate_run(ctx: Context) -> dict[str, float]:
         write_json(ctx.folder.path / "eval" / f"results_{split}.json", kept)
         title = f"{ctx.cfg.name} seed {ctx.cfg.seed}: {split}"
         evaluation.show(ctx, title, split, results)
-        evaluation.verdicts(ctx, split)
+        shown.append(split)
         for decoding, found in results[ctx.cfg.method.name]["decodings"].items():
             final |= {f"{split}/{decoding}/{k}": v for k, v in found["mean"].items()}
+    evaluation.verdicts(ctx, shown)
     return final
 
 

@@ -1,10 +1,12 @@
 """What a run found, as tables and plain sentences: also where the method does not help."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pgtg.methods.context import Context
+from pgtg.ops.statistics import ALPHA, SAME, SEEDS, Comparison, compare, corrected
 from pgtg.runs.folder import Artifact, read_json, read_jsonl
 from pgtg.runs.log import RunLog
 
@@ -34,29 +36,43 @@ def show(log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], abse
         log.warn(f"metric {name} is absent: {reason}")
 
 
-def compare(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float, str]:
-    """Mean paired difference, half of its 95 % interval (normal approximation), and a verdict."""
-    differences = [a - b for a, b in zip(ours, other, strict=True)]
-    n = len(differences)
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
-    half = 1.96 * math.sqrt(variance / n)
-    verdict = "better" if mean > half else "worse" if mean < -half else "no difference shown"
-    return mean, half, verdict
+def verdicts(ctx: Context, splits: Sequence[str]) -> None:
+    """Say where the method helps on these texts, and where it does not, against its controls.
+
+    One family of comparisons for all that is said: Holm over splits, controls, decodings, metrics.
+    """
+    method, controls = ctx.cfg.method.name, ctx.cfg.method.beside
+    places = [(s, c, d) for s in splits for c in controls for d in ctx.cfg.evaluate.decodings]
+    found: dict[tuple[str, ...], Comparison] = {}
+    for split, control, decoding in places:
+        ours, other = (_scores(ctx, split, name, decoding) for name in (method, control))
+        for column in ours:
+            if column not in NOT_COMPARED:
+                pair = ({"": np.array(scores[column])} for scores in (ours, other))
+                comparison = compare(*pair)
+                assert comparison is not None  # the one seed is common
+                found[split, control, decoding, column] = comparison
+    if not found:
+        return
+    family = dict(zip(found, corrected([*found.values()]), strict=True))
+    for place in places:
+        split, control, decoding = place
+        said = [
+            f"{column} {one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}] ({_said(one)})"
+            for (*at, column), one in family.items()
+            if tuple(at) == place
+        ]
+        ctx.log.say(f"{split}, {decoding}: {method} minus {control}: " + "; ".join(said))
+    ctx.log.say(
+        f"better and worse: on these texts, corrected for {len(family)} comparisons; one seed "
+        f"decides nothing: `-m seed=0,1,2` makes {SEEDS}, and `pgtg report` says what they show"
+    )
 
 
-def verdicts(ctx: Context, split: str) -> None:
-    """Say where the method helps, and where it does not, against its controls."""
-    method = ctx.cfg.method.name
-    for control in ctx.cfg.method.beside:
-        for decoding in ctx.cfg.evaluate.decodings:
-            ours, other = (_scores(ctx, split, name, decoding) for name in (method, control))
-            said = []
-            for column in ours:
-                if column not in NOT_COMPARED:
-                    mean, half, verdict = compare(ours[column], other[column])
-                    said.append(f"{column} {mean:+.2f} ± {half:.2f} ({verdict})")
-            ctx.log.say(f"{split}, {decoding}: {method} minus {control}: " + "; ".join(said))
+def _said(found: Comparison) -> str:
+    if not found.p_holm < ALPHA:
+        return SAME
+    return "better" if found.difference > 0 else "worse"
 
 
 def _scores(ctx: Context, split: str, system: str, decoding: str) -> dict[str, list[float]]:

@@ -9,13 +9,13 @@ import numpy as np
 
 from pgtg.config.registry import nearest
 from pgtg.errors import ArtifactError, ConfigError
+from pgtg.ops.statistics import RESAMPLES, Comparison, Summary, compare, corrected, summarize
 from pgtg.report import collect, comparable
 from pgtg.report.collect import Run, System
 from pgtg.report.cost import Cost, cost
 from pgtg.report.curves import Curve, policy_curve, reward_curve, sampled_curve
 from pgtg.report.diagnostics import COLUMNS, Lengths, diagnostics, lengths
 from pgtg.report.rows import Baseline, Group, Row, group, pick_baseline, rows
-from pgtg.report.statistics import RESAMPLES, Comparison, Summary, compare, holm, summarize
 from pgtg.runs.files import read_json
 
 T = TypeVar("T")
@@ -131,7 +131,7 @@ def build(
         if _scored(row, decoding, metric)
     ]
     if base is not None:
-        results = _tested(results, base, shown, resamples)
+        results = _corrected(_tested(results, base, resamples), _splits(runs))
     costs = {row.label: {s: cost(run, row.system) for s, run in row.runs.items()} for row in made}
     every = [scores for row in made for s in row.systems.values() for scores in s.scores.values()]
     return Report(
@@ -200,21 +200,9 @@ def _scores(row: Row, decoding: str, metric: str) -> dict[str, np.ndarray]:
     return {seed: columns[metric] for seed, columns in found.items() if metric in columns}
 
 
-def _tested(
-    results: Sequence[Result],
-    baseline: Baseline,
-    shown: Mapping[str, Sequence[str]],
-    resamples: int,
-) -> list[Result]:
-    """Every row against its baseline; Holm over the rows of each decoding and metric."""
-    out: list[Result] = []
-    for decoding, names in shown.items():
-        for metric in names:
-            family = [r for r in results if (r.decoding, r.metric) == (decoding, metric)]
-            if metric not in NOT_TESTED:
-                family = [_compared(result, baseline, resamples) for result in family]
-            out += _corrected(family)
-    return out
+def _tested(results: Sequence[Result], baseline: Baseline, resamples: int) -> list[Result]:
+    """Every row against its baseline."""
+    return [r if r.metric in NOT_TESTED else _compared(r, baseline, resamples) for r in results]
 
 
 def _compared(result: Result, baseline: Baseline, resamples: int) -> Result:
@@ -226,15 +214,17 @@ def _compared(result: Result, baseline: Baseline, resamples: int) -> Result:
     return replace(result, comparison=compare(ours, theirs, resamples=resamples))
 
 
-def _corrected(family: Sequence[Result]) -> list[Result]:
-    tested = [r.comparison for r in family if r.comparison is not None]
-    corrected = iter(holm([comparison.p for comparison in tested]))
-    return [
-        r
-        if r.comparison is None
-        else replace(r, comparison=replace(r.comparison, p_holm=next(corrected)))
-        for r in family
-    ]
+def _corrected(results: Sequence[Result], splits: int) -> list[Result]:
+    """Holm over all rows, metrics and decodings; each split that could be reported gets its part
+    of the chance of a false finding."""
+    tested = [r.comparison for r in results if r.comparison is not None]
+    found = iter(corrected(tested, splits))
+    return [r if r.comparison is None else replace(r, comparison=next(found)) for r in results]
+
+
+def _splits(runs: Sequence[Run]) -> int:
+    """Number of splits that a report of these runs could be on."""
+    return len(set.intersection(*(set(collect.splits(run.path)) for run in runs)))
 
 
 def _quality(each: Group) -> list[Quality]:

@@ -115,7 +115,7 @@ def _harmless(char: str) -> bool:
 
 CSV = ("data", "split", "decoding", "metric", "row", "system", "n", "mean", "sd", "low", "high")
 CSV += ("baseline", "difference", "difference_low", "difference_high", "effect", "p", "p_holm")
-CSV += ("common_seeds", "seeds_above")
+CSV += ("common_seeds", "seeds_above", "seeds_low", "seeds_high", "p_seeds", "says")
 
 
 def as_csv(reports: Sequence[Report]) -> str:
@@ -131,6 +131,7 @@ def as_csv(reports: Sequence[Report]) -> str:
             if c is not None and report.baseline is not None:
                 line += [cell(report.baseline.of[r.row.label].label), c.difference, c.low, c.high]
                 line += [c.effect, c.p, c.p_holm, c.seeds, c.seeds_above]
+                line += [c.seeds_low, c.seeds_high, c.p_seeds, c.verdict]
             writer.writerow(line + [""] * (len(CSV) - len(line)))
     return out.getvalue()
 
@@ -180,4 +181,5 @@ def _json_result(result: Result) -> dict[str, Any]:
         "values": dict(result.values),
         "summary": asdict(result.summary),
         "comparison": asdict(result.comparison) if result.comparison else None,
+        "says": result.comparison.verdict if result.comparison else None,
     }

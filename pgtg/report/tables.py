@@ -4,13 +4,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pgtg.ops.statistics import ALPHA, SEEDS, Comparison, Summary
 from pgtg.report.build import Report
 from pgtg.report.cost import Cost
 from pgtg.report.diagnostics import COLUMNS
-from pgtg.report.statistics import ALPHA, Comparison, Summary
 
 ABSENT = "n/a"
-FEW = 3  # below this many seeds an interval says next to nothing
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,11 @@ def mean_text(summary: Summary) -> str:
     return f"{summary.mean:.2f}" + (f" ({summary.sd:.2f})" if summary.sd is not None else "")
 
 
-def interval_text(summary: Summary) -> str:
-    """`[85.77, 87.31]`."""
+def interval_text(summary: Summary, sign: str = "") -> str:
+    """`[85.77, 87.31]`; with `sign` "+" `[+0.77, +2.31]`."""
     if summary.low is None or summary.high is None:
         return ABSENT
-    return f"[{summary.low:.2f}, {summary.high:.2f}]"
+    return f"[{summary.low:{sign}.2f}, {summary.high:{sign}.2f}]"
 
 
 def _tests(report: Report, decoding: str) -> Table:
@@ -113,34 +112,38 @@ def _tests(report: Report, decoding: str) -> Table:
         [
             "row",
             "metric",
-            "difference [95 %]",
+            "difference",
+            "95 % over seeds",
+            "95 % over texts",
             "effect d_z",
-            "p",
+            "p seeds",
+            "p texts",
             "p (Holm)",
             "seeds above",
             "says",
         ],
         rows,
-        "Scores of an example are averaged over the common seeds; p is a two-sided sign-flip "
-        "permutation test over examples, Holm's correction runs over the rows of each metric, and "
-        f"'higher' or 'lower' means p (Holm) below {ALPHA}. The test is about these seeds: with "
-        f"fewer than {FEW} of them, or where 'seeds above' is mixed, another seed may turn the "
-        "difference.",
+        "Over seeds: Student's t on one difference a seed. Over texts: scores of an example are "
+        "averaged over the common seeds; p is a two-sided sign-flip permutation test. A verdict "
+        f"needs both: p (Holm) below {ALPHA}, where Holm's correction of the larger p runs over "
+        "all rows, metrics, decodings and splits. Below "
+        f"{SEEDS} common seeds there is no verdict: 'on these texts' is about these seeds alone, "
+        "and another seed may turn it.",
     )
 
 
 def _tested(found: Comparison) -> list[str]:
-    verdict = found.verdict
-    mixed = 0 < found.seeds_above < found.seeds
-    if verdict != "no difference shown" and mixed:
-        verdict += ", but not in every seed"
+    over_seeds = Summary(found.seeds, found.difference, None, found.seeds_low, found.seeds_high)
     return [
-        f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]",
+        f"{found.difference:+.2f}",
+        interval_text(over_seeds, "+"),
+        f"[{found.low:+.2f}, {found.high:+.2f}]",
         f"{found.effect:+.2f}",
+        ABSENT if found.p_seeds is None else p_text(found.p_seeds),
         p_text(found.p),
         p_text(found.p_holm),
         f"{found.seeds_above} of {found.seeds}",
-        verdict,
+        found.verdict,
     ]
 
 

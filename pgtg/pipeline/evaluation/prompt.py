@@ -8,7 +8,7 @@ the end (sampled and greedy), whatever was judged before. Every candidate with i
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -266,7 +266,7 @@ class PromptEvaluation:
     def show(self, ctx: Context, title: str, split: str, results: Mapping[str, Results]) -> None:
         show_prompts(ctx.log, title, DEV.get(split, split), results)
 
-    def verdicts(self, ctx: Context, split: str) -> None:
+    def verdicts(self, ctx: Context, splits: Sequence[str]) -> None:
         pass
 
 

@@ -57,6 +57,6 @@ class Evaluation(Protocol):
         """Print the tables of one split."""
         ...
 
-    def verdicts(self, ctx: Context, split: str) -> None:
+    def verdicts(self, ctx: Context, splits: Sequence[str]) -> None:
         """Say in words where the method helps, and where it does not."""
         ...

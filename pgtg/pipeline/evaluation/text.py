@@ -117,8 +117,8 @@ class TextEvaluation:
             if share >= NOTED:
                 ctx.log.warn(unread_line(name, share))
 
-    def verdicts(self, ctx: Context, split: str) -> None:
-        verdicts(ctx, split)
+    def verdicts(self, ctx: Context, splits: Sequence[str]) -> None:
+        verdicts(ctx, splits)
 
 
 def _cut(codec: Codec, examples: Sequence[Example]) -> int:
