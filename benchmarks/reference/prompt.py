@@ -36,7 +36,7 @@ from pgtg.models.codec import PromptCodec
 from pgtg.models.generate import Decoding, generate, streams
 from pgtg.models.language import LanguageModel, evaluating
 from pgtg.models.reward import HeadSpec, build_reward_model
-from pgtg.ops.aggregate import AGGREGATORS, Aggregator
+from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.gap import gap_scores
 from pgtg.ops.objectives import advantages
 from pgtg.pipeline.stages.align import PlackettLuce, group_batch
@@ -82,7 +82,8 @@ class Ours:
             Labelled(str(i), text, label)
             for i, (text, label) in enumerate(zip(work.texts, work.labels, strict=True))
         ]
-        aligning = PlackettLuce(self.reward, Aggregator.of(AggregatorConfig("sum", 2.0, False)))
+        self.aggregator = Aggregator.of(AggregatorConfig("sum", 2.0, False))
+        aligning = PlackettLuce(self.reward, self.aggregator)
         self.align_fit = Trained(self.reward, aligning, "align")
         self.decoding = Decoding(False, LENGTH, top_k=256)
         self.method = method_config(entropy=0.125)
@@ -154,7 +155,7 @@ class Ours:
         rewards = self.reward(made)
         advantage = advantages(
             rewards,
-            AGGREGATORS["sum"](rewards, made.mask, 2.0, False),
+            self.aggregator(rewards, made.mask),
             made.mask,
             made.origin,
             baseline=self.method.baseline,
