@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError, DivergedError
 from pgtg.models.backends.linear import with_fast_linears
+from pgtg.models.backends.rows import products_with_rows
 from pgtg.models.generate import Decoding, drawable
 from pgtg.models.language import LanguageModel, evaluating
 from pgtg.models.structure import bare_head, own_logits
@@ -120,7 +121,7 @@ class AdaptedLanguageModel(LanguageModel):
             return out if tokens is None else out.gather(-1, tokens)
         if tokens is None:
             return head(states)
-        out = (head.weight[tokens] @ states[..., None]).squeeze(-1)
+        out = products_with_rows(states, head.weight, tokens)
         return out if head.bias is None else out + head.bias[tokens]
 
 

@@ -77,12 +77,38 @@ def test_small_products_and_single_rows_are_torchs_own(monkeypatch: pytest.Monke
     def refuse(*args):
         raise AssertionError("oneDNN was called")
 
+    monkeypatch.setattr(file, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(file, "_product", refuse)
     for rows, inputs, outputs in [(64, 64, 64), (3, 2048, 2048)]:
         x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
         assert torch.equal(linear(x, weight, None), functional.linear(x, weight))
     with pytest.raises(AssertionError, match="oneDNN"):
         linear(torch.randn(64, 512), torch.randn(512, 512), None)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("outputs", [64, 65, 190])
+def test_torchs_products_by_blocks_are_the_definitions(
+    outputs: int, with_bias: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(file, "onednn_is_faster", lambda: False)
+    for name, value in {"WORTHWHILE": 0, "WIDE": 64, "BLOCK": 16}.items():
+        monkeypatch.setattr(file, name, value)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(33, outputs, bias=with_bias), nn.Linear(outputs, 3))
+    assert [type(part) for part in with_fast_linears(module)] == [FastLinear, nn.Linear]
+    layer, x = module[0], torch.randn(2, 7, 33)
+    with torch.no_grad():
+        found = layer(x)
+    expected, *_ = by_definition(x, layer.weight.detach(), layer.bias, torch.zeros_like(found))
+    assert_close(found, expected.float(), **CLOSE)
+    calls: list[int] = []
+    monkeypatch.setattr(file, "_by_blocks", lambda x, *rest: calls.append(len(x)) or found)
+    layer(x)  # with gradients, too many rows or too few: torch's own
+    with torch.no_grad():
+        layer(torch.randn(file.MOST_ROWS + 1, 33))
+        layer(torch.randn(file.FEWEST_ROWS - 1, 33))
+    assert not calls
 
 
 @has_onednn
