@@ -161,6 +161,28 @@ def read(run: Run, groups: Sequence[Group], sampled_by: Codec) -> Read:
     return Read(made, sum(cut for _, cut in sources), cut_texts)
 
 
+def rewards_of(
+    run: Run, sources: Sequence[str], texts: Sequence[str]
+) -> list[tuple[str, Sequence[Piece], Sequence[float], bool]]:
+    """Each text as it is read, its pieces, their rewards, and whether it or its source was cut.
+
+    Raises:
+        DataError: A text that has no token.
+    """
+    starts = [run.codec.encode_source(source) for source in sources]
+    found = [pieces.of_text(run.codec, text) for text in texts]
+    for text, (_, tokens, _) in zip(texts, found, strict=True):
+        if not tokens:
+            raise DataError(f"no token in the text {text!r:.60}")
+    values = _rewards(run, [ids for ids, _ in starts], [[text] for text in found])
+    return [
+        (text, tokens, rewards, cut or source_cut)
+        for (text, tokens, cut), (_, source_cut), (rewards,) in zip(
+            found, starts, values, strict=True
+        )
+    ]
+
+
 def _source(codec: Codec, group: Group, same: bool) -> tuple[TokenIds, bool]:
     """Source ids, and whether its end was cut off now."""
     if group.source_tokens is not None and same:

@@ -1,0 +1,172 @@
+"""The commands as functions: what `pgtg.train`, `pgtg.evaluate`, ... are.
+
+Parameters are the command line's `key=value` texts, and errors are those of `pgtg.errors`, whose
+text is what the command line prints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pgtg.cli.calls import Call, unique
+from pgtg.cli.jobs import credit_page
+from pgtg.errors import ConfigError, DataError
+from pgtg.runtime import distributed
+
+if TYPE_CHECKING:
+    from pgtg.models.language import LanguageModel
+    from pgtg.models.reward import RewardModel
+
+
+@dataclass(frozen=True)
+class TextRewards:
+    """What each token of a text earned.
+
+    Args:
+        tokens: The tokens' own texts, T of them; joined they are the text. The end token, where
+            the text has one, is empty.
+        ids: Their ids.
+        rewards: float32 [T], r_phi(s_t, a_t) in the reward model's range.
+        cut: Whether source or text had to be cut to fit.
+    """
+
+    tokens: list[str]
+    ids: list[int]
+    rewards: np.ndarray
+    cut: bool
+
+
+def train(
+    task: str,
+    *parameters: str,
+    run_dir: str | Path | None = None,
+    config_dir: str | Path | None = None,
+    force: bool = False,
+) -> dict[str, float]:
+    """Train, or resume an unfinished run: `pgtg train TASK KEY=VALUE ...`.
+
+    Args:
+        task: "summarize", "prompt", or a plugin's.
+        parameters: Texts "key=value".
+        run_dir: The run's folder; None: a new one below outputs/, as on the command line.
+        config_dir: A folder of own config files.
+        force: Resume although the config differs from the folder's.
+
+    Returns:
+        Final metrics of the trained policy, by name.
+
+    Raises:
+        ConfigError: All that is wrong with the call.
+        PgtgError: Data, a resource or the run failed.
+    """
+    from pgtg.pipeline.plan import check_resources, check_room
+    from pgtg.pipeline.run import train as run
+
+    own = [] if run_dir is None else [f"run_dir={run_dir}"]
+    call = Call.parse(task, [*parameters, *own], None if config_dir is None else Path(config_dir))
+    (cfg,) = call.jobs()
+    check_resources(cfg, fetch=True)
+    distributed.join(cfg.device)
+    folder = call.run_dir or Path("outputs") / task / cfg.name / f"seed{cfg.seed}" / unique()
+    check_room([cfg], folder)
+    return run(cfg, folder, force=force, page=credit_page)
+
+
+def evaluate(
+    run_dir: str | Path,
+    *parameters: str,
+    split: str = "validation",
+    metrics: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's trained policy: `pgtg eval RUN KEY=VALUE ...`.
+
+    Returns:
+        "decodings": name -> "mean": metric -> mean over the split's examples, and what they rest
+        on.
+
+    Raises:
+        ArtifactError: The run has no trained policy yet.
+        ConfigError: A parameter changes what the evaluation does not read.
+    """
+    from pgtg.pipeline.evaluate import evaluate_saved
+
+    names = None if metrics is None else list(metrics)
+    own = list(parameters)
+    return evaluate_saved(Path(run_dir), split=split, metrics=names, overrides=own, cfg=None)
+
+
+def load_policy(run_dir: str | Path) -> "tuple[LanguageModel, Any]":
+    """A run's trained policy, in eval mode on the CPU, and its tokenizer.
+
+    `.model` of the first is a plain Transformers model; `run_dir/policy` is its folder.
+
+    Raises:
+        ArtifactError: The run has no trained policy yet, or its files are damaged.
+        ConfigError: The policy is an adaptor on a frozen model, which is no model of its own.
+    """
+    from pgtg.models.adaptor import ADAPTOR_JSON
+    from pgtg.models.loading import load_language_model
+
+    folder = _part(run_dir, "policy")
+    if (folder / ADAPTOR_JSON).is_file():
+        raise ConfigError(
+            f"{folder}: an adaptor on the frozen model of policy.path; it is no model"
+        )
+    lm, tokenizer = load_language_model(str(folder))
+    return lm.eval(), tokenizer
+
+
+def load_reward_model(run_dir: str | Path) -> "RewardModel":
+    """A run's newest token reward model, in eval mode on the CPU.
+
+    It maps a `pgtg.types.TokenBatch` to rewards [N, T]; `token_rewards` reads texts.
+
+    Raises:
+        ArtifactError: The run has trained none yet, or its files are damaged.
+    """
+    from pgtg.models.reward import load_reward_model as load
+
+    return load(_part(run_dir, "reward")).eval()
+
+
+def token_rewards(
+    run_dir: str | Path, sources: Sequence[str], texts: Sequence[str]
+) -> list[TextRewards]:
+    """What a run's reward model gives each token of texts: r_phi(s_t, a_t).
+
+    Args:
+        run_dir: A run folder with a reward model.
+        sources: What each text continues or sums up; "" where the task has no sources.
+        texts: As many texts.
+
+    Raises:
+        ArtifactError: The run has no reward model yet.
+        ConfigError: Its method trains none.
+        DataError: Not as many texts as sources, or a text without a token.
+    """
+    from pgtg.explain.runs import open_run, rewards_of
+
+    if len(sources) != len(texts):
+        raise DataError(f"token_rewards: found {len(sources)} sources and {len(texts)} texts")
+    found = rewards_of(open_run(Path(run_dir)), sources, texts)
+    return [
+        TextRewards(
+            [text[piece.start : piece.end] for piece in pieces],
+            [piece.id for piece in pieces],
+            np.array(values, np.float32),
+            cut,
+        )
+        for text, pieces, values, cut in found
+    ]
+
+
+def _part(run_dir: str | Path, name: str) -> Path:
+    """A published part of a run, whole."""
+    from pgtg.runs.folder import RunFolder
+
+    artifact = RunFolder(Path(run_dir)).open().artifact(name)
+    artifact.verify()
+    return artifact.path
