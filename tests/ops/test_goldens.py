@@ -1,10 +1,9 @@
 """`ops` against numbers of the reference's formulas, computed elsewhere in float64.
 
-The file lies beside the checkout, not in it; without it these tests are skipped with the reason.
+Where they come from: `tests/data/copy_goldens.py`.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,19 +16,15 @@ from pgtg.ops.bounds import softplus_bound
 from pgtg.ops.objectives import mle_weights, reinforce, weighted_nll
 from pgtg.ops.ranking import plackett_luce_nll
 from pgtg.ops.sampling import entropy, log_probability
+from tests.data.copy_goldens import GOLDENS
 from tests.ops.test_aggregate import evaluate_groups
 
-GOLDENS = Path(__file__).resolve().parents[3] / "shared" / "goldens" / "pgtg_goldens.json"
 TIGHT: dict[str, Any] = {"rtol": 1e-5, "atol": 0.0}
 
 
-def cases(kind: str) -> list[Any]:
-    """The cases of one formula; a single skipped one where the file is absent."""
-    if not GOLDENS.is_file():
-        reason = f"no {GOLDENS.name} beside the checkout"
-        return [pytest.param(None, marks=pytest.mark.skip(reason=reason))]
-    found = json.loads(GOLDENS.read_text())[kind]
-    return found if isinstance(found, list) else [found]
+def cases(kind: str) -> list[dict[str, Any]]:
+    """The cases of one formula, inputs and outputs together."""
+    return json.loads(GOLDENS.read_text(encoding="utf-8"))[kind]
 
 
 def tensor(values: Any) -> Tensor:

@@ -56,13 +56,14 @@ def test_sign_flip_agrees_with_the_t_test_on_many_normal_differences():
 def test_sign_flip_tells_p_values_apart_that_no_resample_reaches():
     """Else the smallest p of a large family could never survive its correction."""
     differences = np.random.default_rng(1).normal(1.0, 1, 200)
-    _, p = stats.ttest_1samp(differences, 0.0)
+    _, p = map(float, stats.ttest_1samp(differences, 0.0))
     assert sign_flip(differences, resamples=999) == pytest.approx(p) and p < 1e-20
 
 
 def test_t_test_is_scipys_own_and_knows_differences_without_noise():
     differences = np.random.default_rng(5).normal(1.0, 2, 4).tolist()
-    assert t_test(differences) == pytest.approx(stats.ttest_1samp(differences, 0.0).pvalue)
+    _, p = stats.ttest_1samp(differences, 0.0)
+    assert t_test(differences) == pytest.approx(p)
     assert (t_test([2.0, 2.0, 2.0]), t_test([0.0, 0.0]), t_test([2.0])) == (0.0, 1.0, None)
 
 
