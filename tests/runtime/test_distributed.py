@@ -26,6 +26,7 @@ from tests.support.tiny_prompt import TINY_PROMPT
 from tests.training.test_loop import CFG, cut, logged, network, rows, run, weights
 
 COUNT = 2
+STEADY = 1e-6  # Adam's eps: far above the rounding of a gradient, far below most gradients (5e-4)
 PATIENCE = 240.0  # s, on a busy machine
 # Two micro-batches an update, so that each process has one.
 DEALT = {
@@ -211,7 +212,8 @@ def started(
     for rank in range(count):
         arguments = ["train", task, *DEALT[task], *more, f"run_dir={folder}"]
         here = {**(environment(rank, port) if count > 1 else {}), **(told or {})}
-        children.append(Forked(arguments, folder.with_name(f"{folder.name}.{rank}.err"), here))
+        stderr = folder.with_name(f"{folder.name}.{rank}.err")
+        children.append(Forked(arguments, stderr, here, adam_eps=STEADY))
     return children
 
 

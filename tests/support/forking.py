@@ -17,6 +17,11 @@ import json, os, sys
 import transformers.models.t5.modeling_t5, transformers.models.t5.configuration_t5
 import transformers.models.gpt2.modeling_gpt2, transformers.models.roberta.modeling_roberta
 import pgtg.cli.calls, pgtg.cli.main, pgtg.cli.jobs, pgtg.pipeline.run
+from torch.optim import Optimizer
+
+def steady(eps, add=Optimizer.add_param_group):
+    Optimizer.add_param_group = lambda self, group: add(self, {**group, "eps": eps})
+
 for line in sys.stdin:
     ask = json.loads(line)
     if "wait" in ask:
@@ -30,6 +35,8 @@ for line in sys.stdin:
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     os.dup2(os.open(ask["stderr"], os.O_WRONLY | os.O_CREAT, 0o600), 2)
     os.environ.update(ask["environment"])
+    if ask["adam_eps"]:
+        steady(ask["adam_eps"])
     sys.argv, code = ["pgtg", *ask["start"]], 1
     try:
         pgtg.cli.main.app()
@@ -48,16 +55,23 @@ class Forked:
         arguments: Of the command line, without `pgtg`.
         stderr: File that takes its stderr.
         environment: Variables of its own.
+        adam_eps: In place of Adam's own eps, 1e-8. A weight whose gradient is no larger (a sum that
+            cancels) moves by what rounding left of it, up to a whole step. With more than that,
+            runs that add in another order have equal weights but for rounding.
     """
 
     server: subprocess.Popen[str]
 
     def __init__(
-        self, arguments: Sequence[str], stderr: Path, environment: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        stderr: Path,
+        environment: Mapping[str, str] | None = None,
+        adam_eps: float | None = None,
     ):
         self.stderr = stderr
         self.stderr.unlink(missing_ok=True)
-        start = {"start": list(arguments), "stderr": str(stderr)}
+        start = {"start": list(arguments), "stderr": str(stderr), "adam_eps": adam_eps}
         self.pid = self._ask(start | {"environment": dict(environment or {})})
         self.returncode: int | None = None
 
