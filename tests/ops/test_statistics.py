@@ -147,11 +147,16 @@ def cries(seeds: int, simulations: int, seed_sd: float, shift: float = 0.0) -> f
     return sum(any(one.verdict != SAME for one in family) for family in found) / simulations
 
 
+def always(*_: object, **__: object) -> float:
+    """In the place of a test over texts that finds a difference wherever it is asked."""
+    return 0.0
+
+
 @pytest.mark.parametrize("seed_sd", [0.0, 0.5, 1.0])
-def test_null_sweep_seldom_gets_a_verdict(seed_sd: float):
-    """However lucky its seeds. 50 simulations see the test over examples alone, which calls most
-    sweeps with lucky seeds different; the slow test has the numbers for the 6 %."""
-    assert cries(3, 50, seed_sd) <= 0.06
+def test_null_sweep_seldom_gets_a_verdict(monkeypatch: pytest.MonkeyPatch, seed_sd: float):
+    """At most 6 % of sweeps however lucky their seeds, even if all texts say that rows differ."""
+    monkeypatch.setattr("pgtg.ops.statistics.sign_flip", always)
+    assert cries(3, 200, seed_sd) <= 0.06
 
 
 def test_planted_difference_gets_a_verdict_over_five_seeds():
@@ -161,6 +166,10 @@ def test_planted_difference_gets_a_verdict_over_five_seeds():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed_sd", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_null_sweeps_at_more_simulations(seeds: int, seed_sd: float):
-    """600 of each: a binomial sd of 0.9 points."""
-    assert cries(seeds, 600, seed_sd) <= 0.06
+def test_null_sweeps_at_more_simulations(
+    monkeypatch: pytest.MonkeyPatch, seeds: int, seed_sd: float
+):
+    """3000 of each: a binomial sd of 0.4 points. The same seeds tested over texts alone, as
+    before, get a verdict in most sweeps."""
+    monkeypatch.setattr("pgtg.ops.statistics.sign_flip", always)
+    assert cries(seeds, 3000, seed_sd) <= 0.06

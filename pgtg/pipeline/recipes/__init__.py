@@ -31,7 +31,7 @@ class Recipe:
     make: Callable[[Context, Artifact, str], None]
 
 
-TINY_T5 = Recipe("warm start of a tiny T5", 1, tiny_t5.depends_on, tiny_t5.make)
+TINY_T5 = Recipe("warm start of a tiny T5", 2, tiny_t5.depends_on, tiny_t5.make)
 TINY_LMS = Recipe("training of the tiny language models", 1, tiny_lms.depends_on, tiny_lms.make)
 
 
