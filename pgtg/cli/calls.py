@@ -183,10 +183,14 @@ class Call:
         check_room(runs, self.run_dir or OUTPUTS)
 
     def run_stage(self, stage: str, round: int | None, *, force: bool, quiet: bool) -> None:
-        """Run one stage on the run folder."""
+        """Check what `launch` does, then run one stage on the run folder."""
+        from pgtg.pipeline.plan import check_resources, check_room
+
         if self.run_dir is None:
             raise ConfigError(f"pgtg {stage} works on a run folder: give run_dir=<folder>")
         (run,) = self.jobs()
+        _warn(check_resources(run, fetch=True))
+        check_room([run], self.run_dir)
         set_quiet(quiet)
         distributed.join(run.device)
         with logged(self.run_dir):

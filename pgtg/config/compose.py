@@ -347,7 +347,7 @@ def _load(
         cfg, notes = _with_groups(load, task, groups)
     except REFUSALS as error:
         raise ConfigError(*problems, one_line(error)) from error
-    return cfg, problems + [p for p in (_apply(cfg, o) for o in values) if p], notes
+    return cfg, problems + [p for p in (_apply(load, cfg, o) for o in values) if p], notes
 
 
 def _of_task(load: ConfigLoaderImpl, task: str, override: Override) -> Override:
@@ -434,7 +434,7 @@ def _on_saved(
         section = SECTIONS.get(override.key_or_group, override.key_or_group)
         base[section] = chosen[section]
     values = [o for o in parsed if o not in groups]
-    return base, problems + [p for p in (_apply(base, o) for o in values) if p]
+    return base, problems + [p for p in (_apply(load, base, o) for o in values) if p]
 
 
 def _compose(
@@ -510,7 +510,7 @@ def _group_problem(load: ConfigLoaderImpl, override: Override, options: list[str
     return f"{group}={value}: there is no {group} '{value}'{nearest(str(value), options)}"
 
 
-def _apply(cfg: DictConfig, override: Override) -> str | None:
+def _apply(load: ConfigLoaderImpl, cfg: DictConfig, override: Override) -> str | None:
     """Set one key of `cfg`; what is wrong with it, where that is refused."""
     if override.is_hydra_override():
         return None
@@ -524,7 +524,7 @@ def _apply(cfg: DictConfig, override: Override) -> str | None:
     if empty is None and isinstance(override.value(), dict) and not is_open(f"{key}.x"):
         empty = key if OmegaConf.select(cfg, key) is None and expected_type(key) else None
     if empty is not None:
-        options = _fillers(empty)
+        options = _fillers(load, empty)
         fix = f"choose {' or '.join(options)}" if options else "choose what fills it first"
         return f"{key}: {empty} is null here, so it has no keys; {fix}"
     try:
@@ -553,15 +553,15 @@ def _empty_section(cfg: DictConfig, key: str) -> str | None:
     return None
 
 
-def _fillers(section: str) -> list[str]:
-    """`group=option` of the config files that give a section its keys."""
+def _fillers(load: ConfigLoaderImpl, section: str) -> list[str]:
+    """`group=option` of the config files, ours and the call's own, that give a section its keys."""
     top, _, rest = section.partition(".")
     found = []
     for group in (name for name in groups() if SECTIONS.get(name, name) == top):
-        for path in option_files(group):
-            content = OmegaConf.load(path)
-            if rest and OmegaConf.select(content, rest) is not None:
-                found.append(f"{group}={path.stem}")
+        for option in load.repository.get_group_options(group):
+            content = load.repository.load_config(f"{group}/{option}")
+            if rest and content and OmegaConf.select(content.config, rest) is not None:
+                found.append(f"{group}={option}")
     return found
 
 

@@ -25,6 +25,7 @@ as the others' are, or they are hidden (-1). What becomes of a row:
 - *An error*: what `tasks.data` calls so, a class without a training row, too few rows to draw from.
 """
 
+import os
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,8 @@ def _test_table(cfg: DataConfig, few: FewshotConfig, data_seed: int) -> Table | 
     named = cfg.splits.get("test")
     for folder in folders:
         saved = saved_splits(folder)
-        there = (folder / named).exists() if named else bool(split_files(folder, "test"))
+        # a link to nothing is a test file that cannot be read, not a missing one
+        there = os.path.lexists(folder / named) if named else bool(split_files(folder, "test"))
         if there or (saved is not None and (named or "test") in saved):
             return SOURCES["files"](replace(cfg, path=str(folder)), "test")
     if named:

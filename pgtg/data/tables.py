@@ -11,6 +11,7 @@ A hub data set must need no code of its own: `datasets` runs none since version 
 import csv
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def _find(path: Path, split: str, named: str | None) -> list[Path]:
         base = path if path.is_dir() else path.parent
         file = base / Path(named).expanduser()
         files = sorted(file.parent.glob(file.name)) if "*" in file.name else [file]
-        if not files or not files[0].exists():
+        if not files or not os.path.lexists(files[0]):
             raise DataError(f"data.splits.{split}={named}: no such file in {base}")
         return files
     if path.is_file():

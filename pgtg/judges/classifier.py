@@ -35,6 +35,7 @@ from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot, Template
 from pgtg.models.backends.linear import onednn_is_faster
 from pgtg.models.loading import load_language_model, require_pair
+from pgtg.models.structure import positions
 from pgtg.models.trust import check_folder, load, unloadable
 from pgtg.ops.masking import length_sorted
 from pgtg.runs.files import content_hash
@@ -369,13 +370,7 @@ def _check_kind(model: PreTrainedModel, template: Template) -> None:
 
 
 def _check_length(model: PreTrainedModel, max_tokens: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    # RoBERTa's positions begin after the padding's own
-    skipped = getattr(table, "padding_idx", None)
-    if limit is not None and skipped is not None:
-        limit -= skipped + 1
+    limit = positions(model)
     if max_tokens < 1 or (limit is not None and max_tokens > limit):
-        raise ConfigError(
-            f"max_tokens={max_tokens}: {type(model).__name__} reads 1 to {limit} tokens"
-        )
+        reads = "1 token or more" if limit is None else f"1 to {limit} tokens"
+        raise ConfigError(f"max_tokens={max_tokens}: {type(model).__name__} reads {reads}")

@@ -13,14 +13,12 @@ Looked at before a run folder is made, in `--dry-run` and in `pgtg doctor`:
 The probe needs the weights; above PROBED_AT_MOST only config and tokenizer are looked at.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from pgtg.config import RunConfig
@@ -30,9 +28,10 @@ from pgtg.models.batch import token_batch
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, load_tokenizer, pair_misfit
 from pgtg.models.special_tokens import encode, end_tokens, frame, ordinary
-from pgtg.models.structure import layers_of
+from pgtg.models.structure import layers_of, positions
 
 PROBED_AT_MOST = 4 * 10**9  # bytes of weights that are loaded to probe a model
+LAYERDROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 UNMOVED = 0.5  # share of bfloat16 weights that an update leaves as they are, above which it is said
 PRECISE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest logit; others are 16 bits
 
@@ -185,6 +184,13 @@ def _named(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator
     if use.writes and not ends:
         fix = f"set eos_token in {use.path}/tokenizer_config.json"
         yield Misfit(f"{use.key}={use.path}: neither tokenizer nor config has an end token", fix)
+    rates = {key: getattr(model.config, key, 0) for key in LAYERDROPS}
+    if found := [f"{key}={rate:g}" for key, rate in rates.items() if rate]:
+        yield Misfit(
+            f"{use.key}={use.path}: {', '.join(found)} of its config is taken as 0, no whole layer "
+            "is left out in training",
+            fatal=False,
+        )
     yield from _positions(use, model, tokenizer)
 
 
@@ -228,27 +234,6 @@ def _positions(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iter
 
 
 NEW = "policy.max_target_tokens and sample.max_new_tokens"
-TABLE = re.compile(r"(wpe|position|pos_emb|pos_encoding)")
-NO_TABLE = re.compile(r"(relative|rel_|rotary)")
-
-
-def positions(part: nn.Module) -> int | None:
-    """Most tokens that a stack's table of positions holds; None where it has no such table.
-
-    Rotary, relative and ALiBi positions go on beyond any length; how well is another matter.
-    """
-    sizes = []
-    for name, module in part.named_modules():
-        if isinstance(module, nn.Embedding) and TABLE.search(name) and not NO_TABLE.search(name):
-            # RoBERTa counts from behind the padding's own row, BART and OPT from the third
-            unused = getattr(module, "offset", None)
-            if unused is None:
-                unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            sizes.append(module.num_embeddings - unused)
-    for name, table in part.named_buffers():  # CTRL, GPT-J: computed once, for so many
-        if name.rpartition(".")[2] in ("pos_encoding", "embed_positions"):
-            sizes.append(table.shape[0])
-    return min(sizes, default=None)
 
 
 # --- with weights

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from pgtg.config import DEPTHS
 from pgtg.errors import ConfigError
 from pgtg.models.backends.sharding import weights_of
+from pgtg.models.dropout import keep_layers
 from pgtg.models.language import LanguageModel
 from pgtg.models.special_tokens import ordinary
 from pgtg.models.trust import check_folder, load, unloadable
@@ -59,6 +60,7 @@ def load_language_model(
             _keep_first_layers(config, layers)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = load(path, auto, config, dtype=getattr(torch, dtype), revision=revision)
+        keep_layers(model)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # libraries answer odd folders with errors of any kind
         raise unloadable(path, "model", error) from error

@@ -8,6 +8,7 @@ third the model's own code makes the logits (`own_logits`).
 """
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,3 +189,26 @@ def _giving(module: nn.Module, output: Outputs) -> Iterator[None]:
         yield
     finally:
         del module.forward
+
+
+TABLE = re.compile(r"(wpe|position|pos_emb|pos_encoding)")
+NO_TABLE = re.compile(r"(relative|rel_|rotary)")
+
+
+def positions(part: nn.Module) -> int | None:
+    """Most tokens that a stack's table of positions holds; None where it has no such table.
+
+    Rotary, relative and ALiBi positions go on beyond any length; how well is another matter.
+    """
+    sizes = []
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Embedding) and TABLE.search(name) and not NO_TABLE.search(name):
+            # RoBERTa counts from behind the padding's own row, BART and OPT from the third
+            unused = getattr(module, "offset", None)
+            if unused is None:
+                unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            sizes.append(module.num_embeddings - unused)
+    for name, table in part.named_buffers():  # CTRL, GPT-J: computed once, for so many
+        if name.rpartition(".")[2] in ("pos_encoding", "embed_positions"):
+            sizes.append(table.shape[0])
+    return min(sizes, default=None)

@@ -238,6 +238,18 @@ def test_every_stage_is_a_command(calls: Calls):
     ]  # fmt: skip
 
 
+def test_a_stage_checks_what_train_checks_before_it_writes(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PGTG_CACHE_SIZE", "lots")
+    assert "PGTG_CACHE_SIZE" in pgtg("sample", "summarize", "run_dir=mine", code=2).stderr
+    monkeypatch.delenv("PGTG_CACHE_SIZE")
+    Path("empty").mkdir()
+    own = ["policy=pretrained", "policy.path=empty", "experiment=none", "data=newswire"]
+    assert "empty" in pgtg("sample", "summarize", "run_dir=mine", *own, code=2).stderr
+    assert calls.stages == [] and not Path("mine").exists()
+
+
 def test_eval_of_a_run_folder_leaves_its_config_to_the_run(calls: Calls):
     Path("mine").mkdir()
     pgtg("eval", "mine", "--split", "test", "--metrics", "rouge, meteor", "sample.k=2")

@@ -7,6 +7,7 @@ import pytest
 
 from pgtg.config import RunConfig, checks, expected_type, is_open, known_keys
 from pgtg.config.compose import composed, run_config, sweep, swept_keys
+from pgtg.config.groups import CONF
 from pgtg.config.overrides import as_hydra, folder_name
 from pgtg.errors import ConfigError
 
@@ -140,6 +141,14 @@ def test_a_local_bertscore_model_needs_its_layer(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     line = one_problem("metrics=full", f"metrics.bertscore_model={tmp_path}")
     assert line.startswith("metrics.bertscore_layers: no value")
+
+
+def test_what_fills_a_section_may_be_a_file_of_ones_own(tmp_path: Path):
+    (tmp_path / "policy").mkdir()
+    shipped = (CONF / "policy" / "tiny_lm.yaml").read_text()
+    (tmp_path / "policy" / "mine.yaml").write_text(shipped)
+    (line,) = problems("policy.tiny_lm.layers=2", config_dir=tmp_path)
+    assert "tiny_lm is null here" in line and "policy=mine or policy=tiny_lm" in line
 
 
 def test_own_config_files_come_first(tmp_path: Path):

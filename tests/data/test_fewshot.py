@@ -77,6 +77,17 @@ def test_a_missing_test_file_is_none_and_dev_never_stands_in(folder: Path):
         load_fewshot(config(folder, splits={"test": "tset.tsv"}), "test", 0)
 
 
+@pytest.mark.parametrize("named", [None, "test.tsv"])
+def test_a_test_file_that_is_a_link_to_nothing_is_said(folder: Path, named: str | None):
+    """Neither "there is no test split" nor the file of the same name that lies in the folder."""
+    (folder / "test.tsv").unlink()
+    (folder / "test.tsv").symlink_to(folder / "moved.tsv")
+    write(folder / "b" / "test.tsv", ["sentence\tlabel", "of b\t0"])
+    cfg = config(folder, splits={"test": named} if named else {})
+    with pytest.raises(DataError, match=r"test\.tsv \(a link to .*moved\.tsv\)"):
+        load_fewshot(cfg, "test", 1)
+
+
 def test_csv_and_jsonl_with_named_files_columns_and_ids(tmp_path: Path):
     write(tmp_path / "one.csv", ["key,words,class", 'x,"a, ""b""",yes', "y,c,no"])
     write_rows(tmp_path / "two.jsonl", [{"key": "z", "words": "d", "class": 1}])

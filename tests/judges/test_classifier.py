@@ -13,6 +13,8 @@ from transformers import (
     AlbertConfig,
     AlbertForMaskedLM,
     AutoModel,
+    OPTConfig,
+    OPTForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -315,6 +317,22 @@ def test_what_does_not_fit_the_model_is_refused(
     with pytest.raises(ConfigError) as error:
         classifier(family, template, **how)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_how_long_a_text_may_be_is_what_the_models_positions_hold():
+    """OPT's table has two more rows than positions; rotary positions go on."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    tok = TOKENIZERS["gpt2"]
+    opt = OPTForCausalLM(
+        OPTConfig(vocab_size=len(tok), ffn_dim=16, max_position_embeddings=MAX_TOKENS, **sizes)
+    )
+    how: dict[str, Any] = {"rendering": "string"}
+    parsed = Template.parse(AFTER)
+    Classifier(opt, tok, parsed, words("gpt2"), max_tokens=MAX_TOKENS, **how)
+    with pytest.raises(ConfigError, match=f"OPTForCausalLM reads 1 to {MAX_TOKENS} tokens"):
+        Classifier(opt, tok, parsed, words("gpt2"), max_tokens=MAX_TOKENS + 1, **how)
+    assert MODELS["llama"].config.max_position_embeddings == MAX_TOKENS
+    classifier("llama", AFTER, max_tokens=MAX_TOKENS + 1)
 
 
 def test_an_encoder_decoder_is_refused():

@@ -12,10 +12,10 @@ import transformers as tf
 
 from pgtg.doctor import Surroundings, needs
 from pgtg.errors import ConfigError, MissingResourceError
-from pgtg.models.compatibility import Misfit, Use, misfits, positions, unmoved, uses
+from pgtg.models.compatibility import Misfit, Use, misfits, unmoved, uses
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, save_language_model
-from pgtg.models.structure import layers_of
+from pgtg.models.structure import layers_of, positions
 from pgtg.runs.folder import load_tensors, save_tensors
 from tests.cli.test_main import pgtg
 from tests.doctor.test_doctor import around, config  # noqa: F401 (a fixture)
@@ -124,6 +124,14 @@ def test_positions_are_those_that_can_be_read(build: Callable[[], Any], limit: i
     model(input_ids=ids[:, :-1])
     with pytest.raises(IndexError):
         model(input_ids=ids)
+
+
+def test_layers_that_training_would_leave_out_are_kept_and_it_is_said(tmp_path: Path):
+    path = saved(tmp_path, bart(encoder_layerdrop=0.05), "bart")
+    (said,) = misfits(use(path))
+    assert not said.fatal and "encoder_layerdrop=0.05 of its config is taken as 0" in said.text
+    lm, _ = load_language_model(path)
+    assert [m.layerdrop for m in lm.model.modules() if hasattr(m, "layerdrop")] == [0.0, 0.0]
 
 
 def test_sources_and_generations_beyond_the_positions(tmp_path: Path):

@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 from torch.testing import assert_close
 
-from pgtg.models.dropout import silence_dropout
+from pgtg.models.dropout import keep_layers, silence_dropout
 from pgtg.models.language import LanguageModel
 from tests.support.tiny_models import COMMON, batch, build
 
@@ -72,3 +72,26 @@ def test_train_mode_gives_the_same_logits_under_two_seeds(family: str):
     real = inputs.mask
     assert_close(lm.train().logits(inputs)[real], lm.eval().logits(inputs)[real])
     assert {k: v for k, v in model.config.to_dict().items() if "drop" in k} == rates
+
+
+def test_no_layer_is_left_out_whatever_the_config_says():
+    """In train mode OPT may skip a whole layer; a model that was loaded here never does."""
+    config = tf.OPTConfig(layerdrop=1.0, dropout=0.0, ffn_dim=24, **ROW, **COMMON)
+    model: Any = tf.OPTForCausalLM(config)
+    inputs = batch()
+    lm = LanguageModel(model)
+    expected = lm.eval().logits(inputs)[inputs.mask]
+    assert not torch.equal(lm.train().logits(inputs)[inputs.mask], expected), "it skips both"
+    keep_layers(model)
+    assert_close(lm.train().logits(inputs)[inputs.mask], expected)
+    assert model.config.layerdrop == 1.0  # as saved
+
+
+def test_routers_of_experts_have_no_noise_when_dropout_is_off():
+    sizes: dict[str, Any] = {"intermediate_size": 24, "num_key_value_heads": 2}
+    experts: dict[str, Any] = {"num_local_experts": 2, "router_jitter_noise": RATE}
+    model: Any = tf.MixtralForCausalLM(tf.MixtralConfig(**sizes, **experts, **ROW, **COMMON))
+    silence_dropout(model)
+    lm, inputs = LanguageModel(model), batch()
+    real = inputs.mask
+    assert_close(lm.train().logits(inputs)[real], lm.eval().logits(inputs)[real])
