@@ -1,7 +1,7 @@
-"""What a method of improvement is: the stages it runs, and the stream its policy trains on."""
+"""What a method of improvement is: the stages it runs, and how its policy is trained."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,19 +46,30 @@ class Improving:
     targets_inputs: str = ""
 
 
-class Guide(Protocol):
-    """The stream of one round's training batches, what is minimised on them, and how it is checked.
+class Trainer(Protocol):
+    """What one training of the stage `improve` is made of.
 
-    `objective` and `window` are what `loop.fit` takes.
+    A stream of batches (`begin`, `window`), what is minimised on them (`objective`), what they
+    train (`module`), how it is checked (`validate`), and how it is kept (`save`).
     """
 
+    module: LanguageModel  # its parameters that require gradients are trained
     objective: Any
     cut: int  # examples that had to be cut to fit
     validates: bool  # whether there is held-out data to choose the best weights by
     heldout: str  # what `validate` measures, in words
     ahead: bool  # whether batches depend on neither the policy nor torch's generators
 
-    def fit_config(self) -> FitConfig: ...
+    def fit_config(self) -> FitConfig:
+        """Optimiser, length, validation and stopping of the round's training."""
+        ...
+
+    def begin(self, step: int) -> None:
+        """Called in all processes before update `step`: what several updates read is made here.
+
+        It may keep files in the working folder, so that a resumed training reads what it read.
+        """
+        ...
 
     def window(self, step: int) -> Sequence[Callable[[], Any]]:
         """What makes each micro-batch of an update."""
@@ -72,6 +83,32 @@ class Guide(Protocol):
         """Metrics of the policy as it is; `improve/negative_heldout_score` is minimised."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Keep what was trained, so that the next round and the evaluation can load it."""
+        ...
+
+
+class PolicyTrainer:
+    """What trainers of a policy share: it is what is trained, and what is kept."""
+
+    cut = 0
+    ahead = False
+
+    def __init__(self, given: Improving):
+        self.ctx, self.given, self.module = given.ctx, given, given.lm
+
+    def fit_config(self) -> FitConfig:
+        return replace(self.ctx.cfg.improve, updates=self.given.updates)
+
+    def begin(self, step: int) -> None:
+        pass
+
+    def judged_prompts(self, steps: int) -> Mapping[str, float]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        self.ctx.save_policy(self.module, self.given.codec, folder)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -80,7 +117,7 @@ class Method:
     Args:
         name: As in the config and in result tables.
         stages: The stages it runs; as a control, it takes the others' results from the main line.
-        guide: Makes the stream of a round's policy training; None if it trains no policy.
+        trainer: Makes a round's policy training; None if it trains no policy.
         weigh: For supervised methods: (token rewards or None, mask, options, seed of this batch)
             -> weights that add up to 1 over each target.
         samples: Whether the options' policy-gradient term applies.
@@ -93,7 +130,7 @@ class Method:
 
     name: str
     stages: Sequence[str]
-    guide: Callable[["Method", Improving], Guide] | None
+    trainer: Callable[["Method", Improving], Trainer] | None
     weigh: Callable[..., Any] | None = None
     samples: bool = False
     random_reward: bool = False

@@ -3,13 +3,13 @@ beside every result. Each target's loss is its mean over tokens, as in the rewar
 that the two differ in the weights alone."""
 
 from pgtg.methods.method import Method
-from pgtg.methods.supervised import SupervisedGuide
+from pgtg.methods.supervised import SupervisedTrainer
 from pgtg.ops.objectives import uniform_weights
 
 METHOD = Method(
     "mle",
     ("improve",),
-    SupervisedGuide,
+    SupervisedTrainer,
     lambda rewards, mask, cfg, seed: uniform_weights(mask),
     needs_reward=False,
 )

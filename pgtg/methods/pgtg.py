@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgtg.methods.method import STAGES, Method
 from pgtg.methods.options import WeightedMLE
-from pgtg.methods.supervised import SupervisedGuide
+from pgtg.methods.supervised import SupervisedTrainer
 from pgtg.ops.objectives import mle_weights, shuffled_weights
 
 
@@ -29,13 +29,13 @@ def weigh_shuffled(
     return shuffled_weights(weigh(rewards, mask, cfg, seed), mask, seed)
 
 
-METHOD = Method("pgtg", STAGES, SupervisedGuide, weigh, samples=True)
+METHOD = Method("pgtg", STAGES, SupervisedTrainer, weigh, samples=True)
 RANDOM_REWARD = Method(
     "random_reward_model",
     ("improve",),
-    SupervisedGuide,
+    SupervisedTrainer,
     weigh,
     random_reward=True,
     needs_reward=False,
 )
-SHUFFLED = Method("shuffled", ("improve",), SupervisedGuide, weigh_shuffled)
+SHUFFLED = Method("shuffled", ("improve",), SupervisedTrainer, weigh_shuffled)

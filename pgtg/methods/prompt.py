@@ -29,7 +29,7 @@ from pgtg.methods.fresh import (
     prompt_task,
     validations,
 )
-from pgtg.methods.method import STAGES, Improving, Method
+from pgtg.methods.method import STAGES, Improving, Method, PolicyTrainer
 from pgtg.methods.objective import PolicyGradient, Sampled, sampled_log_probs
 from pgtg.methods.options import Reinforce
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, read_again
@@ -39,15 +39,13 @@ from pgtg.ops.objectives import advantages, standardized
 from pgtg.types import TokenBatch
 
 
-class PromptGuide:
+class PromptTrainer(PolicyTrainer):
     """What dense and sparse guidance share: the policy, its samples, its validation."""
 
-    cut = 0  # nothing is read that could be too long
-    ahead = False  # prompts are drawn from the policy as it is
     spread: float | None = None  # unit of standardised advantages; None: a batch's own
 
     def __init__(self, method: Method, given: Improving):
-        self.ctx, self.given = given.ctx, given
+        super().__init__(given)
         self.task = prompt_task(given.ctx)
         self.options = Reinforce.of(given.ctx.cfg.method)
         self.start = given.ctx.load_start()[0] if self.options.keeps_start else None
@@ -60,9 +58,6 @@ class PromptGuide:
         )
         self.validates = self.task.options.validation_prompts > 0
         self.heldout = "judge's mean score of sampled prompts on held-out examples"
-
-    def fit_config(self) -> FitConfig:
-        return replace(self.ctx.cfg.improve, updates=self.given.updates)
 
     def judged_prompts(self, steps: int) -> Mapping[str, float]:
         """The prompts that validations asked the judge for."""
@@ -110,7 +105,7 @@ class PromptGuide:
         )
 
 
-class DenseGuide(PromptGuide):
+class DenseTrainer(PromptTrainer):
     """Fresh samples for every update, weighed by the round's reward model."""
 
     def __init__(self, method: Method, given: Improving):
@@ -151,7 +146,7 @@ class DenseGuide(PromptGuide):
         return self._sampled(batch, self._mixed(rewards, evaluations, batch, share), drawn)
 
 
-class SparseGuide(PromptGuide):
+class SparseTrainer(PromptTrainer):
     """The round's judged samples, every token weighed by its prompt's score."""
 
     def __init__(self, method: Method, given: Improving):
@@ -180,7 +175,7 @@ class SparseGuide(PromptGuide):
         return self._sampled(batch, advantage, drawn)
 
 
-class FreshSparseGuide(PromptGuide):
+class FreshSparseTrainer(PromptTrainer):
     """Prompts sampled and judged for every update, each token weighed by its prompt's score.
 
     The judge's scores are standardised within the update's prompts, as in RLPrompt
@@ -213,23 +208,23 @@ class FreshSparseGuide(PromptGuide):
         return {**super().judged_prompts(steps), **own}
 
 
-def sparse_guide(method: Method, given: Improving) -> FreshSparseGuide | SparseGuide:
+def sparse_trainer(method: Method, given: Improving) -> FreshSparseTrainer | SparseTrainer:
     """On the round's judged prompts, or on those of each update."""
-    return (FreshSparseGuide if is_fresh(given.ctx) else SparseGuide)(method, given)
+    return (FreshSparseTrainer if is_fresh(given.ctx) else SparseTrainer)(method, given)
 
 
-PGTG = Method("pgtg", STAGES, DenseGuide, needs_samples=True)
+PGTG = Method("pgtg", STAGES, DenseTrainer, needs_samples=True)
 SHUFFLED = Method(
     "shuffled",
     ("sample", "align", "improve"),
-    DenseGuide,
+    DenseTrainer,
     shuffle_scores=True,
     needs_samples=True,
 )
 RANDOM_REWARD = Method(
     "random_reward_model",
     ("sample", "improve"),
-    DenseGuide,
+    DenseTrainer,
     random_reward=True,
     needs_reward=False,
     needs_samples=True,
@@ -237,7 +232,7 @@ RANDOM_REWARD = Method(
 SPARSE = Method(
     "sparse",
     ("sample", "improve"),
-    sparse_guide,
+    sparse_trainer,
     needs_reward=False,
     needs_samples=True,
     judges_updates=True,

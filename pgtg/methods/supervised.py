@@ -5,7 +5,7 @@ computed once, in length-sorted batches, for all lines that the reward model gui
 trains on the same batches from the same start with other weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -17,10 +17,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pgtg.config import FitConfig
 from pgtg.data.examples import Examples
 from pgtg.data.rows import BATCH, mapped_rows, write_rows
-from pgtg.methods.method import Improving, Method
+from pgtg.methods.method import Improving, Method, PolicyTrainer
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import moved, token_batch
@@ -37,17 +36,18 @@ REWARDS = "rewards.arrow"
 SCHEMA = pa.schema({"source_id": pa.large_string(), "reward": pa.list_(pa.float32())})
 
 
-class SupervisedGuide:
+class SupervisedTrainer(PolicyTrainer):
     """Targets with token weights, and with the policy-gradient term also the policy's samples."""
 
     validates = True
 
     def __init__(self, method: Method, given: Improving):
+        super().__init__(given)
         ctx = given.ctx
         assert ctx.task.targets is not None  # what the method needs
         self.task, self.targets = ctx.task, ctx.task.targets
-        self.ctx, self.method, self.lm, self.codec = ctx, method, given.lm, given.codec
-        self.given, self.model = given, given.model
+        self.method, self.lm, self.codec = method, given.lm, given.codec
+        self.model = given.model
         self.first, self.updates = given.first, given.updates
         self.heldout = f"{ctx.cfg.judge.name} of greedy text on held-out sources"
         given_options = WeightedMLE.of(ctx.cfg.method)
@@ -60,12 +60,6 @@ class SupervisedGuide:
         used = self._used()
         self.cut = int((self.tokens.source_cut | self.tokens.target_cut)[used].sum())
         self._rewards = self._target_rewards(used) if self.model is not None else None
-
-    def fit_config(self) -> FitConfig:
-        return replace(self.ctx.cfg.improve, updates=self.updates)
-
-    def judged_prompts(self, steps: int) -> Mapping[str, float]:
-        return {}  # only the prompt search counts its judge's work
 
     def _used(self) -> np.ndarray:
         """Rows of the examples of the round, in the order of their first use."""

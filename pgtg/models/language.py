@@ -159,6 +159,13 @@ class LanguageModel(nn.Module):
         """Logits from which each of the T right-padded tokens was, or would be, drawn."""
         return self._read(batch, batch.tokens[:, :-1], batch.mask[:, :-1], logits=True)
 
+    def read(self, batch: TokenBatch) -> tuple[Float[Tensor, "N T+1 D"], Float[Tensor, "N T V"]]:
+        """States and logits of the right-padded tokens, from one pass through the layers."""
+        states = self.states(batch)
+        passes = self.training and torch.is_grad_enabled() and self.autocast is not None
+        with torch.autocast(self.device.type, self.autocast) if passes else nullcontext():
+            return states, self._logits_of(states[:, :-1])
+
     def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return self._read_simply(batch, tokens, mask, logits)
@@ -303,7 +310,7 @@ class LanguageModel(nn.Module):
         return self._logits_of(states) if logits else states
 
     def _logits_of(self, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
-        """Logits from a causal LM's states."""
+        """Logits from states."""
         return own_logits(self.model, states)
 
     def _decode(

@@ -157,10 +157,14 @@ def _plain(cache: Any) -> bool:
 
 
 def own_logits(model: Any, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
-    """Logits from a causal LM's states, by all that its own forward does after its layers."""
+    """Logits from an LM's states, by all that its own forward does after its layers."""
     token = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+    given: dict[str, Any] = {"input_ids": token, "use_cache": False}
+    if model.config.is_encoder_decoder:
+        given = {"decoder_input_ids": token, "use_cache": False}
+        given["encoder_outputs"] = Outputs(last_hidden_state=states[:, :1])  # read by nobody
     with _giving(layers_of(model), Outputs(last_hidden_state=states)):
-        return model(**taken(model, {"input_ids": token, "use_cache": False})).logits
+        return model(**taken(model, given)).logits
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ def fit(
     optimizer_state: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
     ahead: bool = False,
+    begin: Callable[[int], None] | None = None,
 ) -> FitResult:
     """Train `model` in place for at most cfg.updates updates.
 
@@ -76,6 +77,9 @@ def fit(
         ahead: Whether `windows` depends on the update's number alone, neither on the weights nor on
             torch's generators, and leaves nothing behind: then an accelerator's next update is
             made before the host waits for this one.
+        begin: Called with an update's number in all processes before it is made, once more where a
+            training is resumed there: makes, or finds in the working folder, what several updates
+            read (`windows` of a training ahead must not need it).
 
     Raises:
         DivergedError: A loss or a gradient is not finite.
@@ -102,6 +106,8 @@ def fit(
         while progress.step < cfg.updates and not progress.stopped:
             # a signal waits for the end of the update, then saves
             with uninterrupted(save, distributed.agreed_signal):
+                if begin is not None:
+                    begin(progress.step)
                 values = update(training, windows, objective)
                 log.metrics(where.prefix, where.round, where.offset + progress.step, values)
                 if validate is not None and _due(progress.step, cfg.validate_every, cfg.updates):

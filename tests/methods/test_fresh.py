@@ -118,8 +118,8 @@ def test_states_of_prompts_drawn_narrowly_are_not_learned_from(
         reward = random_reward_model(ctx).eval().requires_grad_(False)
         method, samples = method_of(ctx.cfg, control), [ctx.artifact(0, "sample")]
         given = Improving(ctx, lm, codec, reward, samples, tmp_path / "working", 0, 2)
-        assert method.guide is not None
-        guide = method.guide(method, given)
+        assert method.trainer is not None
+        guide = method.trainer(method, given)
         dtypes = products(lm)
         found = guide.window(0)[0]()
         assert set(dtypes) == {torch.bfloat16, torch.float32}

@@ -174,8 +174,8 @@ def test_the_sparse_control_weighs_by_the_judges_centred_score(finished: Path):
         samples = ctx.artifact(0, "sample", control="sparse")
         lm, codec = ctx.load_policy(0, "sparse")
         method = method_of(cfg, "sparse")
-        assert method.guide is not None
-        guide = method.guide(method, Improving(ctx, lm, codec, None, [samples], finished, 0, 1))
+        assert method.trainer is not None
+        guide = method.trainer(method, Improving(ctx, lm, codec, None, [samples], finished, 0, 1))
         (make,) = guide.window(0)
         batch = make()
         assert isinstance(batch, Sampled)
@@ -191,8 +191,8 @@ def test_rewards_are_weighed_in_units_of_their_spread_over_all_judged_prompts(fi
         lm, codec = ctx.load_policy(1)
         model = load_reward_model(ctx.artifact(1, "align").file("reward"))
         method = method_of(cfg, "")
-        assert method.guide is not None
-        guide = method.guide(method, Improving(ctx, lm, codec, model, samples, finished, 0, 1))
+        assert method.trainer is not None
+        guide = method.trainer(method, Improving(ctx, lm, codec, model, samples, finished, 0, 1))
         (make,) = guide.window(0)
         batch = make()
         judged = {tuple(ids) for made in samples for ids in read_generations(made, "train").tokens}

@@ -194,3 +194,29 @@ def test_no_start_token_is_an_error():
     lm = build("gpt2")
     with pytest.raises(ConfigError, match="GPT2LMHeadModel without decoder_start_token_id"):
         _ = lm.start_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_and_logits_from_one_pass(family: str):
+    """Those of two passes, with their gradients; the layers are called no more than for one."""
+    lm, inputs = build(family), batch()
+    reader = lm.model.get_input_embeddings()
+    with rows_read(reader) as once:
+        states = lm.states(inputs)
+    with rows_read(reader) as seen:
+        both = lm.read(inputs)
+    assert seen == once
+    logits = lm.logits(inputs)
+    assert_close(both[0], states, **CLOSE)
+    assert_close(both[1][inputs.mask], logits[inputs.mask], **CLOSE)
+    weights = [p for p in lm.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(
+        states.square().sum() + logits[inputs.mask].square().sum(), weights, allow_unused=True
+    )
+    found = torch.autograd.grad(
+        both[0].square().sum() + both[1][inputs.mask].square().sum(), weights, allow_unused=True
+    )
+    for own, other in zip(found, expected, strict=True):
+        assert (own is None) == (other is None)
+        if own is not None and other is not None:
+            assert_close(own, other, rtol=1e-3, atol=1e-4)

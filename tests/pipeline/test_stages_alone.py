@@ -333,7 +333,7 @@ def test_what_a_policy_samples_for_its_update_is_drawn_narrowly_and_learned_from
         folder = ctx.artifact(0, "improve").working("x")
         targets = ctx.artifact(0, "targets"), "x"
         given = Improving(ctx, lm, codec, reward, [], folder, 0, 2, *targets)
-        guide = method_of(ctx.cfg).guide(method_of(ctx.cfg), given)  # type: ignore[misc]
+        guide = method_of(ctx.cfg).trainer(method_of(ctx.cfg), given)  # type: ignore[misc]
         dtypes = products(lm)
         batch = guide.window(0)[0]()
         assert dtypes and set(dtypes) == {torch.bfloat16}

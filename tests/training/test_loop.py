@@ -541,3 +541,29 @@ def test_fp16_scales_more_after_many_finite_updates(folder: Path, monkeypatch):
     run(network(), folder, replace(CFG, precision="fp16", updates=5))
     found = [line["align/loss_scale"] for line in logged(folder)]
     assert found == [2.0**16] * 2 + [2.0**17] * 2 + [2.0**18]
+
+
+def test_begin_comes_before_each_update_and_again_where_a_training_is_resumed(tmp_path: Path):
+    """What it keeps in the working folder is what the updates of a resumed training read."""
+    model, begun = network(), []
+
+    def begin(step: int) -> None:
+        begun.append(step)
+        if step % 2 == 0 and not (tmp_path / f"rollouts{step}").exists():
+            (tmp_path / f"rollouts{step}").write_text(str(len(begun)))
+
+    def makes(step: int):
+        assert begun[-1] == step and (tmp_path / f"rollouts{step - step % 2}").exists()
+        if step == 3 and len(begun) == 4:
+            raise Stopped
+        return [lambda: rows(step)]
+
+    how: dict[str, Any] = {"where": WHERE, "folder": tmp_path, "inputs": "i", "log": RunLog(None)}
+    cfg = replace(CFG, updates=5)
+    with pytest.raises(Stopped):
+        fit(model, makes, Squares(model), cfg, **how, begin=begin)
+    kept = (tmp_path / "rollouts2").read_text()
+    model = network()
+    fit(model, makes, Squares(model), cfg, **how, begin=begin)
+    assert begun == [0, 1, 2, 3, 3, 4] and (tmp_path / "rollouts2").read_text() == kept
+    assert len(list(tmp_path.glob("rollouts*"))) == 3

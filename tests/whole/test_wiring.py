@@ -1,4 +1,4 @@
-"""What stages hand on: to the guide, to the loop, to the judge and into the means."""
+"""What stages hand on: to the trainer, to the loop, to the judge and into the means."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pgtg.methods import prompt as guides
+from pgtg.methods import prompt as trainers
 from pgtg.pipeline.evaluation import prompt as evaluation
 from pgtg.pipeline.stages import improve as stage
 from tests.support.tiny import tiny
@@ -27,7 +27,7 @@ def test_the_reward_model_guides_in_eval_mode_and_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))}).train()
-    method = SimpleNamespace(guide=lambda method, given: seen(given), random_reward=False)
+    method = SimpleNamespace(trainer=lambda method, given: seen(given), random_reward=False)
     monkeypatch.setattr(stage, "method_of", lambda *_: method)
     monkeypatch.setattr(stage, "load_reward_model", lambda _: model)
     monkeypatch.setattr(stage, "_targets", lambda *_: (None, ""))
@@ -55,27 +55,27 @@ def test_a_later_round_goes_on_with_the_optimiser(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(stage, "load_tensors", {"optimizer.safetensors": state}.__getitem__)
     monkeypatch.setattr(stage, "progress_of", {"numbers": progress}.__getitem__)
     monkeypatch.setattr(stage, "fit", seen)
-    guide = MagicMock(validates=False)
+    trainer = MagicMock(validates=False)
     for round, expected in ((0, (None, None)), (2, (state, "carried"))):
         with pytest.raises(Seen) as found:
-            stage._train(ctx, nn.Linear(1, 1), guide, round, "", "", [1, 1, 1], tmp_path)  # type: ignore[arg-type]
+            stage._train(ctx, trainer, round, "", "", [1, 1, 1], tmp_path)
         given = found.value.args[1]
         assert (given["optimizer_state"], given["progress"]) == expected
     assert asked == [1]
 
 
 def test_the_policy_is_validated_on_dev(monkeypatch: pytest.MonkeyPatch):
-    guide = object.__new__(guides.PromptGuide)
+    trainer = object.__new__(trainers.PromptTrainer)
     values = {"dev": np.array([[1.0, 3.0]]), "train": np.array([[50.0]])}
     options = SimpleNamespace(validation_prompts=1)
-    guide.task = SimpleNamespace(  # type: ignore[assignment]
+    trainer.task = SimpleNamespace(  # type: ignore[assignment]
         options=options, prompts=lambda ids, texts: ids, gaps=lambda _, split: values[split]
     )
-    guide.ctx = SimpleNamespace(cfg=SimpleNamespace(seed=0))  # type: ignore[assignment]
+    trainer.ctx = SimpleNamespace(cfg=SimpleNamespace(seed=0))  # type: ignore[assignment]
     codec = SimpleNamespace(decode=str)
-    guide.given = SimpleNamespace(lm=None, codec=codec)  # type: ignore[assignment]
-    monkeypatch.setattr(guides, "draw", lambda *_: ([[5]], None))
-    assert guide.validate() == {"improve/negative_heldout_score": -2.0}
+    trainer.given = SimpleNamespace(lm=None, codec=codec)  # type: ignore[assignment]
+    monkeypatch.setattr(trainers, "draw", lambda *_: ([[5]], None))
+    assert trainer.validate() == {"improve/negative_heldout_score": -2.0}
 
 
 def test_the_top_figures_are_means_over_as_many_prompts(monkeypatch: pytest.MonkeyPatch):

@@ -9,8 +9,7 @@ from typing import Any
 
 from pgtg.methods import method_of
 from pgtg.methods.context import Context
-from pgtg.methods.method import Guide, Improving
-from pgtg.models.language import LanguageModel
+from pgtg.methods.method import Improving, Trainer
 from pgtg.models.reward import load_reward_model
 from pgtg.pipeline.reuse import (
     parent_files,
@@ -98,7 +97,7 @@ def _make(
     length: int,
 ) -> None:
     method, updates = method_of(ctx.cfg, control), ctx.task.segments()
-    assert method.guide is not None
+    assert method.trainer is not None
     working = artifact.working(inputs)
     lm, codec = ctx.load_policy(round, control)
     model = None
@@ -113,12 +112,12 @@ def _make(
     first = sum(updates[:round])
     targets = _targets(ctx, round, control, aligned, length)
     given = Improving(ctx, lm, codec, model, samples, working, first, length, *targets)
-    guide = method.guide(method, given)
-    result, metrics = _train(ctx, lm, guide, round, control, inputs, updates, working)
-    ctx.save_policy(lm, codec, working / "policy")
+    trainer = method.trainer(method, given)
+    result, metrics = _train(ctx, trainer, round, control, inputs, updates, working)
+    trainer.save(working / "policy")
     if result.best is not None and ctx.cfg.improve.keep == "best":
-        load_weights(lm, result.best)
-        ctx.save_policy(lm, codec, working / "best")
+        load_weights(trainer.module, result.best)
+        trainer.save(working / "best")
     save_tensors(working / "optimizer.safetensors", result.optimizer)
     artifact.commit(
         inputs=inputs,
@@ -161,8 +160,7 @@ def kept_policy(ctx: Context, rounds: int, control: str = "") -> tuple[int, Path
 
 def _train(
     ctx: Context,
-    lm: LanguageModel,
-    guide: Guide,
+    trainer: Trainer,
     round: int,
     control: str,
     inputs: str,
@@ -177,37 +175,38 @@ def _train(
         optimizer = load_tensors(before.file("optimizer.safetensors"))
         progress = progress_of(before.manifest()["extra"]["progress"]).carried()
     offset = sum(updates[:round])
-    lm.train()
+    trainer.module.train()
     result = fit(
-        lm,
-        guide.window,
-        guide.objective,
-        guide.fit_config(),
+        trainer.module,
+        trainer.window,
+        trainer.objective,
+        trainer.fit_config(),
         where=Where(ctx.cfg.seed, "improve", round, control, offset),
         folder=working,
         inputs=inputs,
         log=ctx.log,
-        validate=guide.validate if guide.validates else None,
+        validate=trainer.validate if trainer.validates else None,
         select="improve/negative_heldout_score",
         optimizer_state=optimizer,
         progress=progress,
-        ahead=guide.ahead,
+        ahead=trainer.ahead,
+        begin=trainer.begin,
     )
     Artifact(working / "state").remove()
-    lm.eval()
+    trainer.module.eval()
     metrics: dict[str, float] = {"improve/updates": result.steps}
     said = ""
-    if guide.validates:
+    if trainer.validates:
         metrics["improve/best_heldout_score"] = -result.best_value
         metrics["improve/best_update"] = offset + result.best_step
-        said = f"; {guide.heldout} {-result.best_value:.2f} (best, at update "
+        said = f"; {trainer.heldout} {-result.best_value:.2f} (best, at update "
         said += f"{offset + result.best_step})"
-    metrics["improve/examples_cut"] = guide.cut
-    metrics |= guide.judged_prompts(result.steps)
+    metrics["improve/examples_cut"] = trainer.cut
+    metrics |= trainer.judged_prompts(result.steps)
     label = control or ctx.cfg.method.name
-    if guide.cut:
+    if trainer.cut:
         ctx.log.warn(
-            f"improve {label} round {round}: {guide.cut} examples were cut to "
+            f"improve {label} round {round}: {trainer.cut} examples were cut to "
             f"policy.max_source_tokens={ctx.cfg.policy.max_source_tokens} or "
             f"policy.max_target_tokens={ctx.cfg.policy.max_target_tokens}"
         )
