@@ -1,10 +1,11 @@
 """One view of any language model that Transformers loads, encoder–decoder or causal.
 
 Both kinds are read in two passes: `prefill` reads each of B sources once and leaves a key–value
-cache; `extend` reads N token sequences, each continuing one source, on rows of that cache.
-Sampling, token rewards and policy losses all use these two, so each source is encoded once however
-many sequences continue it, and all of them attend to that one encoding (`models.sharing`). There is
-one convention for where a token's reward stands:
+cache; `extend` reads N token sequences, each continuing one source, on rows of that cache. So each
+source is encoded once however many sequences continue it, and all of them attend to that one
+encoding (`models.sharing`). Where an encoder–decoder's sequences are known beforehand, as in
+training and scoring, its decoder reads them in one pass without a cache. There is one convention
+for where a token's reward stands:
 
     outputs 0..T of a row of T tokens: output t has read tokens 1..t (and the source), so
     output t-1 is the state *before* token t, output t the state *after* it.
@@ -32,6 +33,7 @@ from transformers import DynamicCache, PreTrainedModel
 from pgtg.errors import ConfigError
 from pgtg.models import masks
 from pgtg.models.backends.checkpointing import checkpointable_layers, checkpointed
+from pgtg.models.backends.dropout import OwnDropout
 from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.backends.sharding import is_sharded, whole
 from pgtg.models.reading import Reading, Sources
@@ -176,13 +178,14 @@ class LanguageModel(nn.Module):
                     return self._read_at_once(batch, tokens, mask, logits)
             if is_sharded(self.model):
                 return self._read_at_once(batch, tokens, mask, logits)
-            return self._read_simply(batch, tokens, mask, logits)
+            with OwnDropout() if device == "cpu" and dtype is None else nullcontext():
+                return self._read_simply(batch, tokens, mask, logits)
 
     def _read_simply(
         self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool
     ) -> Float[Tensor, "N T+1 D"]:
-        read = self._read_twice if self.structure.caches else self._read_at_once
-        return read(batch, tokens, mask, logits)
+        once = self.is_encoder_decoder or not self.structure.caches
+        return (self._read_at_once if once else self._read_twice)(batch, tokens, mask, logits)
 
     def _read_twice(
         self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool

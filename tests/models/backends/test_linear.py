@@ -97,7 +97,8 @@ def test_torchs_products_by_blocks_are_the_definitions(
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(33, outputs, bias=with_bias), nn.Linear(outputs, 3))
     assert [type(part) for part in with_fast_linears(module)] == [FastLinear, nn.Linear]
-    layer, x = module[0], torch.randn(2, 7, 33)
+    x = torch.randn(2, 7, 33)
+    layer: Any = module[0]
     with torch.no_grad():
         found = layer(x)
     expected, *_ = by_definition(x, layer.weight.detach(), layer.bias, torch.zeros_like(found))

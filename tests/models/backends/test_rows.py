@@ -1,5 +1,7 @@
 """Products with some rows of a table: the definition in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -19,7 +21,7 @@ def test_products_and_gradient_are_the_definitions(shape: tuple[int, ...], dtype
     found.backward(grad)
     picked = table.double()[rows]
     expected = torch.einsum("...cd,...d->...c", picked, states.detach().double())
-    close = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of 8 products of size 1
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of 8 products of size 1
     assert_close(found.double(), expected, **close)
     of_states = torch.einsum("...cd,...c->...d", picked, grad.double())
     assert states.grad is not None
