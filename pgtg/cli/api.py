@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pgtg.cli.calls import Call, unique
+from pgtg.cli.calls import Call, unique, warn
 from pgtg.cli.jobs import credit_page
 from pgtg.errors import ConfigError, DataError
 from pgtg.runtime import distributed
@@ -68,7 +68,7 @@ def train(
     own = [] if run_dir is None else [f"run_dir={run_dir}"]
     call = Call.parse(task, [*parameters, *own], None if config_dir is None else Path(config_dir))
     (cfg,) = call.jobs()
-    check_resources(cfg, fetch=True)
+    warn(check_resources(cfg, fetch=True))
     distributed.join(cfg.device)
     folder = call.run_dir or Path("outputs") / task / cfg.name / f"seed{cfg.seed}" / unique()
     check_room([cfg], folder)

@@ -131,7 +131,7 @@ class Call:
 
         runs = self.jobs()
         said = [line for run in runs for line in check_resources(run, fetch=True)]
-        _warn(said)
+        warn(said)
         check_room(runs, self.run_dir or OUTPUTS)
         distributed.join(runs[0].device)
         if not self.multirun:  # a sweep's jobs may run on other machines
@@ -174,7 +174,7 @@ class Call:
         for run in runs:
             print(describe(run))
         for run in runs:
-            _warn(check_resources(run))
+            warn(check_resources(run))
             if probe:
                 from pgtg.pipeline.plan.probe import probe as timed
                 from pgtg.pipeline.plan.probe import text_of
@@ -189,7 +189,7 @@ class Call:
         if self.run_dir is None:
             raise ConfigError(f"pgtg {stage} works on a run folder: give run_dir=<folder>")
         (run,) = self.jobs()
-        _warn(check_resources(run, fetch=True))
+        warn(check_resources(run, fetch=True))
         check_room([run], self.run_dir)
         set_quiet(quiet)
         distributed.join(run.device)
@@ -237,7 +237,8 @@ class Call:
 
 
 @distributed.first
-def _warn(lines: Sequence[str]) -> None:
+def warn(lines: Sequence[str]) -> None:
+    """Say on stderr, each line once."""
     for line in dict.fromkeys(lines):
         print(f"warning: {line}", file=sys.stderr)
 

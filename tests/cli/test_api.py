@@ -31,6 +31,15 @@ def test_a_complete_run_is_taken_up_again(run: Path):
         pgtg.train("summarize", "seed=1", run_dir=run)
 
 
+def test_what_the_check_of_models_says_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("pgtg.pipeline.plan.check_resources", lambda *_, **__: ["one", "one"])
+    monkeypatch.setattr("pgtg.pipeline.run.train", lambda *_, **__: {})
+    assert pgtg.train("summarize", *FEW, run_dir=tmp_path / "run") == {}
+    assert capsys.readouterr().err.count("warning: one") == 1
+
+
 def test_evaluation_is_that_of_the_run(run: Path):
     saved = json.loads((run / "eval" / "results_test.json").read_text())
     found = pgtg.evaluate(run, split="test", metrics=["rouge"])["decodings"]["greedy"]["mean"]
