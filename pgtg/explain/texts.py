@@ -16,7 +16,6 @@ from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceEr
 from pgtg.explain.credit import Group, Passage
 from pgtg.explain.runs import Run
 from pgtg.methods.context import Context, opened
-from pgtg.models.generate import generate
 from pgtg.runs.folder import Artifact, hash_of, read_table
 from pgtg.runs.log import RunLog
 from pgtg.tasks import open_task
@@ -170,18 +169,8 @@ def _generations(ctx: Context, policy: Path, examples: Sequence[Example], split:
 
     lm, codec = ctx.load(policy)
     sources = [codec.encode_source(example.source)[0] for example in examples]
-    drawn = dict(
-        generate(
-            lm,
-            sources,
-            [example.id for example in examples],
-            k=ctx.task.copies,
-            eos_ids=codec.eos_ids,
-            decoding=ctx.sampling(),
-            batch_tokens=ctx.cfg.sample.batch_tokens,
-            seed_key=(ctx.cfg.seed, "explain", split),
-        )
-    )
+    names, key = [example.id for example in examples], (ctx.cfg.seed, "explain", split)
+    drawn = dict(ctx.sampler(lm, codec)(sources, names, k=ctx.task.copies, seed_key=key))
     rows = [(i, tokens) for i in range(len(examples)) for tokens in drawn[i]]
     tokens = [tokens for _, tokens in rows]
     texts = [codec.decode(ids) for ids in tokens]

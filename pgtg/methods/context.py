@@ -19,7 +19,7 @@ from pgtg.models.batch import per_token
 from pgtg.models.budget import token_budget
 from pgtg.models.codec import Codec
 from pgtg.models.dropout import silence_dropout
-from pgtg.models.generate import Decoding, growing_cache
+from pgtg.models.generate import Decoding, Sampler, growing_cache
 from pgtg.models.language import AUTOCAST, LanguageModel, reading_passes
 from pgtg.models.loading import (
     load_language_model,
@@ -120,6 +120,11 @@ class Context:
 
     def greedy(self) -> Decoding:
         return Decoding(True, self.cfg.sample.max_new_tokens)
+
+    def sampler(self, lm: LanguageModel, codec: Codec, *, greedy: bool = False) -> Sampler:
+        """How a policy of the run writes: sampled as in `sample`, or greedily."""
+        decoding = self.greedy() if greedy else self.sampling()
+        return Sampler(lm, codec.eos_ids, decoding, self.cfg.sample.batch_tokens, self.log.warn)
 
     def start_path(self) -> str:
         """Where the language model lies that the policy starts from."""

@@ -25,7 +25,7 @@ from pgtg.methods.context import Context
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, draw_prompts
 from pgtg.models.batch import continuing, moved, token_batch
 from pgtg.models.codec import Codec
-from pgtg.models.generate import generate, streams
+from pgtg.models.generate import streams
 from pgtg.models.language import LanguageModel
 from pgtg.ops.ranking import informative
 from pgtg.ops.sampling import derive_seed
@@ -73,16 +73,7 @@ def draw_batch(
             return continuing(source, drawn.tokens), drawn
         found: list[TokenIds] = []
         for key in keys:
-            ((_, own),) = generate(
-                lm,
-                [source],
-                [PROMPT],
-                k=number,
-                eos_ids=codec.eos_ids,
-                decoding=sampling,
-                batch_tokens=ctx.cfg.sample.batch_tokens,
-                seed_key=key,
-            )
+            ((_, own),) = ctx.sampler(lm, codec)([source], [PROMPT], k=number, seed_key=key)
             found += own
     return token_batch([source], found, [0] * len(found), ctx.device), None
 

@@ -23,7 +23,6 @@ from pgtg.methods.method import Improving, Method, PolicyTrainer
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import moved, token_batch
-from pgtg.models.generate import generate
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import advantages
 from pgtg.runs.folder import Artifact
@@ -113,18 +112,9 @@ class SupervisedTrainer(PolicyTrainer):
         assert self.model is not None
         sources = list(self.tokens.sources(examples.rows))
         with self.ctx.reading(self.lm):
-            found = dict(
-                generate(
-                    self.lm,
-                    sources,
-                    [example.id for example in examples],
-                    k=self.options.samples,
-                    eos_ids=self.codec.eos_ids,
-                    decoding=self.ctx.sampling(),
-                    batch_tokens=self.ctx.cfg.sample.batch_tokens,
-                    seed_key=(self.ctx.cfg.seed, "improve", update),
-                )
-            )
+            names, key = [e.id for e in examples], (self.ctx.cfg.seed, "improve", update)
+            sampler = self.ctx.sampler(self.lm, self.codec)
+            found = dict(sampler(sources, names, k=self.options.samples, seed_key=key))
         rows = [(i, tokens) for i in range(len(examples)) for tokens in found[i]]
         batch = token_batch(
             sources, [tokens for _, tokens in rows], [i for i, _ in rows], self.ctx.device
@@ -154,15 +144,9 @@ class SupervisedTrainer(PolicyTrainer):
 
     def _judged(self, examples: Sequence[Example]) -> list[float]:
         """The judge's scores of greedy text; it judges while the next is generated."""
-        found = generate(
-            self.lm,
-            self.task.sources(examples, self.codec).ids,
-            [example.id for example in examples],
-            k=1,
-            eos_ids=self.codec.eos_ids,
-            decoding=self.ctx.greedy(),
-            batch_tokens=self.ctx.cfg.sample.batch_tokens,
-            seed_key=(),
+        sampler = self.ctx.sampler(self.lm, self.codec, greedy=True)
+        found = sampler(
+            self.task.sources(examples, self.codec).ids, [example.id for example in examples]
         )
         parts: list[tuple[list[int], Future]] = []
         while rows := self._next(found):

@@ -50,6 +50,46 @@ def _to_stderr(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How a run's policy writes: `generate` with what does not change from call to call.
+
+    Args:
+        lm: The policy; in eval mode when it is called.
+        eos_ids: Tokens that end a generation.
+        decoding: How tokens are chosen.
+        batch_tokens: Token budget of a batch, or "auto".
+        warn: Takes the warning that batches do not fit.
+    """
+
+    lm: LanguageModel
+    eos_ids: Sequence[int]
+    decoding: Decoding
+    batch_tokens: int | str
+    warn: Callable[[str], None] = _to_stderr
+
+    def __call__(
+        self,
+        sources: Sequence[TokenIds],
+        keys: Sequence[str],
+        *,
+        k: int = 1,
+        seed_key: Sequence[int | str] = (),
+    ) -> Iterator[tuple[int, list[TokenIds]]]:
+        """K generations of each source, as (row of the source, its K token lists)."""
+        return generate(
+            self.lm,
+            sources,
+            keys,
+            k=k,
+            eos_ids=self.eos_ids,
+            decoding=self.decoding,
+            batch_tokens=self.batch_tokens,
+            seed_key=seed_key,
+            warn=self.warn,
+        )
+
+
 def generate(
     lm: LanguageModel,
     sources: Sequence[TokenIds],

@@ -25,7 +25,7 @@ from pgtg.methods import method_of
 from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.models.codec import Codec
-from pgtg.models.generate import Decoding, generate
+from pgtg.models.generate import Decoding
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.sampling import derive_seed
 from pgtg.pipeline.evaluation.system import Results, Rows, System
@@ -364,16 +364,9 @@ def _report_cut(ctx: Context, row: Mapping[str, Any], split: str) -> dict[str, i
 def _generate(
     ctx: Context, lm: Any, codec: Codec, number: int, decoding: Decoding
 ) -> list[TokenIds]:
-    ((_, found),) = generate(
-        lm,
-        [codec.encode_source("")[0]],
-        ["prompt"],
-        k=number,
-        eos_ids=codec.eos_ids,
-        decoding=decoding,
-        batch_tokens=ctx.cfg.sample.batch_tokens,
-        seed_key=(ctx.cfg.seed, "evaluate", "candidates"),
-    )
+    sampler = replace(ctx.sampler(lm, codec), decoding=decoding)
+    key = (ctx.cfg.seed, "evaluate", "candidates")
+    ((_, found),) = sampler([codec.encode_source("")[0]], ["prompt"], k=number, seed_key=key)
     return found
 
 

@@ -13,7 +13,6 @@ from pgtg.data.splits import has_split
 from pgtg.methods.context import Context
 from pgtg.metrics import build_metrics, compute, unread, unread_line
 from pgtg.models.codec import Codec
-from pgtg.models.generate import generate
 from pgtg.pipeline.evaluation.system import Results, Rows, System
 from pgtg.pipeline.findings import show, verdicts
 from pgtg.pipeline.stages.improve import kept_policy
@@ -79,29 +78,20 @@ class TextEvaluation:
         }
         samples = {}
         for name in ctx.cfg.evaluate.decodings:
-            decoding = ctx.greedy() if name == "greedy" else ctx.sampling()
+            sampler = ctx.sampler(lm, codec, greedy=name == "greedy")
             found: dict[int, list[int]] = {}
+            names, key = [e.id for e in examples], (ctx.cfg.seed, "evaluate", split)
             with ctx.log.progress(
                 f"evaluate {system.name} on {split}, {name}", len(examples)
             ) as bar:
-                for i, tokens in generate(
-                    lm,
-                    encoded.ids,
-                    [example.id for example in examples],
-                    k=1,
-                    eos_ids=codec.eos_ids,
-                    decoding=decoding,
-                    batch_tokens=ctx.cfg.sample.batch_tokens,
-                    seed_key=(ctx.cfg.seed, "evaluate", split),
-                    warn=ctx.log.warn,
-                ):
+                for i, tokens in sampler(encoded.ids, names, seed_key=key):
                     found[i] = tokens[0]
                     bar.advance()
             texts = [codec.decode(found[i]) for i in range(len(examples))]
             columns = compute(self.present, texts, references) | task.check_texts(texts, examples)
             columns["tokens"] = [float(len(found[i])) for i in range(len(examples))]
             results["decodings"][name] = {
-                "decoding": asdict(decoding),
+                "decoding": asdict(sampler.decoding),
                 "mean": {column: sum(row) / len(row) for column, row in columns.items()},
             }
             samples[name] = [

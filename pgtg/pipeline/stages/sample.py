@@ -18,7 +18,6 @@ from pgtg.data.generations import read_part
 from pgtg.methods import method_of
 from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
-from pgtg.models.generate import generate
 from pgtg.models.language import LanguageModel
 from pgtg.pipeline.reuse import (
     parent_files,
@@ -167,20 +166,8 @@ def _generate(
     round: int,
 ) -> dict[str, list]:
     """Columns of one chunk, K rows a source, in the order of the sources."""
-    cfg = ctx.cfg.sample
-    found = dict(
-        generate(
-            lm,
-            sources,
-            [example.id for example in examples],
-            k=ctx.task.copies,
-            eos_ids=codec.eos_ids,
-            decoding=ctx.sampling(),
-            batch_tokens=cfg.batch_tokens,
-            seed_key=(ctx.cfg.seed, "sample", part, round),
-            warn=ctx.log.warn,
-        )
-    )
+    names, key = [example.id for example in examples], (ctx.cfg.seed, "sample", part, round)
+    found = dict(ctx.sampler(lm, codec)(sources, names, k=ctx.task.copies, seed_key=key))
     rows = [(i, tokens) for i in range(len(examples)) for tokens in found[i]]
     return {
         "source_id": [examples[i].id for i, _ in rows],
