@@ -119,8 +119,8 @@ def from_pool(
         pool: Generations that the groups of one update are drawn from.
         share: Of the judge's examples, in (0, 1].
 
-    Source: arXiv:2306.00398, Sec. 2.1; the released code's prompt reward step (METHOD.md: 16
-    prompts, 64 groups of 5, 80 % of the training examples).
+    Source: arXiv:2306.00398, Sec. 2.1; the released code's prompt reward step: 16
+    prompts, 64 groups of 5, 80 % of the training examples (docs/method.md, "Preference loss").
     """
     assert generations.example_scores is not None
     rng = np.random.default_rng(derive_seed(seed, step))

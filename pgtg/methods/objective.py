@@ -157,10 +157,10 @@ def entropy_bonus(entropies: Float[Tensor, "*N"], target: float | None) -> Float
 def sampled_log_probs(
     policy: LanguageModel, batch: TokenBatch, decoding: Decoding, drawn: Drawn | None = None
 ) -> Float[Tensor, "N T"]:
-    """log pi(a_t|s_t) [nats] of the distribution that was sampled (METHOD deviation 4).
+    """log pi(a_t|s_t) [nats] of the distribution that was sampled.
 
     A sampled token that this policy would cut off (top-k, top-p) keeps its unrestricted value, so
-    that its log-probability stays finite.
+    that its log-probability stays finite. Why: docs/method.md, "Corrections to the reference", 4.
 
     Args:
         drawn: What drawing the tokens computed, where this or another adaptor on the same frozen

@@ -27,7 +27,7 @@ def silence_dropout(model: Any) -> None:
             module.p = 0.0
         _zero(module)
         if isinstance(vars(module).get("jitter_noise"), float):
-            module.jitter_noise = 0.0
+            setattr(module, "jitter_noise", 0.0)  # noqa: B010
         config = vars(module).get("config")
         if module is not model and isinstance(config, PretrainedConfig):
             if id(config) not in quiet:

@@ -10,7 +10,8 @@ for where a token's reward stands:
     outputs 0..T of a row of T tokens: output t has read tokens 1..t (and the source), so
     output t-1 is the state *before* token t, output t the state *after* it.
 
-The decoder start token of an encoder–decoder is always fed and never scored (METHOD deviation 2).
+The decoder start token of an encoder–decoder is always fed and never scored:
+docs/method.md, "Corrections to the reference", 2.
 Sharing one encoding among K generations also shares its dropout mask; with dropout off (always,
 except while that very model is trained) it is exact.
 A model without a cache of keys and values (`models.structure`: recurrent and hybrid ones, XLNet,

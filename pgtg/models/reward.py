@@ -46,7 +46,10 @@ class HeadSpec:
 
 
 def mlp(inputs: int, width: int) -> nn.Sequential:
-    """inputs -> width -> ReLU -> 1, Xavier-uniform with gain 1e-4 and bias -1e-4 (METHOD, B)."""
+    """inputs -> width -> ReLU -> 1, Xavier-uniform with gain 1e-4 and bias -1e-4.
+
+    Source: docs/method.md, "Token rewards".
+    """
     layers = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 1))
     for layer in (layers[0], layers[2]):
         assert isinstance(layer, nn.Linear)

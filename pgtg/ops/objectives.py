@@ -2,7 +2,8 @@
 
 Two families: reward-weighted MLE on given targets, and the policy gradient on the policy's own
 samples. Each returns one value per token or per sequence, so that the caller can take the mean over
-a whole accumulation window (METHOD deviation 11). No function here knows a model.
+a whole accumulation window (docs/method.md, "Corrections to the reference", 11). No
+function here knows a model.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """Drawing tokens: the distribution that is sampled, and its log-probability and entropy.
 
 Log-probability and entropy belong to the distribution that was sampled (after temperature, top-k
-and top-p), never to the full softmax of the model: METHOD deviation 4.
+and top-p), never to the full softmax of the model:
+docs/method.md, "Corrections to the reference", 4.
 """
 
 import hashlib

@@ -1,0 +1,68 @@
+"""What the pages say can be followed: links, citations in the code, and commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pgtg.config.compose import composed
+from pgtg.config.overrides import as_hydra
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CITED = re.compile(r'docs/(\w+)\.md,\s+"([^"]+)"')
+PARAMETER = re.compile(r"[\w.]+=")
+OF_FOLDERS = ("run_dir=", "sweep_dir=", "hydra/", "hydra.")  # not keys of a run's config
+
+
+def headings(page: Path) -> list[str]:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [found.strip() for found in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+
+
+def anchor(heading: str) -> str:
+    """As forges make it: words, digits and hyphens."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        name, _, part = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if part:
+            assert part in map(anchor, headings(target)), link
+
+
+def test_what_docstrings_cite_is_there():
+    found = 0
+    for file in [*(ROOT / "pgtg").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        text = file.read_text(encoding="utf-8")
+        assert file == Path(__file__) or not re.search(r"METHOD( deviation|,|\.md)", text), file
+        for page, heading in CITED.findall(re.sub(r"\n\s*", " ", text)):
+            assert heading in headings(ROOT / "docs" / f"{page}.md"), (file, page, heading)
+            found += 1
+    assert found >= 6
+
+
+def commands(page: Path) -> list[str]:
+    """The `pgtg train …` lines of a page's bash blocks, without what stands for something else."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines()
+    found = [line.removeprefix("pgtg train ") for line in lines if line.startswith("pgtg train ")]
+    return [line for line in found if "…" not in line and "$" not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_parameters_of_the_commands_are_taken(page: Path):
+    for command in commands(page):
+        task, *rest = shlex.split(command, comments=True)
+        values = [w for w in rest if PARAMETER.match(w) and not w.startswith(OF_FOLDERS)]
+        # of a sweep's values the first
+        values = [v if "[" in v else v.partition(",")[0] for v in values]
+        _, problems, _ = composed(task, [as_hydra(v) for v in values])
+        assert problems == [], command
