@@ -9,7 +9,7 @@ the end (sampled and greedy), whatever was judged before. Every candidate with i
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
