@@ -13,7 +13,7 @@ RESULTS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test bench results-quickstart results-scitldr \
-	torture check lint format types clean
+	docs torture check lint format types clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ test: $(READY) ## run the default tests (ARGS="-m slow" runs others)
 bench: $(READY) ## time each phase against a calibrating matmul (ARGS="--threads 2")
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-results-quickstart: $(READY) ## the README's results: 4 aggregators x 3 seeds, plain MLE, controls
+results-quickstart: $(READY) ## tables of docs/results.md: 4 aggregators x 3 seeds, plain MLE, controls
 	$(BIN)/pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1,2 $(RESULTS) \
 		sweep_dir=outputs/results/quickstart/pgtg
 	$(BIN)/pgtg train summarize -m method=mle seed=0,1,2 $(RESULTS) \
@@ -53,7 +53,7 @@ results-quickstart: $(READY) ## the README's results: 4 aggregators x 3 seeds, p
 		"make results-quickstart"
 
 # where pretrained models and real data are, e.g. SMOLLM2=~/smollm2-135m MINILM=~/minilm DATA=~/scitldr
-results-scitldr: $(READY) ## the README's real run: needs SMOLLM2, MINILM and DATA (folders), WordNet
+results-scitldr: $(READY) ## its real run: needs SMOLLM2, MINILM and DATA (folders), WordNet
 	$(BIN)/pgtg train summarize -m experiment=scitldr_smollm2 seed=0 policy.path=$(SMOLLM2) \
 		data.path=$(DATA) metrics.bertscore_model=$(MINILM) metrics.bertscore_layers=6 \
 		$(RESULTS) sweep_dir=outputs/results/scitldr
@@ -61,6 +61,9 @@ results-scitldr: $(READY) ## the README's real run: needs SMOLLM2, MINILM and DA
 		--out outputs/results/scitldr-report
 	$(BIN)/python benchmarks/results.py scitldr outputs/results/scitldr-report \
 		"make results-scitldr"
+
+docs: $(READY) ## write docs/configuration.md from the yaml files
+	$(BIN)/python docs/make_configuration.py
 
 torture: $(READY) ## kill and resume runs of both tasks, 200 times (ARGS="--kills 20")
 	$(BIN)/python -m tests.support.torture $(ARGS)

@@ -1,4 +1,4 @@
-"""Put a report's tables into the README, between the marks of a section.
+"""Put a report's tables into docs/results.md, between the marks of a section.
 
 python benchmarks/results.py quickstart outputs/results/quickstart-report "make results-quickstart"
 
@@ -11,8 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-KEPT = r"mean \(sd\)|difference"  # in the headings of what the README shows
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results.md"
+KEPT = r"mean \(sd\)|difference"  # in the headings of what the page shows
 
 
 def commits(report: Path) -> str:
@@ -38,18 +38,18 @@ def section(report: Path, command: str) -> str:
     title, *parts = (report / "report.md").read_text(encoding="utf-8").split("\n## ")
     headline = title.splitlines()[0].removeprefix("# ")
     shown = [part for part in parts if re.search(KEPT, part.splitlines()[0])]
-    kept = [f"#### {without_nothing(part)}\n" for part in shown]
+    kept = [f"### {without_nothing(part)}\n" for part in shown]
     return "\n".join([f"`{command}`, commit {commits(report)}: {headline}.\n", *kept])
 
 
 def main(name: str, report: Path, command: str) -> None:
     begin, end = f"<!-- results {name} -->", f"<!-- end of results {name} -->"
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     if begin not in text or end not in text:
-        sys.exit(f"{README} has no marks {begin} and {end}")
+        sys.exit(f"{PAGE} has no marks {begin} and {end}")
     before, _, rest = text.partition(begin)
     after = rest.partition(end)[2]
-    README.write_text(f"{before}{begin}\n{section(report, command)}{end}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{begin}\n{section(report, command)}{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def test_what_docstrings_cite_is_there():
             assert heading in headings(ROOT / "docs" / f"{page}.md"), (file, page, heading)
             found += 1
     assert found >= 6
+
+
+def test_the_configuration_page_is_the_yaml_files():
+    spec = spec_from_file_location("make_configuration", ROOT / "docs" / "make_configuration.py")
+    assert spec is not None and spec.loader is not None
+    made = module_from_spec(spec)
+    spec.loader.exec_module(made)
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == made.page(), "make docs"
+    keys = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
+    assert {"seed", "aggregator.temperature", "reward.fit.lr", "data.columns.source"} <= keys
+
+
+def test_the_front_page_is_one_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
 
 
 def commands(page: Path) -> list[str]:

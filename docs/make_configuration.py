@@ -1,0 +1,71 @@
+"""Write docs/configuration.md from the comments of the yaml files and the types of the schema.
+
+python docs/make_configuration.py
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pgtg.config import expected_type
+from pgtg.config.compose import SECTIONS
+from pgtg.config.groups import CONF, groups, option_files
+
+PAGE = Path(__file__).with_name("configuration.md")
+LINE = re.compile(r"^( *)([\w\"]+):(?: ((?:\"[^\"]*\"|[^#])*?))?(?: *# (.+))?$")
+INTRO = """# Configuration
+
+Made by `make docs` from the yaml files in `conf/` and the schema; change those. Any key can stand
+on the command line as `key=value`, and a group as `group=option` (policy=t5_small). The tables show
+each task's own keys, then the keys of each option of a group.
+"""
+
+
+def rows(file: Path, section: str) -> Iterator[tuple[str, str, str]]:
+    """Key, value and comment of each commented line of a yaml file.
+
+    Args:
+        section: Where the file's keys stand in the config; "" for the top.
+    """
+    path: list[tuple[int, str]] = [(-1, section)] if section else []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not (found := LINE.match(line)):
+            continue
+        indent, key, value, comment = found.groups()
+        while path and path[-1][0] >= len(indent):
+            path.pop()
+        path.append((len(indent), key.strip('"')))
+        if comment:
+            yield ".".join(name for _, name in path), (value or "").strip(), comment
+
+
+def table(file: Path, section: str) -> str:
+    """A file's keys as Markdown, below what its first lines say."""
+    text = file.read_text(encoding="utf-8")
+    head = " ".join(
+        line[2:] for line in re.match(r"(#.*\n)*", text)[0].splitlines() if "@package" not in line
+    )
+    lines = ["| key | type | value | |", "|---|---|---|---|"]
+    for key, value, comment in rows(file, section):
+        if key.split(".")[0] in ("defaults", "hydra"):
+            continue
+        cells = [f"`{key}`", expected_type(key) or "", f"`{value}`" if value else "", comment]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return head + "\n\n" + "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRO]
+    parts += [f"## {file.stem}\n\n{table(file, '')}" for file in option_files("")]
+    for group in groups():
+        if group == "experiment":  # overlays: their keys are those above
+            continue
+        for file in sorted((CONF / group).rglob("*.yaml")):
+            option = file.relative_to(CONF / group).with_suffix("")
+            parts.append(f"## {group}={option}\n\n{table(file, SECTIONS.get(group, group))}")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
