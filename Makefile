@@ -62,8 +62,11 @@ results-scitldr: $(READY) ## its real run: needs SMOLLM2, MINILM and DATA (folde
 	$(BIN)/python benchmarks/results.py scitldr outputs/results/scitldr-report \
 		"make results-scitldr"
 
-docs: $(READY) ## write docs/configuration.md from the yaml files
+docs: $(READY) ## write docs/configuration.md from the yaml files, and a site of the pages in docs/_build
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || \
+		$(BIN)/python -m pip install --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
 torture: $(READY) ## kill and resume runs of both tasks, 200 times (ARGS="--kills 20")
 	$(BIN)/python -m tests.support.torture $(ARGS)

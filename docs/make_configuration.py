@@ -3,6 +3,7 @@
 python docs/make_configuration.py
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,9 +43,8 @@ def rows(file: Path, section: str) -> Iterator[tuple[str, str, str]]:
 def table(file: Path, section: str) -> str:
     """A file's keys as Markdown, below what its first lines say."""
     text = file.read_text(encoding="utf-8")
-    head = " ".join(
-        line[2:] for line in re.match(r"(#.*\n)*", text)[0].splitlines() if "@package" not in line
-    )
+    first = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    head = " ".join(line[2:] for line in first if "@package" not in line)
     lines = ["| key | type | value | |", "|---|---|---|---|"]
     for key, value, comment in rows(file, section):
         if key.split(".")[0] in ("defaults", "hydra"):

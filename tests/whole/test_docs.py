@@ -4,8 +4,10 @@ import re
 import shlex
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from pgtg.config.compose import composed
 from pgtg.config.overrides import as_hydra
@@ -14,6 +16,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CITED = re.compile(r'docs/(\w+)\.md,\s+"([^"]+)"')
 PARAMETER = re.compile(r"[\w.]+=")
+# those words of the glossary's last column that nothing else is called
+NOT_OURS = re.compile(
+    r"\b(?:mend(?:s|ed|ing)?|anew|rulers?|lessons?|spoilt|blames?)\b", re.IGNORECASE
+)
 OF_FOLDERS = ("run_dir=", "sweep_dir=", "hydra/", "hydra.")  # not keys of a run's config
 
 
@@ -61,6 +67,24 @@ def test_the_configuration_page_is_the_yaml_files():
     assert {"seed", "aggregator.temperature", "reward.fit.lr", "data.columns.source"} <= keys
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_keep_to_the_glossary(page: Path):
+    if page.stem in ("glossary", "configuration"):  # the second is the yaml files' text
+        return
+    found = NOT_OURS.findall(page.read_text(encoding="utf-8"))
+    assert not found, found
+
+
+def test_the_plugin_of_the_page_adds_what_it_says():
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    made: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], made)
+    judge, aggregator = made["SPECS"]
+    rewards, mask = torch.tensor([[1.0, 3.0, 2.0, 9.0]]), torch.tensor([[True, True, True, False]])
+    assert aggregator.load()(rewards, mask, 2.0, False).tolist() == [2.0]
+    assert judge.load()("regex", "default").name == "short"
+
+
 def test_the_front_page_is_one_page():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
 
@@ -70,7 +94,7 @@ def commands(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines()
     found = [line.removeprefix("pgtg train ") for line in lines if line.startswith("pgtg train ")]
-    return [line for line in found if "…" not in line and "$" not in line]
+    return [line for line in found if not any(word in line for word in ("…", "$", "--plugin"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
