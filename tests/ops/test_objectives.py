@@ -323,6 +323,24 @@ def test_improvement_accumulates(parts: list[list[int]]):
     assert whole.abs().max() > 1e-2
 
 
+def test_the_kl_term_is_a_mean_over_sampled_tokens_and_has_a_gradient():
+    """kl = 0.2 adds 0.7 x 0.2 x mean k3 to the value; without it the gradient is another."""
+    policy, batch = tiny_lm(), supervised([0, 1, 2, 3], [1, 2])
+    values, grads = {}, {}
+    for kl in (0.0, 0.2):
+        options = replace(OPTIONS, entropy=0.0, reinforce=0.7, kl=kl)
+        objective = Improvement(policy, options, Decoding(False, 8, top_k=6))
+        values[kl] = objective(batch, objective.count(batch)).value.item()
+        grads[kl], _ = gradients(policy, objective, [batch])
+    sampled = batch.sampled
+    assert sampled is not None and sampled.start_log_probs is not None
+    own = sampled_log_probs(policy, sampled.batch, Decoding(False, 8, top_k=6)).detach()
+    k3 = kl_to_start(own, sampled.start_log_probs)[sampled.batch.mask].mean().item()
+    assert k3 > 0.01
+    assert values[0.2] - values[0.0] == pytest.approx(0.7 * 0.2 * k3, rel=1e-4)
+    assert (grads[0.2] - grads[0.0]).abs().max() > 1e-3
+
+
 def test_improvement_by_hand():
     """The value is the formula, with means over targets, target tokens and sampled tokens."""
     options = replace(OPTIONS, entropy=0.3, reinforce=0.7)

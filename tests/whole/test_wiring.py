@@ -43,7 +43,7 @@ def test_the_reward_model_guides_in_eval_mode_and_frozen(
 
 
 def test_a_later_round_goes_on_with_the_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """State and progress of the round before; the first round has none."""
+    """State and progress of the round before; the first has none. It is trained in train mode."""
     state, progress = {"step": 3}, SimpleNamespace(carried=lambda: "carried")
     asked: list[int] = []
     before = SimpleNamespace(
@@ -55,12 +55,13 @@ def test_a_later_round_goes_on_with_the_optimiser(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(stage, "load_tensors", {"optimizer.safetensors": state}.__getitem__)
     monkeypatch.setattr(stage, "progress_of", {"numbers": progress}.__getitem__)
     monkeypatch.setattr(stage, "fit", seen)
-    trainer = MagicMock(validates=False)
+    trainer = MagicMock(validates=False, module=nn.Linear(1, 1).eval())
     for round, expected in ((0, (None, None)), (2, (state, "carried"))):
         with pytest.raises(Seen) as found:
             stage._train(ctx, trainer, round, "", "", [1, 1, 1], tmp_path)
         given = found.value.args[1]
         assert (given["optimizer_state"], given["progress"]) == expected
+        assert found.value.args[0][0].training
     assert asked == [1]
 
 
