@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     __version__: str
 
+# the package that pip knows: `pgtg` is another project there
+DISTRIBUTION = "pgtg-lm"
+
 __all__ = ["__version__", "evaluate", "load_policy", "load_reward_model", "token_rewards", "train"]
 
 
@@ -24,7 +27,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("pgtg")
+        return version(DISTRIBUTION)
     if name in __all__:
         return getattr(import_module("pgtg.cli.api"), name)
     raise AttributeError(f"module 'pgtg' has no attribute {name!r}")

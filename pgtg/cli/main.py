@@ -37,9 +37,9 @@ app = typer.Typer(
 def show_version(asked: bool) -> None:
     """Print the installed version and stop."""
     if asked:
-        from importlib.metadata import version
+        from pgtg import __version__
 
-        typer.echo(f"pgtg {version('pgtg')}")
+        typer.echo(f"pgtg {__version__}")
         raise typer.Exit
 
 

@@ -51,7 +51,9 @@ from pgtg.config.registry import (
 from pgtg.errors import ConfigError
 
 VERSION_BASE = "1.3"
-LAUNCHERS = "launchers are extras: pip install 'pgtg[joblib]', 'pgtg[slurm]' or 'pgtg[ray]'"
+LAUNCHERS = (
+    "launchers are packages: pip install hydra-joblib-launcher, hydra-submitit-launcher, ..."
+)
 # how Hydra and OmegaConf refuse odd input; some of it trips over their own assertions and types
 REFUSALS = (HydraException, OmegaConfBaseException)
 REFUSALS += (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)

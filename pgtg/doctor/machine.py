@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pgtg import DISTRIBUTION
 from pgtg.config import RunConfig
 from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
@@ -64,8 +65,8 @@ def requirements() -> tuple[str, list[str]]:
     if file.is_file():
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         return project["requires-python"], list(project["dependencies"])
-    about = importlib.metadata.metadata("pgtg")
-    return str(about["Requires-Python"]), importlib.metadata.requires("pgtg") or []
+    about = importlib.metadata.metadata(DISTRIBUTION)
+    return str(about["Requires-Python"]), importlib.metadata.requires(DISTRIBUTION) or []
 
 
 def clock(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:

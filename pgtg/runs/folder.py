@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from pgtg import DISTRIBUTION
 from pgtg.config import plugins
 from pgtg.errors import ArtifactError, ConfigError, PgtgError
 from pgtg.runs.artifacts import (
@@ -285,7 +286,7 @@ def provenance(argv: Sequence[str], seed: int) -> dict[str, Any]:
 
 def _version(package: str) -> str | None:
     try:
-        return importlib.metadata.version(package)
+        return importlib.metadata.version(DISTRIBUTION if package == "pgtg" else package)
     except importlib.metadata.PackageNotFoundError:
         return None
 

@@ -106,3 +106,17 @@ def test_parameters_of_the_commands_are_taken(page: Path):
         values = [v if "[" in v else v.partition(",")[0] for v in values]
         _, problems, _ = composed(task, [as_hydra(v) for v in values])
         assert problems == [], command
+
+
+def test_no_install_line_would_fetch_anothers_package():
+    """`pgtg` on PyPI is another project's name."""
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile"]
+    files += [p for part in ("pgtg", "docs", "conf") for p in (ROOT / part).rglob("*.*")]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in files
+        if path.suffix in (".py", ".md", ".yaml", ".toml", "")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"(pip|uv|pipx) [a-z ]*install[^`]*[ '\"]pgtg(\[|['\"`, ]|$)", line)
+    ]
+    assert wrong == []
