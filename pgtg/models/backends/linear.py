@@ -8,8 +8,8 @@ products to torch.
 
 Where products are torch's, MKL copies all weights of a layer into its own order before it
 multiplies. A few rows times an LM head read and write that copy for little work: there the head's
-columns are taken a block after another, each of which stays in the processor's cache
-(benchmarks/linear.py: 1.2 to 1.5 times as fast).
+columns are taken a block after another, each of which stays in the processor's cache (24 rows times
+T5-small's head: 1.3 times as fast; 64 rows times GPT-2's: 1.5 times).
 """
 
 import functools
