@@ -111,11 +111,9 @@ def generate(
             random stream.
         k: Generations of each source; 1 for greedy decoding.
         eos_ids: Tokens that end a generation; the end token is kept as the last token.
-        decoding: How tokens are chosen.
         batch_tokens: Token budget of a batch: rows times (source + new tokens); "auto": what the
             device has room for.
         seed_key: (seed, round, purpose, ...).
-        warn: Takes the warning that batches do not fit.
 
     Raises:
         DivergedError: The policy's logits are not finite.

@@ -74,12 +74,10 @@ def fit(
         optimizer_state: State to continue from, as in a former result; fresh if None.
         progress: Rate, best value and patience to continue from, as `Progress.carried` gives them;
             fresh if None.
-        ahead: Whether `windows` depends on the update's number alone, neither on the weights nor on
-            torch's generators, and leaves nothing behind: then an accelerator's next update is
-            made before the host waits for this one.
-        begin: Called with an update's number in all processes before it is made, once more where a
-            training is resumed there: makes, or finds in the working folder, what several updates
-            read (`windows` of a training ahead must not need it).
+        ahead: Whether `windows` rests on the update's number alone, neither on weights nor torch's
+            generators, and leaves nothing behind: an accelerator's next update is made early then.
+        begin: Called in all processes before an update is made, again where a training is resumed
+            there: makes, or finds in the folder, what several updates read (not with `ahead`).
 
     Raises:
         DivergedError: A loss or a gradient is not finite.
@@ -91,10 +89,7 @@ def fit(
         load_state(states, training)
         log.say(f"{where.prefix}: resumed at update {training.progress.step} of {cfg.updates}")
     else:
-        if optimizer_state:
-            set_optimizer(training, optimizer_state)
-        if progress is not None:
-            training.continue_from(progress)
+        _carry_on(training, optimizer_state, progress)
     progress, training.ahead = training.progress, ahead
 
     def save() -> None:
@@ -115,7 +110,22 @@ def fit(
                 if _due(progress.step, cfg.checkpoint_every):
                     save()
                 bar.advance(1, loss=values[f"{where.stage}/loss"])
+    return _result(training)
+
+
+def _carry_on(
+    training: Training, optimizer_state: Mapping[str, Tensor] | None, progress: Progress | None
+) -> None:
+    """What continues from a former training."""
+    if optimizer_state:
+        set_optimizer(training, optimizer_state)
+    if progress is not None:
+        training.continue_from(progress)
+
+
+def _result(training: Training) -> FitResult:
     training.require_finite()
+    progress = training.progress
     best = None if progress.best_step == progress.step else training.best
     optimizer = optimizer_tensors(training)
     step, value = progress.best_step, progress.best_value
