@@ -260,6 +260,8 @@ def _require_folder(folder: Path | None) -> None:
             raise ConfigError(f"run_dir: {path} is a file, not a folder")
         if path.is_symlink():
             raise ConfigError(f"run_dir: {path} is a link to {path.readlink()}, which is not there")
+        if path.exists():
+            raise ConfigError(f"run_dir: {path} is no folder")  # a device, a pipe, a socket
 
 
 def _unquoted(value: str) -> str:

@@ -315,3 +315,9 @@ def test_zsh_completion_completes_whole_words():
     experiments = [name for name, _ in complete_overrides(context, "experiment=qu")]
     assert "experiment=quickstart" in experiments
     assert "experiment=" in [name for name, _ in complete_overrides(context, "")]
+
+
+def test_a_run_folder_cannot_lie_at_a_device(calls: Calls):
+    for place in ("/dev/null", "/dev/null/run"):
+        error = pgtg("train", "summarize", f"run_dir={place}", code=2).stderr
+        assert "run_dir: /dev/null is no folder" in error
