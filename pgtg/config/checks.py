@@ -213,7 +213,10 @@ def value_at(cfg: Any, key: str) -> Any:
 
 
 def _mistyped(cfg: RunConfig) -> Iterator[str]:
-    """What OmegaConf lets pass in a saved config: lists and mappings as values of a mapping."""
+    """What OmegaConf lets pass: lists and mappings in a list or as values of a mapping."""
+    for key, value in _leaves(asdict(cfg)):
+        if isinstance(value, list) and (odd := [one for one in value if not isinstance(one, str)]):
+            yield f"{key}: found {odd[0]!r} in the list, expected texts [a,b]"
     texts = ("data.splits", "data.repeats", "data.empty")
     for key, kind in (("data.limit", int), *((text, str) for text in texts)):
         found = value_at(cfg, key)

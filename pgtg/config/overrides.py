@@ -3,7 +3,8 @@
 Free texts (prefixes, suffixes, ...) are literal but for the escapes \\n and \\t: no character of
 theirs is grammar. One pair of quotes around a text is taken off. Where a run has one value a comma
 is part of the text; in a sweep it separates texts, unless it stands in quotes. Other values pass as
-they are where Hydra reads them, and are quoted where it does not (umlauts, `#`, `(`, ...).
+they are where Hydra reads them, and are quoted where it does not (umlauts, `#`, `(`, ...). Names
+that look like numbers or truth values (1e3, 1_000, true) stay as they are typed.
 Everything here gives the same again when it is applied to its own result.
 """
 
@@ -31,7 +32,7 @@ TEXTS = re.compile(
     r"policy\.(prefix|suffix|target_prefix|start_text)"
     r"|data\.fewshot\.(masked|causal)\.[^.]+\.(template|instruction)"
 )
-TEXT = PLAIN[str]  # how the schema names a text
+TEXT, TEXT_LIST = PLAIN[str], "a list"  # how the schema names a text, and lists (all of texts)
 ESCAPES = {r"\n": "\n", r"\t": "\t"}
 SWEEPS = re.compile(r"(choice|shuffle|sort|range|glob|tag|interval)\(.*\)", re.DOTALL)
 PAIRS = {"[": "]", "{": "}", "(": ")"}
@@ -70,6 +71,8 @@ def as_hydra(text: str, *, sweep: bool = False) -> str:
     elif not _readable(f"{key}={value}"):
         plain = (expected_type(key) or "").startswith(TEXT) and not sweep
         value = quoted(_unquoted(value)) if plain else ",".join(map(_requoted, _split(value)))
+    elif (expected_type(key) or "").startswith((TEXT, TEXT_LIST)):
+        value = ",".join(map(_as_typed, _split(value)))
     opens = is_open(key) or is_open(f"{key}.x")  # a key of an open mapping, or such a mapping
     adds = "++" if opens and not typed.startswith("+") else ""
     return f"{adds}{typed}={value}"
@@ -102,6 +105,18 @@ def _literal(value: str) -> str:
     for escape, char in ESCAPES.items():
         text = text.replace(escape, char)
     return quoted(text)
+
+
+def _as_typed(value: str) -> str:
+    """A text, or a list of texts, that Hydra would read as numbers or truth values and write
+    otherwise, quoted: the name 1e3 is not 1000.0, the revision 7e10234 not infinity."""
+    inner = value.strip()
+    if inner[:1] == "[" and inner[-1:] == "]":
+        return f"[{','.join(map(_as_typed, _split(inner[1:-1])))}]"
+    if not _readable(f"x={inner}"):
+        return value
+    read = OverridesParser.create().parse_override(f"x={inner}").value()
+    return quoted(inner) if isinstance(read, int | float) and str(read) != inner else value
 
 
 def _readable(text: str) -> bool:

@@ -2,8 +2,10 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from pgtg.config import RunConfig, checks, expected_type, is_open, known_keys
 from pgtg.config.compose import composed, run_config, sweep, swept_keys
@@ -62,6 +64,7 @@ def test_inner_code_gets_plain_dataclasses_and_a_real_cache_path():
         ("aggregator.temperature=-1", ["aggregator.temperature: found -1"]),
         ("aggregator.name=mex", ["aggregator.name: there is no 'mex'", "'max'"]),
         ("metrics.names=[rouge,rogue]", ["metrics.names: there is no 'rogue'", "'rouge'"]),
+        ("metrics.names=[[rouge]]", ["metrics.names: found ['rouge'] in the list", "[a,b]"]),
         ("reward.head=papr", ["reward.head", "'paper'"]),
         ("reward.compare_heads=[logprobs]", ["reward.compare_heads", "'logprob'"]),
         ("reward.layers=0", ["reward.layers: found 0, expected at least 1"]),
@@ -260,6 +263,29 @@ def test_free_texts_are_literal_but_for_two_escapes(value: str, text: str):
     once = as_hydra(f"policy.prefix={value}")
     assert as_hydra(once) == once  # a sweep's job and a resumed run read it again
     assert run_config("summarize", [f"policy.prefix={value}"]).policy.prefix == text
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("policy.revision=7e10234", "7e10234"),
+        ("policy.revision=0012345", "0012345"),
+        ("data.subset=1_000", "1_000"),
+        ("data.subset=1.10", "1.10"),
+        ("name=true", "true"),
+        ("name=3", "3"),
+        ("data.splits.train=2e3", "2e3"),
+        ("data.columns.references=[1e3, true,b]", ["1e3", "true", "b"]),
+    ],
+)
+def test_texts_that_look_like_numbers_stay_as_they_are_typed(override: str, found: Any):
+    once = as_hydra(override)
+    assert as_hydra(once) == once
+    cfg = composed("summarize", [override]).cfg
+    key = override.partition("=")[0]
+    assert OmegaConf.select(cfg, key) == found
+    jobs = sweep("summarize", [as_hydra("name=1e3,true,x", sweep=True)])
+    assert [composed("summarize", job).cfg.name for job in jobs] == ["1e3", "true", "x"]
 
 
 def test_other_texts_that_the_grammar_cannot_read_are_quoted():
