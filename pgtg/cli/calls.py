@@ -72,6 +72,9 @@ class Call:
                 run_dir = None if unset else Path(_unquoted(value)).expanduser()
             else:
                 values.append(as_hydra(text, sweep=multirun))
+        twice = [v for v in values if v.lstrip("+").startswith("hydra.run.dir=")]
+        if run_dir is not None and twice:
+            raise ConfigError(f"run_dir={run_dir} and {twice[0]} name the folder: leave one out")
         return cls(task, values, run_dir, config_dir, multirun)
 
     def jobs(self) -> list[RunConfig]:
@@ -297,6 +300,9 @@ def evaluate_folder(
         chosen = [] if any(v.startswith("policy=") for v in values) else ["policy=pretrained"]
         own = [*chosen, *values, f"policy.path={quoted(path)}", "policy.tiny_t5=null"]
         run = run_config(task, own, config_dir=config_dir)
+        from pgtg.models.compatibility import check_models
+
+        warn(check_models(run, fetch=False, evaluated=True))
     set_quiet(quiet)
     names = [name.strip() for name in metrics.split(",")] if metrics else None
     if run is None:

@@ -34,7 +34,7 @@ from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot, Template
 from pgtg.models.backends.linear import onednn_is_faster
-from pgtg.models.loading import load_language_model, require_pair
+from pgtg.models.loading import load_language_model, require_pair, tokenizer_misfit
 from pgtg.models.structure import positions
 from pgtg.models.trust import check_folder, load, unloadable
 from pgtg.ops.masking import length_sorted
@@ -332,6 +332,21 @@ def check_classifier(path: str, revision: str | None) -> bool:
             "classifier must be a ...ForMaskedLM, ...ForCausalLM or ...LMHeadModel"
         )
     return True
+
+
+def check_pair(path: str, revision: str | None) -> None:
+    """Hold a classifier's tokenizer against its config, before its weights are read.
+
+    Raises:
+        ConfigError: They are no pair.
+        MissingResourceError: They are not there.
+    """
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    config = _loaded(path, lambda: AutoConfig.from_pretrained(path, **options))
+    tokenizer = _loaded(path, lambda: AutoTokenizer.from_pretrained(path, **options))
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if isinstance(rows, int) and (line := tokenizer_misfit(tokenizer, rows)):
+        raise ConfigError(f"judge.classifier.path={path}: {line}")
 
 
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

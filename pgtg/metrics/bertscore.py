@@ -7,6 +7,8 @@ first score and kept loaded. bert-score's functions do the mathematics; what is 
   Python set, whose order changes with the hash seed, and with it the last bits of the scores.
 - Empty texts score 0 here: bert-score asks the tokenizer for
   `build_inputs_with_special_tokens`, which transformers 5 no longer has.
+- A folder without tokenizer files is refused: Transformers makes up a tokenizer without a token,
+  by which all texts are alike.
 - The tokenizer's length limit is lowered to the model's positions where it has none (1e30 overflows
   in the fast tokenizers). Texts that are cut are counted, see `BertScore.describe`.
 - Weights are float32 whatever the checkpoint's dtype.
@@ -140,6 +142,7 @@ def _load(model: str, layers: int, device: str | None) -> Any:
     """A BERTScorer, kept loaded: loading costs seconds, scoring a batch does not."""
     from bert_score import BERTScorer
 
+    from pgtg.models.structure import positions
     from pgtg.models.trust import check_folder
 
     check_folder(model)
@@ -151,11 +154,10 @@ def _load(model: str, layers: int, device: str | None) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise MissingResourceError(f"bertscore cannot load {model}: {reason}; {_GIVE}") from error
     scorer._model.float()
-    config = scorer._model.config
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-        positions -= 2  # their position ids start after the padding id
-    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, positions)
+    limit = positions(scorer._model)
+    if limit is None:  # relative positions: as long as it was trained on
+        limit = getattr(scorer._model.config, "max_position_embeddings", None) or 512
+    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
     return scorer
 
 
@@ -213,6 +215,22 @@ def _check(folder: Path, label: str, layers: int) -> None:
             f"bertscore: bert-score takes {folder} for a T5 model because its path contains 't5': "
             "move or link it to another name"
         )
+    _check_tokenizer(folder, label, config.get("vocab_size"))
+
+
+def _check_tokenizer(folder: Path, label: str, rows: Any) -> None:
+    from transformers import AutoTokenizer
+
+    from pgtg.models.loading import tokenizer_misfit
+    from pgtg.models.trust import check_folder, unloadable
+
+    check_folder(str(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # libraries answer odd folders with errors of any kind
+        raise unloadable(str(folder), "tokenizer", error) from error
+    if line := tokenizer_misfit(tokenizer, rows if isinstance(rows, int) else 2**31):
+        raise ConfigError(f"metrics.bertscore_model={label}: {line}")
 
 
 def make(cfg: MetricsConfig, device: str | None) -> BertScore:

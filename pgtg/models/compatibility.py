@@ -14,14 +14,14 @@ The probe needs the weights; above PROBED_AT_MOST only config and tokenizer are 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
-from pgtg.config import RunConfig
+from pgtg.config import DEPTHS, RunConfig
 from pgtg.config.registry import TASKS, method_spec
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.models.batch import token_batch
@@ -69,6 +69,8 @@ class Use:
         start_text: What a writer of prompts begins with; None for the end-of-text token.
         heads: Reward heads that read it.
         trained: Learning rate and dtype of its training; None where it is frozen.
+        beside: Path and revision of the policy whose token ids it reads; None for the policy.
+        trained_layers: Only the last n layers are trained.
     """
 
     key: str
@@ -81,6 +83,8 @@ class Use:
     start_text: str | None
     heads: tuple[str, ...]
     trained: tuple[float, str] | None
+    beside: tuple[str, str | None] | None = None
+    trained_layers: int | None = None
 
 
 def uses(cfg: RunConfig) -> list[Use]:
@@ -108,6 +112,7 @@ def uses(cfg: RunConfig) -> list[Use]:
         writes=not prompts,
         heads=() if own else heads,
         trained=trained,
+        trained_layers=policy.trainable_layers,
         **asked,
     )
     if not own:
@@ -115,22 +120,27 @@ def uses(cfg: RunConfig) -> list[Use]:
     key = "reward.path" if reward.path else "reward.layers"
     if reward.path:
         named = {"path": reward.path, "revision": reward.revision}
+        named["beside"] = (policy.path, policy.revision)
     reader = Use(
         key, **named, layers=reward.layers, writes=False, heads=heads, trained=None, **asked
     )
     return [writer, reader]
 
 
-def check_models(cfg: RunConfig, *, fetch: bool) -> list[str]:
+def check_models(cfg: RunConfig, *, fetch: bool, evaluated: bool = False) -> list[str]:
     """Refuse models that do not fit the run; returns what else is to be said of them.
 
     Args:
+        evaluated: The policy is only evaluated: no reward model reads it, nothing is trained.
         fetch: Whether config and tokenizer may be fetched; weights never are.
 
     Raises:
         ConfigError: All that does not fit, one line each.
     """
-    found = [one for use in uses(cfg) for one in misfits(use, fetch=fetch)]
+    asked = uses(cfg)
+    if evaluated:
+        asked = [replace(use, heads=(), trained=None, trained_layers=None) for use in asked[:1]]
+    found = [one for use in asked for one in misfits(use, fetch=fetch)]
     if fatal := [str(one) for one in found if one.fatal]:
         raise ConfigError(*dict.fromkeys(fatal))
     return [str(one) for one in found]
@@ -181,6 +191,10 @@ def _named(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator
     except ConfigError as error:
         yield Misfit(f"{use.key}={use.path}: {error}")
     ends = end_tokens(tokenizer, model.generation_config, model.config)
+    yield from _outside(use, model, ends)
+    yield from _layers(use, model)
+    if use.beside is not None:
+        yield from _family(use, model, tokenizer)
     if use.writes and not ends:
         fix = f"set eos_token in {use.path}/tokenizer_config.json"
         yield Misfit(f"{use.key}={use.path}: neither tokenizer nor config has an end token", fix)
@@ -192,6 +206,45 @@ def _named(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator
             fatal=False,
         )
     yield from _positions(use, model, tokenizer)
+
+
+def _outside(use: Use, model: Any, ends: Sequence[int]) -> Iterator[Misfit]:
+    """Tokens that the config names and the embeddings lack: the decoder's first, a text's last."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    named = {"eos_token_id": ends[0] if ends else None}
+    if model.config.is_encoder_decoder:
+        named["decoder_start_token_id"] = model.generation_config.decoder_start_token_id
+    for key, token in named.items():
+        if token is not None and not 0 <= token < rows:
+            yield Misfit(
+                f"{use.key}={use.path}: {key}={token}, its embeddings have {rows} rows",
+                f"set the model's own in {use.path}/config.json and generation_config.json",
+            )
+
+
+def _layers(use: Use, model: Any) -> Iterator[Misfit]:
+    """More layers asked for than there are."""
+    depth = max((getattr(model.config, name, None) or 0 for name in DEPTHS), default=0)
+    asked = {"reward.layers": use.layers, "policy.trainable_layers": use.trained_layers}
+    for key, number in asked.items():
+        if number is not None and 0 < depth < number:
+            yield Misfit(f"{key}={number}: {use.path} has {depth}, all are taken", fatal=False)
+
+
+def _family(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Misfit]:
+    """A reward model reads the policy's token ids."""
+    assert use.beside is not None
+    own, config, _ = load_tokenizer(use.beside[0], revision=use.beside[1])
+    if tokenizer.get_vocab() != own.get_vocab():
+        yield Misfit(
+            f"{use.key}={use.path}: its tokenizer has other tokens than the policy's; token "
+            "rewards need one vocabulary, choose a smaller model of the policy's family"
+        )
+    if model.config.is_encoder_decoder != config.is_encoder_decoder:
+        yield Misfit(
+            f"{use.key}={use.path}: policy and reward backbone must both be encoder-decoders or "
+            "both causal, since they read the same token ids"
+        )
 
 
 def _positions(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Misfit]:

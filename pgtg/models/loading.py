@@ -76,12 +76,16 @@ def require_pair(path: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> N
 
 def pair_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Why a tokenizer cannot be the model's; None if it can."""
+    return tokenizer_misfit(tokenizer, model.get_input_embeddings().weight.shape[0])
+
+
+def tokenizer_misfit(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
+    """Why a tokenizer cannot be that of embeddings with so many rows; None if it can."""
     if len(ordinary(tokenizer)) < 2:
         return (
             "its tokenizer has no tokens but special ones, as Transformers makes one up where a "
             "folder has none: save the model's own there (tokenizer.save_pretrained)"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
     tokens = max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
         return (

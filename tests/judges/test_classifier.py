@@ -1,5 +1,6 @@
 """The classifier LM against the full model's own logits of each row alone."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.judges.classifier import Classifier, fingerprint, load_classifier
+from pgtg.judges.classifier import Classifier, check_pair, fingerprint, load_classifier
 from pgtg.judges.rendering import Prompt, Template
 from pgtg.types import Labelled
 from tests.models.test_language import rows_read
@@ -333,6 +334,19 @@ def test_how_long_a_text_may_be_is_what_the_models_positions_hold():
         Classifier(opt, tok, parsed, words("gpt2"), max_tokens=MAX_TOKENS + 1, **how)
     assert MODELS["llama"].config.max_position_embeddings == MAX_TOKENS
     classifier("llama", AFTER, max_tokens=MAX_TOKENS + 1)
+
+
+def test_tokenizer_and_config_are_held_together_before_weights_are_read(tmp_path: Path):
+    MODELS["bert"].config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"judge.classifier.path=.*no tokens but special ones"):
+        check_pair(str(tmp_path), None)
+    TOKENIZERS["bert"].save_pretrained(tmp_path)
+    check_pair(str(tmp_path), None)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vocab_size"] = len(TOKENIZERS["bert"]) - 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="its embeddings have"):
+        check_pair(str(tmp_path), None)
 
 
 def test_an_encoder_decoder_is_refused():

@@ -386,6 +386,16 @@ def test_bertscore_batches_in_a_fixed_order(tiny_bert, monkeypatch):
     assert batches == [["f g", "c d", "a", "e", "b"]]
 
 
+def test_bertscore_needs_the_models_own_tokenizer(tiny_bert, tmp_path):
+    """Transformers makes up an empty one, by which all texts are alike and score 100."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((tiny_bert / name).read_bytes())
+    with pytest.raises(ConfigError, match=r"bertscore_model=.*no tokens but special ones"):
+        build_metrics(config("bertscore", bertscore_model=str(bare), bertscore_layers=2))
+
+
 def test_bertscore_options_and_absence(tiny_bert, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="go together"):
         build_metrics(config("bertscore", bertscore_model=str(tiny_bert)))

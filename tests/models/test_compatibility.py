@@ -1,5 +1,6 @@
 """Where model, tokenizer and run do not fit: one line before anything is written."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -124,6 +125,45 @@ def test_positions_are_those_that_can_be_read(build: Callable[[], Any], limit: i
     model(input_ids=ids[:, :-1])
     with pytest.raises(IndexError):
         model(input_ids=ids)
+
+
+def test_a_reward_model_reads_the_policys_tokens(tmp_path: Path):
+    policy = (saved(tmp_path / "policy", gpt2()), None)
+    reader = {"key": "reward.path", "writes": False, "beside": policy}
+    assert misfits(use(policy[0], **reader)) == []
+    other = saved(tmp_path / "other", gpt2())
+    words = json.loads((tmp_path / "other/tokenizer.json").read_text())
+    vocab = words["model"]["vocab"]
+    first, last = list(vocab)[-2:]
+    vocab[first], vocab[last] = vocab[last], vocab[first]
+    (tmp_path / "other/tokenizer.json").write_text(json.dumps(words))
+    (found,) = misfits(use(other, **reader))
+    assert found.fatal and "reward.path=" in found.text and "other tokens than" in found.text
+    found = misfits(use(saved(tmp_path / "t5", t5(), "t5"), **reader))
+    assert any(one.fatal and "both be encoder-decoders" in one.text for one in found)
+
+
+def test_tokens_that_only_the_config_knows(tmp_path: Path):
+    """As a config's defaults name them: GPT-2's end of text, of 50,257 tokens."""
+    model = t5()
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 999
+    found = misfits(use(saved(tmp_path / "t5", model, "t5")))
+    assert any(f"decoder_start_token_id=999, its embeddings have {V}" in one.text for one in found)
+    model = gpt2()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 50256
+    assert misfits(use(saved(tmp_path / "gpt2", model))) == []  # the tokenizer's own counts
+    ends = json.loads((tmp_path / "gpt2/tokenizer_config.json").read_text())
+    del ends["eos_token"]
+    (tmp_path / "gpt2/tokenizer_config.json").write_text(json.dumps(ends))
+    assert "eos_token_id=50256" in misfits(use(str(tmp_path / "gpt2")))[0].text
+
+
+def test_more_layers_than_there_are(tmp_path: Path):
+    path = saved(tmp_path, gpt2())
+    assert misfits(use(path, layers=1, trained_layers=1)) == []
+    found = [str(one) for one in misfits(use(path, layers=99, trained_layers=99)) if not one.fatal]
+    expected = f"=99: {path} has 1, all are taken"
+    assert found == [f"reward.layers{expected}", f"policy.trainable_layers{expected}"]
 
 
 def test_layers_that_training_would_leave_out_are_kept_and_it_is_said(tmp_path: Path):

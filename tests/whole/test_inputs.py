@@ -328,6 +328,17 @@ def test_a_model_folder_is_no_judge_of_prompts(made: Path):
     assert "error: judge.classifier.path: " in said and "is no run folder" in said
 
 
+def test_an_evaluated_models_positions_are_counted(made: Path):
+    given = [*SHORT, f"data.path={made / 'data'}", "policy.max_source_tokens=100"]
+    said = pgtg("eval", str(made / "gpt2"), *given, code=2).stderr
+    assert "source and generation take 100 + 8 = 108 positions" in said
+
+
+def test_a_run_folder_is_named_once(calls: Calls):
+    said = pgtg("train", "summarize", "run_dir=here", "hydra.run.dir=there", code=2).stderr
+    assert said == "error: run_dir=here and hydra.run.dir=there name the folder: leave one out\n"
+
+
 def test_the_doctor_lists_lost_and_repeated_rows(made: Path):
     cfg = run_config("summarize", [*SHORT, f"data.path={made / 'data'}", "policy.path=x"])
     found = [*needs.data(cfg, Surroundings(made, None))]

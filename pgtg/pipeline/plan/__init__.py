@@ -67,9 +67,11 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
 
         build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
     elif cfg.judge.classifier.path is not None:
-        from pgtg.judges.classifier import check_classifier
+        from pgtg.judges.classifier import check_classifier, check_pair
 
-        check_classifier(cfg.judge.classifier.path, cfg.judge.classifier.revision)
+        named = cfg.judge.classifier.path, cfg.judge.classifier.revision
+        check_classifier(*named)
+        check_pair(*named)
     return said
 
 
