@@ -300,9 +300,6 @@ def evaluate_folder(
         chosen = [] if any(v.startswith("policy=") for v in values) else ["policy=pretrained"]
         own = [*chosen, *values, f"policy.path={quoted(path)}", "policy.tiny_t5=null"]
         run = run_config(task, own, config_dir=config_dir)
-        from pgtg.models.compatibility import check_models
-
-        warn(check_models(run, fetch=False, evaluated=True))
     set_quiet(quiet)
     names = [name.strip() for name in metrics.split(",")] if metrics else None
     if run is None:

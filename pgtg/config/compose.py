@@ -6,11 +6,12 @@ nearest known name, wrong types, missing values, and the cross-checks of `config
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
@@ -56,6 +57,7 @@ LAUNCHERS = (
 )
 # how Hydra and OmegaConf refuse odd input; some of it trips over their own assertions and types
 REFUSALS = (HydraException, OmegaConfBaseException)
+REFUSALS += (yaml.YAMLError,)  # of an own config file
 REFUSALS += (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 PLUGGABLE: Mapping[str, Registry] = {  # groups whose options may be a plugin's
     "method": METHODS,
@@ -522,6 +524,8 @@ def _apply(load: ConfigLoaderImpl, cfg: DictConfig, override: Override) -> str |
     section, _, name = key.partition(".")
     if section in OWNED and name == "name" and override.value() != cfg[section].name:
         return f"{key}: write {section}={override.value()}, which brings its own options"
+    if is_open(f"{key}.x") and isinstance(found := override.value(), dict):
+        override = replace(override, _value={_name(name): one for name, one in found.items()})
     empty = _empty_section(cfg, key)
     if empty is None and isinstance(override.value(), dict) and not is_open(f"{key}.x"):
         empty = key if OmegaConf.select(cfg, key) is None and expected_type(key) else None
@@ -543,6 +547,11 @@ def _apply(load: ConfigLoaderImpl, cfg: DictConfig, override: Override) -> str |
             return f"{key}={found}: expected {expected}, found {found!r}"
         return f"'{override.input_line}': {one_line(error)}"
     return None
+
+
+def _name(key: object) -> str:
+    """A mapping's key as text: Hydra reads 1 and true as number and truth value."""
+    return str(key).lower() if isinstance(key, bool) else str(key)
 
 
 def _empty_section(cfg: DictConfig, key: str) -> str | None:

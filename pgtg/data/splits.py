@@ -344,4 +344,8 @@ def require_columns(named: Sequence[str], columns: Sequence[str], where: str) ->
         if name not in columns and name.split(".")[0] not in columns:
             close = difflib.get_close_matches(name, columns, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
+            if f'"{name}"' in columns:
+                hint = "its cells stand in quotes: data.quoting=standard; "
+            elif len(columns) == 1 and (mark := next((c for c in "\t;|," if c in columns[0]), "")):
+                hint = f"cells are separated by {mark!r}: a .csv needs commas, a .tsv tabs; "
             raise DataError(f"{where} has no column {name!r}: {hint}columns: {', '.join(columns)}")

@@ -145,7 +145,9 @@ def _lines(path: Path) -> Iterator[str]:
             for line, raw in enumerate(file, 1):
                 yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{line}: not UTF-8 ({error.reason})") from error
+            wide = line == 1 and error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
+            reason = "UTF-16: save it as UTF-8" if wide else error.reason
+            raise DataError(f"{path}:{line}: not UTF-8 ({reason})") from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{path}: broken gzip after line {line}: {_line(error)}") from error
 

@@ -12,6 +12,7 @@ from pgtg.config.registry import TASKS
 from pgtg.data.splits import counts_line
 from pgtg.errors import ArtifactError, ConfigError, PgtgError
 from pgtg.methods.context import Context, opened, quiet
+from pgtg.models.compatibility import check_models
 from pgtg.pipeline.evaluation import evaluation_of
 from pgtg.pipeline.evaluation.system import Evaluation, Results, System
 from pgtg.pipeline.reuse import parent_files, rewardless, share, start_models
@@ -171,6 +172,8 @@ def evaluate_saved(
                 "run's set-up: give judge=classifier judge.classifier.path=<model>, and the data "
                 "of the task by dataset=..., or a run folder"
             )
+        for line in check_models(cfg, fetch=False, evaluated=True):
+            log.warn(line)
         policy, out = path, None
     if metrics:
         cfg = replace(cfg, metrics=replace(cfg.metrics, names=metrics))

@@ -164,6 +164,17 @@ def test_own_config_files_come_first(tmp_path: Path):
     (line,) = problems("experiment=mine", config_dir=tmp_path)
     assert "kk" in line and "mine" in line
     assert "no folder" in problems(config_dir=tmp_path / "none")[0]
+    own.write_text("# @package _global_\nname: [mine\n")
+    (line,) = problems("experiment=mine", config_dir=tmp_path)
+    assert "mine.yaml" in line and "line 2" in line
+
+
+@pytest.mark.parametrize("names", [["1", "0.5"], ["true", "false"]])
+def test_keys_of_an_open_mapping_are_texts(names: list[str]):
+    typed = ",".join(f"{name}: {name}.tsv" for name in names)
+    mapped = composed("summarize", [f"data.splits={{{typed}}}"])
+    assert mapped.cfg.data.splits == {name: f"{name}.tsv" for name in names}
+    assert not mapped.problems
 
 
 def test_a_saved_config_is_the_base_of_later_calls():
