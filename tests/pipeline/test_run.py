@@ -99,10 +99,10 @@ def stopped_after(run: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
 
     original = stage._train
 
-    def killed(ctx: Any, lm: Any, guide: Any, round: int, *more: Any) -> Any:
+    def killed(ctx: Any, trainer: Any, round: int, *more: Any) -> Any:
         if round == 1:
             raise KeyboardInterrupt
-        return original(ctx, lm, guide, round, *more)
+        return original(ctx, trainer, round, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "_train", killed)

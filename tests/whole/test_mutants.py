@@ -159,12 +159,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, folder / name)
-    passed = tested(folder, sorted({name for mutant in MUTANTS for name in mutant.killers}))
+    passed = outcome(folder, sorted({name for mutant in MUTANTS for name in mutant.killers}))
     assert passed.returncode == 0, passed.stdout[-3000:]
     return folder
 
 
-def tested(folder: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def outcome(folder: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """The default tests of these names in the copy."""
     command = [sys.executable, "-B", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -183,7 +183,7 @@ def test_every_mutant_is_seen(copy: Path, mutant: Mutant):
             assert text.count(edit.old) == edit.times, f"{edit.file}: {edit.old}"
             path.write_text(text.replace(edit.old, edit.new))
         for killer in mutant.killers:
-            found = tested(copy, [killer])
+            found = outcome(copy, [killer])
             assert found.returncode == 1 and "FAILED " in found.stdout, found.stdout[-3000:]
     finally:
         for name, text in before.items():
