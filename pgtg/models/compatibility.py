@@ -205,6 +205,12 @@ def _named(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator
             "is left out in training",
             fatal=False,
         )
+    if rate := getattr(model.config, "moe_token_dropout", 0):
+        yield Misfit(
+            f"{use.key}={use.path}: moe_token_dropout={rate:g} of its config stays whatever "
+            "policy.dropout says, since eval mode scales by it: training is noisy",
+            fatal=False,
+        )
     yield from _positions(use, model, tokenizer)
 
 

@@ -174,6 +174,13 @@ def test_layers_that_training_would_leave_out_are_kept_and_it_is_said(tmp_path: 
     assert [m.layerdrop for m in lm.model.modules() if hasattr(m, "layerdrop")] == [0.0, 0.0]
 
 
+def test_expert_dropout_that_cannot_be_switched_off_is_said(tmp_path: Path):
+    model = gpt2()
+    model.config.moe_token_dropout = 0.2  # NLLB-MoE's
+    (said,) = misfits(use(saved(tmp_path, model)))
+    assert not said.fatal and "moe_token_dropout=0.2 of its config stays" in said.text
+
+
 def test_sources_and_generations_beyond_the_positions(tmp_path: Path):
     path = saved(tmp_path / "gpt2", gpt2())
     assert misfits(use(path)) == []
