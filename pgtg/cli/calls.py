@@ -246,8 +246,8 @@ def warn(lines: Sequence[str]) -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def _require_folder(folder: Path | None) -> None:
-    """Refuse a run or sweep folder that cannot be one.
+def _require_folder(folder: Path | None, key: str = "run_dir") -> None:
+    """Refuse a run or sweep folder, or one for a report, that cannot be one.
 
     Raises:
         ConfigError: A file or a dangling link stands in its place, or its name cannot be used.
@@ -255,14 +255,14 @@ def _require_folder(folder: Path | None) -> None:
     if folder is None:
         return
     if "${" in str(folder) or not str(folder).isprintable():
-        raise ConfigError(f"run_dir: found {str(folder)!r}, expected a folder's name without ${{")
+        raise ConfigError(f"{key}: found {str(folder)!r}, expected a folder's name without ${{")
     for path in (folder, *folder.parents):
         if path.is_dir():
             return
         if path.is_file():
-            raise ConfigError(f"run_dir: {path} is a file, not a folder")
+            raise ConfigError(f"{key}: {path} is a file, not a folder")
         if path.is_symlink():
-            raise ConfigError(f"run_dir: {path} is a link to {path.readlink()}, which is not there")
+            raise ConfigError(f"{key}: {path} is a link to {path.readlink()}, which is not there")
         if path.exists():
             raise ConfigError(f"run_dir: {path} is no folder")  # a device, a pipe, a socket
 
@@ -330,6 +330,7 @@ def report_folders(
     """Report on the runs below some folders: the main table to stdout, all of it to `out`."""
     from pgtg.report.write import report
 
+    _require_folder(out, "--out")
     names = [name.strip() for name in metrics.split(",")] if metrics else None
     options = {"baseline": baseline, "metrics": names, "split": split, "layout": layout}
     print("\n".join(report(folders, out, **options)))

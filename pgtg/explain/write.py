@@ -26,15 +26,16 @@ def explain(path: Path, options: Options) -> None:
     if options.html is not None:
         from pgtg.explain.page import as_page
 
-        with atomic(options.html) as temporary:
+        with atomic(options.html.resolve()) as temporary:  # a link is written through
             temporary.write_text(as_page(credit), encoding="utf-8", errors="backslashreplace")
         log.say(f"written to {options.html}")
     if options.out is not None:
+        file = options.out.resolve()
         if form == "parquet":
             rows = [*table_rows(credit)]
-            write_table(options.out, {name: [row[name] for row in rows] for name in rows[0]})
+            write_table(file, {name: [row[name] for row in rows] for name in rows[0]})
         else:
-            write_jsonl(options.out, table_rows(credit))
+            write_jsonl(file, table_rows(credit))
         log.say(f"written to {options.out}")
     if options.html is None and options.out is None:
         from pgtg.explain.terminal import show

@@ -176,6 +176,8 @@ def evaluate_saved(
             log.warn(line)
         policy, out = path, None
     if metrics:
+        if "targets" not in TASKS[cfg.task].gives:
+            raise ConfigError(f"--metrics: a {cfg.task} run has no texts to compare; leave it out")
         cfg = replace(cfg, metrics=replace(cfg.metrics, names=metrics))
     evaluation = evaluation_of(cfg)
     with open_task(cfg, path, judged=False) as task:

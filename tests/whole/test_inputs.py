@@ -334,6 +334,42 @@ def test_an_evaluated_models_positions_are_counted(made: Path):
     assert "source and generation take 100 + 8 = 108 positions" in said
 
 
+def test_prompts_have_no_metrics_of_texts(made: Path):
+    own = ["judge=classifier", f"judge.classifier.path={made / 'gpt2'}", "--metrics", "rouge"]
+    said = pgtg("eval", str(made / "gpt2"), "--task", "prompt", *own, code=2).stderr
+    assert "error: --metrics: a prompt run has no texts to compare" in said
+
+
+def test_a_metrics_model_is_looked_at_before_a_run_folder_is_made(made: Path, tmp_path: Path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(made / "gpt2" / name, bare)
+    own = [*SHORT, f"data.path={made / 'data'}", f"policy.path={made / 'gpt2'}"]
+    own += ["metrics.names=[bertscore]", f"metrics.bertscore_model={bare}"]
+    own += ["metrics.bertscore_layers=1", f"run_dir={tmp_path / 'run'}"]
+    said = pgtg("train", "summarize", *own, code=2).stderr
+    assert "error: metrics.bertscore_model=" in said and "no tokens but special ones" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_explanation_is_written_through_a_link(run: Path, tmp_path: Path):
+    (tmp_path / "page.html").symlink_to(tmp_path / "there.html")
+    (tmp_path / "rows.jsonl").symlink_to(tmp_path / "there.jsonl")
+    files = ["--html", str(tmp_path / "page.html"), "--out", str(tmp_path / "rows.jsonl")]
+    pgtg("explain", str(run), *files)
+    assert (tmp_path / "page.html").is_symlink() and (tmp_path / "there.html").is_file()
+    assert (tmp_path / "rows.jsonl").is_symlink() and (tmp_path / "there.jsonl").is_file()
+
+
+def test_a_report_folder_that_cannot_be_one(calls: Calls):
+    Path("file").write_text("")
+    Path("link").symlink_to("gone")
+    for name, said in (("file", "is a file"), ("link", "is a link to gone")):
+        error = pgtg("report", ".", "--out", name, code=2).stderr
+        assert error.startswith(f"error: --out: {name} {said}")
+
+
 def test_a_run_folder_is_named_once(calls: Calls):
     said = pgtg("train", "summarize", "run_dir=here", "hydra.run.dir=there", code=2).stderr
     assert said == "error: run_dir=here and hydra.run.dir=there name the folder: leave one out\n"

@@ -54,14 +54,17 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
 
     Raises:
         MissingResourceError: The judge lacks something; the message says what mends it.
-        ConfigError: A model, its tokenizer and the config do not fit; PGTG_CACHE_SIZE is no size.
+        ConfigError: A model, its tokenizer and the config do not fit, or a metric's model and
+            tokenizer; PGTG_CACHE_SIZE is no size.
     """
+    from pgtg.metrics import build_metrics
     from pgtg.models.compatibility import check_models
     from pgtg.runs.entries import size_limit
 
     if cfg.cache != "off":
         size_limit()
     said = check_models(cfg, fetch=fetch)
+    build_metrics(cfg.metrics)  # what is missing is said where it is n/a
     if cfg.judge.classifier is None:
         from pgtg.judges import build_judge
 
