@@ -14,18 +14,9 @@ from omegaconf import OmegaConf
 
 from pgtg.cli.jobs import FORCE, QUIET, THREADS, launch, logged, saved_config
 from pgtg.config import RunConfig
-from pgtg.config.compose import (
-    Composed,
-    as_run_config,
-    composed,
-    hydra_part,
-    job_folders,
-    planned,
-    run_config,
-    sweep,
-    swept_keys,
-)
+from pgtg.config.compose import Composed, as_run_config, composed, planned, run_config
 from pgtg.config.overrides import as_hydra, quoted
+from pgtg.config.sweep import hydra_part, job_folders, sweep, swept_keys
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.runtime import distributed
 

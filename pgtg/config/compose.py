@@ -5,7 +5,7 @@ nearest known name, wrong types, missing values, and the cross-checks of `config
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -52,9 +52,6 @@ from pgtg.config.registry import (
 from pgtg.errors import ConfigError
 
 VERSION_BASE = "1.3"
-LAUNCHERS = (
-    "launchers are packages: pip install hydra-joblib-launcher, hydra-submitit-launcher, ..."
-)
 # how Hydra and OmegaConf refuse odd input; some of it trips over their own assertions and types
 REFUSALS = (HydraException, OmegaConfBaseException)
 REFUSALS += (yaml.YAMLError,)  # of an own config file
@@ -216,62 +213,6 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
         learned = method is not None and method.learns_reward
         run.method.controls = list(TASKS[run.task].controls) if learned else []
     return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
-
-
-def sweep(task: str, overrides: Sequence[str], config_dir: Path | None = None) -> list[list[str]]:
-    """The overrides of each job of a sweep: all combinations of `key=a,b` (Hydra's basic sweeper).
-
-    Raises:
-        ConfigError: An override is not `key=value`.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    parser = OverridesParser.create(config_loader=loader(config_dir))
-    try:
-        parsed = [o for o in parser.parse_overrides(list(overrides)) if not o.is_hydra_override()]
-        return BasicSweeper.split_arguments(parsed, None)[0]
-    except HydraException as error:
-        raise ConfigError(one_line(error)) from error
-
-
-def job_folders(jobs: Iterable[Sequence[str]], exclude: Iterable[str]) -> list[str]:
-    """Names of the run folders of a sweep's jobs, as `conf/` has Hydra name them."""
-    from hydra._internal.config_loader_impl import get_overrides_dirname
-
-    parser, skipped = OverridesParser.create(), list(exclude)
-    return [
-        folder_name(get_overrides_dirname(parser.parse_overrides(list(job)), skipped, ",", "="))
-        for job in jobs
-    ]
-
-
-def hydra_part(
-    task: str, overrides: Sequence[str], config_dir: Path | None = None
-) -> Mapping[str, Any]:
-    """Hydra's own launcher, sweeper and sweep sections as this call composes them.
-
-    Raises:
-        ConfigError: The call names a launcher or a sweeper that is not installed.
-    """
-    load = loader(config_dir)
-    parsed = OverridesParser.create(config_loader=load).parse_overrides(list(overrides))
-    own = [str(o.input_line) for o in parsed if o.is_hydra_override()]
-    experiments = [o for o in parsed if o.key_or_group == "experiment"]  # may choose a launcher
-    own += ["experiment=none" if o.is_sweep_override() else str(o.input_line) for o in experiments]
-    try:
-        cfg = load.load_configuration(task, own, RunMode.MULTIRUN, validate_sweep_overrides=False)
-    except HydraException as error:
-        raise ConfigError(f"{one_line(error)}; {LAUNCHERS}") from error
-    names = ("launcher", "sweeper", "sweep")
-    return {name: OmegaConf.to_container(cfg.hydra[name], resolve=False) for name in names}
-
-
-def swept_keys(overrides: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Keys that a sweep varies, and keys that it leaves fixed."""
-    parser = OverridesParser.create()
-    parsed = [parser.parse_override(text) for text in overrides]
-    swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
-    return swept, {o.get_key_element() for o in parsed} - swept
 
 
 def tasks() -> list[str]:

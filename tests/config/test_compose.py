@@ -8,9 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from pgtg.config import RunConfig, checks, expected_type, is_open, known_keys
-from pgtg.config.compose import composed, run_config, sweep, swept_keys
+from pgtg.config.compose import composed, run_config
 from pgtg.config.groups import CONF
 from pgtg.config.overrides import as_hydra, folder_name
+from pgtg.config.sweep import sweep, swept_keys
 from pgtg.errors import ConfigError
 
 

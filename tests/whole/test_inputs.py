@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from pgtg.cli.completion import complete_overrides
 from pgtg.cli.main import app
 from pgtg.config import ColumnsConfig, DataConfig, LoggerConfig
-from pgtg.config.compose import hydra_part, run_config
+from pgtg.config.compose import run_config
+from pgtg.config.sweep import hydra_part
 from pgtg.data.splits import load_split
 from pgtg.doctor import Surroundings, needs
 from pgtg.errors import ConfigError, DataError, MissingResourceError
