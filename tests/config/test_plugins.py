@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pgtg.config.groups import CONF
+from tests.support.forking import Forked, forking
 from tests.support.tiny import TINY
 
 OWN = '''
@@ -64,20 +65,26 @@ def pgtg(*words: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedPr
 
 
 def test_a_plugins_things_are_as_ours(plugin: Path, tmp_path: Path):
-    """A whole run with a judge in processes of its own, resumed, evaluated and explained."""
-    chosen = ["judge=short", "judge.workers=1", "aggregator=median"]
-    few = [word for word in TINY if not word.startswith("judge")]
-    call = ["train", "summarize", *few, *chosen, "run_dir=run", "schedule.total=2"]
-    call += ["schedule.retrain_until=0", "evaluate.diagnose=0"]
-    pgtg(*call, "--plugin", plugin, cwd=tmp_path)
-    assert "name: median" in (tmp_path / "run" / "config.yaml").read_text()
-    again = pgtg("train", "summarize", "run_dir=run", cwd=tmp_path, code=2)
-    assert again.stderr.endswith(
-        "/run: this run was made with --plugin own.py: give that file again\n"
-    )
-    assert pgtg("explain", "run", cwd=tmp_path, code=2).stderr == again.stderr
-    pgtg("train", "summarize", "run_dir=run", "--plugin", plugin, cwd=tmp_path)
-    pgtg("explain", "run", "--plugin", plugin, cwd=tmp_path)
+    """A whole run with a judge in a process of its own, resumed, and explained."""
+    few = [word for word in TINY if not word.startswith(("judge", "evaluate"))]
+    chosen = ["judge=short", "judge.workers=1", "aggregator=median", "evaluate.splits=[]"]
+    chosen += ["schedule.total=2", "schedule.retrain_until=0", "evaluate.diagnose=0"]
+    run = f"run_dir={tmp_path / 'run'}"
+    own, lacking = ["--plugin", str(plugin)], "run: this run was made with --plugin own.py: give"
+
+    def said(*words: str, code: int = 0) -> str:
+        child = Forked(words, tmp_path / "stderr")
+        _, stderr = child.communicate(60)
+        assert child.returncode == code, stderr
+        return stderr
+
+    with forking():
+        said("train", "summarize", *few, *chosen, run, *own)
+        assert "name: median" in (tmp_path / "run" / "config.yaml").read_text()
+        assert f"{lacking} that file again\n" in said("train", "summarize", run, code=2)
+        assert lacking in said("explain", str(tmp_path / "run"), code=2)
+        said("train", "summarize", run, *own)
+        said("explain", str(tmp_path / "run"), *own)
 
 
 def test_a_plugins_names_are_listed_checked_and_refused_without_it(plugin: Path, tmp_path: Path):

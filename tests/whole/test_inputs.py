@@ -157,7 +157,7 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_the_version(calls: Calls):
     from importlib.metadata import version
 
-    assert pgtg("--version").stdout == f"pgtg {version('pgtg')}\n"
+    assert pgtg("--version").stdout == f"pgtg {version('pgtg-lm')}\n"
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
