@@ -110,11 +110,8 @@ def stopped_after(run: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
             train(tiny(*overrides), run)
 
 
-def test_another_config_is_refused_with_its_difference(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    run = tmp_path / "run"
-    stopped_after(run, monkeypatch)
+def test_another_config_is_refused_with_its_difference(finished: Path, tmp_path: Path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
     before = results(run)
     with pytest.raises(ConfigError) as caught:
         train(tiny("improve.lr=0.1", "aggregator=max"), run)
