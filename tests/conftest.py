@@ -21,3 +21,8 @@ os.fsync = lambda descriptor: None
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a test share a cache with nobody."""
     monkeypatch.setenv("PGTG_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs first: they take longest, and no worker is left alone with one at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/whole/"))
