@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pgtg.cli.jobs import credit_page
 from pgtg.pipeline.run import train
 from pgtg.runs.folder import read_jsonl
 from tests.support.tiny import tiny
@@ -30,7 +31,9 @@ def payload(written: Path) -> bytes:
 @pytest.mark.filterwarnings("ignore")  # W&B's own
 def test_wandb_gets_the_same_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = tmp_path / "run"
-    final = train(tiny("logger=wandb", "logger.mode=offline", "logger.group=sweep7"), run)
+    final = train(
+        tiny("logger=wandb", "logger.mode=offline", "logger.group=sweep7"), run, page=credit_page
+    )
     (part,) = (run / "wandb").glob("offline-run-*")
     media = [*(part / "files" / "media").rglob("*.*")]
     (page,) = [path for path in media if path.suffix == ".html"]
