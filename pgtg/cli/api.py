@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pgtg.cli.calls import Call, unique, warn
+from pgtg.cli.calls import Call
 from pgtg.cli.jobs import credit_page
 from pgtg.errors import ConfigError, DataError
 from pgtg.runtime import distributed
@@ -62,17 +62,13 @@ def train(
         ConfigError: All that is wrong with the call.
         PgtgError: Data, a resource or the run failed.
     """
-    from pgtg.pipeline.plan import check_resources, check_room
     from pgtg.pipeline.run import train as run
 
     own = [] if run_dir is None else [f"run_dir={run_dir}"]
     call = Call.parse(task, [*parameters, *own], None if config_dir is None else Path(config_dir))
-    (cfg,) = call.jobs()
-    warn(check_resources(cfg, fetch=True))
+    (cfg,) = call.checked()
     distributed.join(cfg.device)
-    folder = call.run_dir or Path("outputs") / task / cfg.name / f"seed{cfg.seed}" / unique()
-    check_room([cfg], folder)
-    return run(cfg, folder, force=force, page=credit_page)
+    return run(cfg, call.folder(cfg), force=force, page=credit_page)
 
 
 def evaluate(

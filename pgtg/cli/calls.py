@@ -119,14 +119,26 @@ class Call:
         values = self._sweep_jobs()[0] if self.multirun else self.overrides
         return composed(self.task, values, config_dir=self.config_dir, saved=saved)
 
-    def launch(self, *, force: bool, quiet: bool) -> None:
-        """Check everything, then hand run or sweep to Hydra. If refused, nothing is written."""
+    def checked(self) -> list[RunConfig]:
+        """`jobs`, once what they need is on this machine and will fit it.
+
+        Raises:
+            PgtgError: It is not, or will not.
+        """
         from pgtg.pipeline.plan import check_resources, check_room
 
         runs = self.jobs()
-        said = [line for run in runs for line in check_resources(run, fetch=True)]
-        warn(said)
+        _warn([line for run in runs for line in check_resources(run, fetch=True)])
         check_room(runs, self.run_dir or OUTPUTS)
+        return runs
+
+    def folder(self, run: RunConfig) -> Path:
+        """The run folder that was asked for, or a new one."""
+        return self.run_dir or OUTPUTS / run.task / run.name / f"seed{run.seed}" / unique()
+
+    def launch(self, *, force: bool, quiet: bool) -> None:
+        """Check everything, then hand run or sweep to Hydra. If refused, nothing is written."""
+        runs = self.checked()
         distributed.join(runs[0].device)
         if not self.multirun:  # a sweep's jobs may run on other machines
             from pgtg.methods.context import usable_device
@@ -168,7 +180,7 @@ class Call:
         for run in runs:
             print(describe(run))
         for run in runs:
-            warn(check_resources(run))
+            _warn(check_resources(run))
             if probe:
                 from pgtg.pipeline.plan.probe import probe as timed
                 from pgtg.pipeline.plan.probe import text_of
@@ -178,13 +190,9 @@ class Call:
 
     def run_stage(self, stage: str, round: int | None, *, force: bool, quiet: bool) -> None:
         """Check what `launch` does, then run one stage on the run folder."""
-        from pgtg.pipeline.plan import check_resources, check_room
-
         if self.run_dir is None:
             raise ConfigError(f"pgtg {stage} works on a run folder: give run_dir=<folder>")
-        (run,) = self.jobs()
-        warn(check_resources(run, fetch=True))
-        check_room([run], self.run_dir)
+        (run,) = self.checked()
         set_quiet(quiet)
         distributed.join(run.device)
         with logged(self.run_dir):
@@ -193,7 +201,7 @@ class Call:
             run_stage(run, self.run_dir, stage, round=round, force=force)
 
     def _run_folder(self, run: RunConfig) -> list[str]:
-        folder = self.run_dir or OUTPUTS / run.task / run.name / f"seed{run.seed}" / unique()
+        folder = self.folder(run)
         # a run's .hydra/ stays as it was started, and one process writes it
         known = saved_config(folder) is not None or not distributed.is_first()
         return [f"hydra.run.dir={quoted(folder)}", *(["hydra.output_subdir=null"] if known else [])]
@@ -231,7 +239,7 @@ class Call:
 
 
 @distributed.first
-def warn(lines: Sequence[str]) -> None:
+def _warn(lines: Sequence[str]) -> None:
     """Say on stderr, each line once."""
     for line in dict.fromkeys(lines):
         print(f"warning: {line}", file=sys.stderr)
@@ -255,7 +263,7 @@ def _require_folder(folder: Path | None, key: str = "run_dir") -> None:
         if path.is_symlink():
             raise ConfigError(f"{key}: {path} is a link to {path.readlink()}, which is not there")
         if path.exists():
-            raise ConfigError(f"run_dir: {path} is no folder")  # a device, a pipe, a socket
+            raise ConfigError(f"{key}: {path} is no folder")  # a device, a pipe, a socket
 
 
 def _unquoted(value: str) -> str:

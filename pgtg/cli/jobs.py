@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pgtg.config import RunConfig
+from pgtg.config import RunConfig, TextJudgeConfig
 from pgtg.config.compose import VERSION_BASE, register, run_config
 from pgtg.config.groups import CONF
 from pgtg.errors import PgtgError, RunError
@@ -55,8 +55,9 @@ def job(cfg: DictConfig) -> dict[str, float]:
             print(f"job {this.job.num}: complete, nothing to run", file=sys.stderr)
             return done
         share = int(os.environ.get(THREADS) or 0)
-        if share and run.judge.workers:  # only where this job has cores for them
-            run.judge.workers = min(run.judge.workers, share - 1)
+        judge = run.judge
+        if share and isinstance(judge, TextJudgeConfig) and judge.workers:
+            judge.workers = min(judge.workers, share - 1)  # only where this job has cores for them
         from pgtg.pipeline.run import train
 
         return train(run, folder, force=bool(os.environ.get(FORCE)), page=credit_page)

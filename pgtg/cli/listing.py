@@ -86,7 +86,7 @@ def names(group: str, config_dir: Path | None = None) -> dict[str, str]:
         return TASKS.about()
     if group == "methods":
         return _of_methods()
-    plugged = {s.name: s.about for r in REGISTRIES if r.key == f"{key}.name" for s in r.added}
+    plugged = {s.name: s.about for r in REGISTRIES if r.key == f"{key}.name" for s in r.others}
     return choices().get(key) or options(key, config_dir) | plugged
 
 

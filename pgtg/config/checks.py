@@ -451,5 +451,6 @@ def _evaluation(cfg: RunConfig) -> Iterator[str]:
 def _of_other_tasks(cfg: RunConfig) -> Iterator[str]:
     """Sections that the config has although another task reads them."""
     for spec in TASKS.specs:
-        if spec.group and spec.name != cfg.task and getattr(cfg, spec.group, None) is not None:
-            yield f"{spec.group}: only the {spec.name} task has it; leave it out"
+        own = spec.section and spec.name != cfg.task
+        if own and value_at(cfg, spec.section) is not None:
+            yield f"{spec.section}: only the {spec.name} task has it; leave it out"

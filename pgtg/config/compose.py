@@ -34,13 +34,14 @@ from pgtg.config import (
     stand_in,
 )
 from pgtg.config.checks import check, value_at
-from pgtg.config.groups import CONF, groups, option_files
+from pgtg.config.groups import CONF, groups
 from pgtg.config.overrides import PATHS, as_hydra, folder_name
 from pgtg.config.registry import (
     AGGREGATORS,
     JUDGES,
     METHODS,
     TASKS,
+    JudgeSpec,
     MethodSpec,
     Registry,
     Spec,
@@ -86,16 +87,18 @@ def register() -> None:
     if "run_schema.yaml" not in store.repo:
         store.store(name="run_schema", node=open_schema(), provider="pgtg")
     for group, registry in PLUGGABLE.items():
-        for spec in registry.added:
-            store.store(group=group, name=spec.name, node=_plain_option(group, spec))
+        for spec in registry.others:
+            store.store(group=group, name=spec.name, node=_plain_option(spec))
 
 
-def _plain_option(group: str, spec: Spec) -> dict[str, Any]:
-    """The option of a plugin's thing: as the first of ours, or its options' own defaults."""
+def _plain_option(spec: Spec) -> dict[str, Any]:
+    """The option of a plugin's thing: its options' own defaults; an aggregator's are avg's."""
     if isinstance(spec, MethodSpec):
         options = OmegaConf.structured(resolve(spec.options)(name=spec.name, controls=[]))
+    elif isinstance(spec, JudgeSpec):
+        options = OmegaConf.structured(resolve(spec.options)(name=spec.name))
     else:
-        options = OmegaConf.load(option_files(group)[0])
+        options = OmegaConf.load(CONF / "aggregator" / "avg.yaml")
         OmegaConf.update(options, "name", spec.name)
     found = OmegaConf.to_container(options)
     assert isinstance(found, dict)
@@ -184,8 +187,10 @@ def composed(
     for the default data only.
     """
     load = loader(config_dir)
-    if task not in tasks():
-        raise ConfigError(f"there is no task '{task}'{nearest(task, tasks())}")
+    if task not in TASKS:
+        raise ConfigError(f"there is no task '{task}'{nearest(task, TASKS)}")
+    if not load.repository.config_exists(task):  # a plugin's
+        raise ConfigError(f"task '{task}': give --config-dir with the folder of its {task}.yaml")
     parsed, problems = _parse(load, overrides)
     others = [text for override in parsed if (text := _other_task(load, override, task))]
     if others:
@@ -213,11 +218,6 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
         learned = method is not None and method.learns_reward
         run.method.controls = list(TASKS[run.task].controls) if learned else []
     return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
-
-
-def tasks() -> list[str]:
-    """Names of the primary configs."""
-    return sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
 def one_line(error: BaseException) -> str:
@@ -421,19 +421,21 @@ def _composed(
 
 
 def _typed(task: str, values: Mapping[str, Any]) -> DictConfig:
-    """A config with the schema's types, the method's section with those of its own options.
+    """A config with the schema's types, owned sections with those of the options that they name.
 
-    What files and saved runs say of the options of other methods is not read.
+    What files and saved runs say of the options of other methods or judges is not read.
     """
     given = dict(values)
-    section = given.get("method")
     base = OmegaConf.structured(RunConfig)
-    if isinstance(section, Mapping):
-        options = options_of(task, str(section.get("name")))
-        base["method"] = OmegaConf.structured(options)
+    for owned in OWNED:
+        section = given.get(owned)
+        if not isinstance(section, Mapping):
+            continue
+        options = options_of(owned, task, str(section.get("name")))
+        base[owned] = OmegaConf.structured(options)
         own = {option.name for option in fields(options)}
-        others = {key.removeprefix("method.") for key in known_keys()} - own
-        given["method"] = {key: value for key, value in section.items() if key not in others}
+        others = {key.removeprefix(f"{owned}.") for key in known_keys()} - own
+        given[owned] = {key: value for key, value in section.items() if key not in others}
     cfg = OmegaConf.merge(base, given)
     assert isinstance(cfg, DictConfig)
     OmegaConf.set_struct(cfg, True)

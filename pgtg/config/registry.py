@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pgtg.config import plugins
-from pgtg.config.schema import MethodConfig
+from pgtg.config.schema import JudgeConfig, MethodConfig, TextJudgeConfig
 from pgtg.errors import ConfigError
 
 T = TypeVar("T")
@@ -91,9 +91,11 @@ class JudgeSpec(Spec):
 
     Args:
         prompts: It judges prompts, not texts; the prompt task builds it itself.
+        options: Its section of the config, a subclass of `JudgeConfig`.
     """
 
     prompts: bool = False
+    options: Any = TextJudgeConfig
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class TaskSpec(Spec):
         sources: Whether each generation belongs to a text that it continues or sums up.
         equal_budgets: Whether controls have as many generations judged as the method.
         evaluated: Keys and sections, beside those of every task, that its evaluation reads.
-        group: A section of the config that only this task has, "" for none.
+        section: A section of the config that only this task has, "" for none.
     """
 
     gives: frozenset[str] = frozenset()
@@ -127,7 +129,7 @@ class TaskSpec(Spec):
     sources: bool = True
     equal_budgets: bool = False
     evaluated: tuple[str, ...] = ()
-    group: str = ""
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,25 +166,35 @@ class Registry(Mapping[str, S], Generic[S]):
         key: The config's key that holds such a name.
         kind: Class of the specs.
         home: "module:attribute" of pgtg's own.
-        group: Entry points of other packages' own: each a spec or several.
+        points: Group of the entry points that name other packages' own: each a spec or several.
     """
 
     key: str
     kind: type[S]
     home: str
-    group: str
-    added: list[S] = field(default_factory=list)
-    _own: list[S] | None = None
+    points: str
+    _own: list[S] = field(default_factory=list)
+    _others: list[S] = field(default_factory=list)
 
     @property
     def specs(self) -> list[S]:
-        """All of them: pgtg's, those of installed packages, those of `--plugin`."""
-        if self._own is None:
-            self._own = list(resolve(self.home))
-            for point in entry_points(group=self.group):
-                self.added += self._checked(point.load(), f"the package of {point.value}")
-            add_plugins()
-        return [*self._own, *self.added]
+        """All of them: pgtg's, those of installed packages, those of `--plugin`.
+
+        Raises:
+            ConfigError: An installed package's, or a plugin's, cannot be used.
+        """
+        return [*self._known(), *self.others]
+
+    @property
+    def others(self) -> list[S]:
+        """Those that are not pgtg's: of installed packages and of `--plugin`.
+
+        Raises:
+            ConfigError: One of them cannot be used.
+        """
+        self._known()
+        add_plugins()
+        return [*self._others]
 
     def add(self, *specs: S) -> None:
         """Add a plugin's specs.
@@ -190,16 +202,28 @@ class Registry(Mapping[str, S], Generic[S]):
         Raises:
             ConfigError: A name is taken.
         """
-        known = self.specs  # ours first: a name is taken by them
-        assert known
-        self.added += self._checked(specs, "a plugin")
+        self._known()
+        self._others += self._checked(specs, "a plugin")
+
+    def _known(self) -> list[S]:
+        """pgtg's own; those of installed packages are found at the first call."""
+        if not self._own:
+            self._own = list(resolve(self.home))
+            for point in entry_points(group=self.points):
+                whose = f"the entry point {point.name} = {point.value} of {self.points}"
+                try:
+                    found = point.load()
+                except Exception as error:
+                    raise ConfigError(f"{whose}: {type(error).__name__}: {error}") from error
+                self._others += self._checked(found, whose)
+        return self._own
 
     def _checked(self, found: Any, whose: str) -> list[S]:
         specs: list[Any] = [found] if isinstance(found, Spec) else [*found]
         for spec in specs:
             if not isinstance(spec, self.kind):
                 raise ConfigError(f"{whose}: {spec!r} is no {self.kind.__name__}")
-            if any(spec.name == other.name for other in [*(self._own or []), *self.added]):
+            if any(spec.name == other.name for other in [*self._own, *self._others]):
                 raise ConfigError(f"{self.key}: {whose} has a '{spec.name}', but there is one")
         return specs
 
@@ -251,12 +275,20 @@ def add_plugins() -> None:
     for path in plugins.paths():
         if path in _PLUGGED:
             continue
-        _PLUGGED.add(path)  # before its specs: adding them asks each registry for its own
-        for spec in plugins.specs_of(path):
-            homes = [one for one in REGISTRIES if type(spec) is one.kind]
-            if not homes:
-                raise ConfigError(f"--plugin {path}: {spec!r} is no spec of pgtg.config.registry")
-            homes[0].add(spec)
+        _PLUGGED.add(path)  # before it runs: it may ask a registry itself
+        try:
+            for spec in plugins.specs_of(path):
+                _home(spec, path).add(spec)
+        except ConfigError:
+            _PLUGGED.discard(path)
+            raise
+
+
+def _home(spec: object, path: Path) -> Registry:
+    for registry in REGISTRIES:
+        if type(spec) is registry.kind:
+            return registry
+    raise ConfigError(f"--plugin {path}: {spec!r} is no spec of pgtg.config.registry")
 
 
 def methods_of(task: str) -> dict[str, MethodSpec]:
@@ -281,8 +313,13 @@ def method_spec(task: str, name: str, *, control: bool = False) -> MethodSpec:
     return known[name]
 
 
-def options_of(task: str, name: str) -> type[MethodConfig]:
-    """The class of a method's section; `MethodConfig` where no such method is known."""
+def options_of(section: str, task: str, name: str) -> type:
+    """The class of an owned section (`schema.OWNED`) of a task: the options of what it names.
+
+    Where that is not known, it has only the keys that all of its kind have.
+    """
+    if section == "judge":
+        return resolve(JUDGES[name].options) if name in JUDGES else JudgeConfig
     known = methods_of(task) if task in TASKS else {}
     spec = known.get(name) or next((s for s in METHODS.specs if s.name == name), None)
     return MethodConfig if spec is None else resolve(spec.options)

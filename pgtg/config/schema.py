@@ -245,10 +245,24 @@ class ClassifierConfig:
 
 @dataclass
 class JudgeConfig:
+    """What every judge's section has; its own options are a subclass."""
+
     name: str = MISSING
+
+
+@dataclass
+class TextJudgeConfig(JudgeConfig):
+    """A judge of texts, each against its references, in worker processes."""
+
     workers: int | None = None
     reference: str = "as_given"
-    classifier: ClassifierConfig | None = None
+
+
+@dataclass
+class ClassifierJudgeConfig(JudgeConfig):
+    """A judge of prompts: what a frozen classifier LM makes of them."""
+
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
 
 
 @dataclass
@@ -362,7 +376,17 @@ class RunConfig:
     experiment: str | None = None
 
 
-OWNED = ("method",)  # sections whose keys are those of the thing that they name
+OWNED = ("method", "judge")  # sections whose keys are those of the thing that they name
+
+
+def classifier_of(cfg: RunConfig) -> ClassifierConfig | None:
+    """The classifier LM that judges prompts; None where texts are judged."""
+    return cfg.judge.classifier if isinstance(cfg.judge, ClassifierJudgeConfig) else None
+
+
+def workers_of(cfg: RunConfig) -> int | None:
+    """The judge's worker processes as the config asks for them; None: as cores allow."""
+    return cfg.judge.workers if isinstance(cfg.judge, TextJudgeConfig) else 0
 
 
 def open_schema() -> type:
@@ -414,12 +438,13 @@ def stand_in(key: str) -> Any:
 
 
 def _types() -> Mapping[str, Any]:
-    """Type of each key and section of the config, by dotted name, with any method's options."""
-    from pgtg.config.registry import METHODS, resolve  # it rests on this module
+    """Type of each key and section of the config, by dotted name, with anybody's own options."""
+    from pgtg.config.registry import JUDGES, METHODS, resolve  # it rests on this module
 
     found = dict(_shared_types())
-    for spec in METHODS.specs:
-        found |= _walk(resolve(spec.options), "method.")
+    for section, registry in (("method", METHODS), ("judge", JUDGES)):
+        for spec in registry.specs:
+            found |= _walk(resolve(spec.options), f"{section}.")
     return found
 
 

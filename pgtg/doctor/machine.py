@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgtg import DISTRIBUTION
-from pgtg.config import RunConfig
+from pgtg.config import RunConfig, classifier_of, workers_of
 from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
 from pgtg.errors import ConfigError, MissingResourceError
@@ -106,8 +106,8 @@ def device(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
         yield warning("device", f"bfloat16 is {ratio:.1f} x slower than float32 on {found}", fix)
     if cfg is not None and (cfg.threads or 0) > cores:
         yield warning("device", f"threads={cfg.threads} on {cores} cores", f"threads={cores}")
-    if cfg is not None and (cfg.judge.workers or 0) > cores:
-        text = f"judge.workers={cfg.judge.workers} on {cores} cores"
+    if cfg is not None and (workers_of(cfg) or 0) > cores:
+        text = f"judge.workers={workers_of(cfg)} on {cores} cores"
         yield warning("device", text, f"judge.workers={cores - 1}")
 
 
@@ -145,7 +145,7 @@ def _writable(about: str, folder: Path, fix: str) -> Finding:
 
 
 def _dtypes(cfg: RunConfig) -> set[str]:
-    judge = cfg.judge.classifier
+    judge = classifier_of(cfg)
     return {cfg.policy.dtype} | ({judge.dtype} if judge is not None else set())
 
 

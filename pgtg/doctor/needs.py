@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgtg.config import RunConfig
+from pgtg.config import RunConfig, classifier_of
 from pgtg.config.registry import TASKS
 from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
@@ -25,8 +25,9 @@ def models(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
         return
     asked = {"policy.path": (cfg.policy.path, cfg.policy.revision)}
     asked["reward.path"] = (cfg.reward.path, cfg.reward.revision)
-    if cfg.judge.classifier is not None:
-        asked["judge.classifier.path"] = (cfg.judge.classifier.path, cfg.judge.classifier.revision)
+    judge = classifier_of(cfg)
+    if judge is not None:
+        asked["judge.classifier.path"] = (judge.path, judge.revision)
     found = False
     whole = True
     for key, (path, revision) in asked.items():
@@ -149,8 +150,9 @@ def judge(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     """The judge has what it needs, e.g. WordNet."""
     if cfg is None:
         return
-    if cfg.judge.classifier is not None:
-        path = cfg.judge.classifier.path
+    classifier = classifier_of(cfg)
+    if classifier is not None:
+        path = classifier.path
         yield good("judge", f"classifier {path}" if path else "a tiny classifier of the set-up")
         return
     from pgtg.judges import build_judge

@@ -28,7 +28,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from pgtg.config import JudgeConfig
+from pgtg.config import JudgeConfig, TextJudgeConfig
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.judges import TextJudge, build_judge
 from pgtg.runtime import distributed
@@ -66,6 +66,7 @@ class JudgePool:
     """
 
     def __init__(self, cfg: JudgeConfig, splitter: str = "regex", words: str = "default"):
+        assert isinstance(cfg, TextJudgeConfig)  # config check
         if (cfg.workers or 0) < 0:
             raise ConfigError(f"judge.workers={cfg.workers}: give 0 (inline) or more")
         # here too, so that a missing resource shows now
@@ -81,6 +82,11 @@ class JudgePool:
     def _start(self, count: int) -> None:
         self._workers = _start_workers(self._cfg, *self._how, count)
         self._watch = _Watch(self._workers)
+
+    @property
+    def reference(self) -> str:
+        """How references are given: as_given, or as_trained."""
+        return self._cfg.reference
 
     def describe(self) -> Mapping[str, Any]:
         return self._inline.describe()
@@ -248,7 +254,9 @@ def free_cores() -> int:
     return min(cores - 1, MOST) if cores > 2 else 0
 
 
-def _start_workers(cfg: JudgeConfig, splitter: str, words: str, count: int) -> ProcessPoolExecutor:
+def _start_workers(
+    cfg: TextJudgeConfig, splitter: str, words: str, count: int
+) -> ProcessPoolExecutor:
     import nltk
 
     workers = ProcessPoolExecutor(
@@ -282,7 +290,7 @@ def _apart() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(cfg: JudgeConfig, splitter: str, words: str, nltk_path: list[str]) -> None:
+def _begin(cfg: TextJudgeConfig, splitter: str, words: str, nltk_path: list[str]) -> None:
     """What a worker does first: leave the parent's process group, watch the parent, get ready."""
     global _judge
     if hasattr(os, "setsid"):

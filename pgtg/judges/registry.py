@@ -1,6 +1,7 @@
 """The judges, in words; imports nothing heavy."""
 
 from pgtg.config.registry import JudgeSpec
+from pgtg.config.schema import ClassifierJudgeConfig
 
 JUDGES = (
     JudgeSpec("meteor", "METEOR with WordNet synonyms", "pgtg.judges:meteor"),
@@ -21,5 +22,6 @@ JUDGES = (
         "gap score of a frozen classifier LM (prompt task)",
         "pgtg.judges.classifier:Classifier",
         prompts=True,
+        options=ClassifierJudgeConfig,
     ),
 )

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import OWNED, RunConfig
+from pgtg.config import OWNED, RunConfig, classifier_of
 from pgtg.config.compose import completed, run_config
 from pgtg.config.inputs import portable
 from pgtg.config.registry import TASKS
@@ -166,7 +166,8 @@ def evaluate_saved(
         artifact.verify()
         policy, out = artifact.path, run.path / "eval"
     else:
-        if cfg.judge.classifier is not None and cfg.judge.classifier.path is None:
+        classifier = classifier_of(cfg)
+        if classifier is not None and classifier.path is None:
             raise ConfigError(
                 f"judge.classifier.path: {path} is no run folder, so it has no classifier of a "
                 "run's set-up: give judge=classifier judge.classifier.path=<model>, and the data "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pgtg.config import PromptConfig, RunConfig
+from pgtg.config import PromptConfig, RunConfig, classifier_of
 from pgtg.config.checks import local_model
 from pgtg.config.registry import JUDGES
 
@@ -20,14 +20,15 @@ def summarize(cfg: RunConfig) -> Iterator[str]:
 def prompt(cfg: RunConfig) -> Iterator[str]:
     """What the prompt task needs."""
     judged = cfg.judge.name in JUDGES and JUDGES[cfg.judge.name].prompts
-    if not judged or cfg.judge.classifier is None:
+    judge = classifier_of(cfg)
+    if not judged or judge is None:
         yield f"judge: found '{cfg.judge.name}'; prompts are judged by judge=classifier"
-    elif cfg.judge.classifier.path is None and cfg.judge.classifier.tiny is None:
+    elif judge.path is None and judge.tiny is None:
         yield "judge.classifier.path: no value; give a folder or hub id of a masked or causal LM"
     else:
-        yield from local_model("judge.classifier.path", cfg.judge.classifier.path)
-        if cfg.judge.classifier.readout not in ("raw", "calibrated"):
-            found = cfg.judge.classifier.readout
+        yield from local_model("judge.classifier.path", judge.path)
+        if judge.readout not in ("raw", "calibrated"):
+            found = judge.readout
             yield f"judge.classifier.readout: found '{found}', expected raw or calibrated"
     if cfg.data.fewshot is None:
         yield "data.fewshot: no values; choose dataset=..., or write a yaml like conf/dataset/sst2"

@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pgtg.config import FewshotConfig, FitConfig, PromptConfig, RunConfig, TemplateConfig
+from pgtg.config import (
+    FewshotConfig,
+    FitConfig,
+    PromptConfig,
+    RunConfig,
+    TemplateConfig,
+    classifier_of,
+)
 from pgtg.data.comparisons import Comparisons, all_at_once, from_pool
 from pgtg.data.fewshot import load_fewshot
 from pgtg.data.splits import fingerprint
@@ -50,10 +57,11 @@ class PromptTask:
     """
 
     def __init__(self, cfg: RunConfig, run_dir: Path):
-        assert cfg.judge.classifier and cfg.prompt and cfg.data.fewshot  # config check
+        judge = classifier_of(cfg)
+        assert judge and cfg.prompt and cfg.data.fewshot  # config check
         self.cfg, self.run_dir = cfg, run_dir
         self.options: PromptConfig = cfg.prompt
-        self.judge = cfg.judge.classifier
+        self.judge = judge
         self.fewshot: FewshotConfig = cfg.data.fewshot
         self.counts: dict[str, DataCounts] = {}
         self.seen: dict[str, frozenset[bytes]] = {}

@@ -26,6 +26,6 @@ TASKS = (
         sources=False,
         equal_budgets=True,
         evaluated=("judge", "prompt", "policy.start_text", "seed"),
-        group="prompt",
+        section="prompt",
     ),
 )

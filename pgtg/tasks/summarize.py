@@ -169,7 +169,7 @@ class SummarizeTask:
         codec: Codec,
     ) -> Future[Columns]:
         """Scores of texts against their sources' references, computed in the judge's processes."""
-        how = self.cfg.judge.reference
+        how = self.judge.reference
         references = [scored_against(example, codec, how) for example in examples]
         scores = self.judge.submit(texts, references)
         return then(scores, lambda found: {"score": found})

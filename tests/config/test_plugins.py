@@ -1,13 +1,20 @@
 """Own files that add methods, judges, aggregators: only where the command line asks for them."""
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pgtg.cli.listing import names
+from pgtg.config import TextJudgeConfig
+from pgtg.config.compose import register, run_config
 from pgtg.config.groups import CONF
+from pgtg.config.registry import JUDGES, TASKS, Registry
+from pgtg.errors import ConfigError
 from tests.support.forking import Forked, forking
 from tests.support.tiny import TINY
 
@@ -128,3 +135,63 @@ def test_neither_config_nor_run_folder_names_code(tmp_path: Path):
     assert "plugin" not in text
     found = pgtg("train", "summarize", "plugin=own.py", "--dry-run", cwd=tmp_path, code=2)
     assert "there is no such key" in found.stderr
+
+
+PACKAGE = """
+from pgtg.config.registry import JudgeSpec
+
+def short(splitter, tokenizer): ...
+
+SPECS = JudgeSpec("short", "the shortest text", short)
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package whose entry points name a judge."""
+    about = tmp_path / "site" / "mine-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[pgtg.judges]\nshort = mine_of_test:SPECS\n")
+    (about.parent / "mine_of_test.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(str(about.parent))
+    monkeypatch.delitem(sys.modules, "mine_of_test", raising=False)
+    return about.parent
+
+
+def fresh_judges(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The registry as it is in a new process; others see it too."""
+    new = Registry(JUDGES.key, JUDGES.kind, JUDGES.home, JUDGES.points)
+    monkeypatch.setattr(JUDGES, "_own", new._own)
+    monkeypatch.setattr(JUDGES, "_others", new._others)
+    return JUDGES
+
+
+def test_an_installed_packages_judge_is_as_ours(package: Path, monkeypatch: pytest.MonkeyPatch):
+    judges = fresh_judges(monkeypatch)
+    register()  # the first to ask
+    assert [spec.name for spec in judges.others] == ["short"]
+    cfg = run_config("summarize", ["judge=short", "judge.workers=3"])
+    assert cfg.judge == TextJudgeConfig("short", 3, "as_given")
+    assert names("judges")["short"] == "the shortest text"
+
+
+def test_an_entry_point_that_fails_is_one_line(package: Path, monkeypatch: pytest.MonkeyPatch):
+    (package / "mine_of_test.py").write_text("raise RuntimeError('no such device')")
+    judges = fresh_judges(monkeypatch)
+    said = "the entry point short = mine_of_test:SPECS of pgtg.judges: RuntimeError: no such device"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        judges.about()
+
+
+def test_a_plugins_task_has_its_yaml_in_the_own_config_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = replace(TASKS["summarize"], name="titles", about="titles of texts")
+    monkeypatch.setattr(TASKS, "_others", [spec])
+    with pytest.raises(ConfigError, match=r"give --config-dir with the folder of its titles\.yaml"):
+        run_config("titles")
+    text = (CONF / "summarize.yaml").read_text().replace("task: summarize", "task: titles")
+    text = text.replace("- experiment: quickstart", "- experiment: none")
+    (tmp_path / "titles.yaml").write_text(text)
+    assert run_config("titles", config_dir=tmp_path).task == "titles"

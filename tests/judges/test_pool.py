@@ -12,7 +12,7 @@ from typing import Any
 import nltk
 import pytest
 
-from pgtg.config import JudgeConfig, MetricsConfig
+from pgtg.config import MetricsConfig, TextJudgeConfig
 from pgtg.config.registry import JUDGES
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.judges import TextJudge, build_judge
@@ -31,7 +31,7 @@ def test_judges_are_the_metrics_of_the_same_name():
     metrics, _ = build_metrics(MetricsConfig(["rouge", "meteor_stem", "chrf"], "regex"))
     columns = compute(metrics, TEXTS, REFERENCES)
     for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor_stem", "chrf"):
-        judge = build_judge(JudgeConfig(name, 0))
+        judge = build_judge(TextJudgeConfig(name, 0))
         assert judge.score(TEXTS, REFERENCES) == columns[name]
         assert judge.describe()["judge"] == name
         assert name == "chrf" or judge.describe()["sentence_splitter"] == "regex"
@@ -40,23 +40,23 @@ def test_judges_are_the_metrics_of_the_same_name():
 
 def test_unknown_judge_names_the_nearest():
     with pytest.raises(ConfigError, match=r"judge\.name.*'meteor_stm'.*did you mean 'meteor_stem'"):
-        build_judge(JudgeConfig("meteor_stm", 0))
+        build_judge(TextJudgeConfig("meteor_stm", 0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_missing_resource_refuses_before_any_process_starts(monkeypatch, tmp_path, workers):
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     with pytest.raises(MissingResourceError, match=r"nltk.downloader wordnet"):
-        JudgePool(JudgeConfig("meteor", workers))
+        JudgePool(TextJudgeConfig("meteor", workers))
     with pytest.raises(ConfigError, match=r"judge.workers=-1"):
-        JudgePool(JudgeConfig("meteor_stem", -1))
+        JudgePool(TextJudgeConfig("meteor_stem", -1))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_any_number_of_workers_gives_the_same_bits(workers):
-    expected = build_judge(JudgeConfig("meteor_stem", 0)).score(TEXTS, REFERENCES)
+    expected = build_judge(TextJudgeConfig("meteor_stem", 0)).score(TEXTS, REFERENCES)
     assert len({*expected}) > 10
-    with JudgePool(JudgeConfig("meteor_stem", workers)) as pool:
+    with JudgePool(TextJudgeConfig("meteor_stem", workers)) as pool:
         futures = [pool.submit(TEXTS, REFERENCES), pool.submit(TEXTS[:1], REFERENCES[:1])]
         assert [future.result() for future in futures] == [expected, expected[:1]]
         assert pool.score([], []) == []
@@ -64,21 +64,24 @@ def test_any_number_of_workers_gives_the_same_bits(workers):
 
 
 def test_unequal_lengths_are_a_mistake_of_the_caller():
-    with JudgePool(JudgeConfig("rouge1", 0)) as pool, pytest.raises(ValueError, match="2 texts, 1"):
+    with (
+        JudgePool(TextJudgeConfig("rouge1", 0)) as pool,
+        pytest.raises(ValueError, match="2 texts, 1"),
+    ):
         pool.submit(["a", "b"], [["a"]])
 
 
 def test_a_score_that_is_not_finite_is_an_error(monkeypatch):
     broken = TextJudge("broken", lambda text, _: math.nan if text == "b" else 1.0, {})
     monkeypatch.setattr(pool_module, "build_judge", lambda *_: broken)
-    with JudgePool(JudgeConfig("broken", 0)) as pool:
+    with JudgePool(TextJudgeConfig("broken", 0)) as pool:
         assert pool.score(["a"], [["a"]]) == [1.0]
         with pytest.raises(PgtgError, match="judge broken: score nan for the text 'b'"):
             pool.score(["a", "b"], [["a"], ["a"]])
 
 
 def test_a_dead_worker_gives_one_clear_line():
-    with JudgePool(JudgeConfig("meteor_stem", 1)) as pool:
+    with JudgePool(TextJudgeConfig("meteor_stem", 1)) as pool:
         pool.score(TEXTS[:1], REFERENCES[:1])
         workers: Any = pool._workers
         (worker,) = workers._processes
@@ -91,11 +94,11 @@ def test_a_dead_worker_gives_one_clear_line():
 
 SCRIPT = """
 import os, signal, sys
-from pgtg.config import JudgeConfig
+from pgtg.config import TextJudgeConfig
 from pgtg.judges.pool import JudgePool
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 print("main module runs", flush=True)
-pool = JudgePool(JudgeConfig("meteor_stem", 1))
+pool = JudgePool(TextJudgeConfig("meteor_stem", 1))
 print(pool.score(["the cats sat"], [["the cat sat down"]]), flush=True)
 print(*pool._workers._processes, flush=True)
 {then}
@@ -133,7 +136,9 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path):
     lines = out.splitlines()
     assert lines.count("main module runs") == 1
     assert lines[1] == str(
-        build_judge(JudgeConfig("meteor_stem", 0)).score(["the cats sat"], [["the cat sat down"]])
+        build_judge(TextJudgeConfig("meteor_stem", 0)).score(
+            ["the cats sat"], [["the cat sat down"]]
+        )
     )
     assert lines[-1] == "closed"
 
@@ -172,9 +177,9 @@ def test_workers_end_when_the_parent_is_killed():
 def test_a_worker_imports_no_torch():
     """Workers start fast: neither judges nor metrics pull a heavy library in."""
     script = (
-        "import sys, pgtg.judges.pool, pgtg.metrics; from pgtg.config import JudgeConfig;"
+        "import sys, pgtg.judges.pool, pgtg.metrics; from pgtg.config import TextJudgeConfig;"
         "early = {'torch', 'nltk', 'numpy', 'transformers'} & set(sys.modules);"
-        "pgtg.judges.build_judge(JudgeConfig('rougeLsum', 0)).score(['a'], [['a']]);"
+        "pgtg.judges.build_judge(TextJudgeConfig('rougeLsum', 0)).score(['a'], [['a']]);"
         "print(early, {'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
     run = [sys.executable, "-c", script]
@@ -185,8 +190,8 @@ def test_a_worker_imports_no_torch():
 @pytest.mark.skipif(not (ASSETS / "nltk_data").is_dir(), reason="set PGTG_ASSETS to try WordNet")
 def test_meteor_with_wordnet_in_a_worker(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [str(ASSETS / "nltk_data")])
-    expected = build_judge(JudgeConfig("meteor", 0)).score(TEXTS, REFERENCES)
-    with JudgePool(JudgeConfig("meteor", 1)) as pool:
+    expected = build_judge(TextJudgeConfig("meteor", 0)).score(TEXTS, REFERENCES)
+    with JudgePool(TextJudgeConfig("meteor", 1)) as pool:
         assert pool.score(TEXTS, REFERENCES) == expected
 
 
@@ -195,13 +200,13 @@ def test_without_a_number_workers_start_once_judging_takes_long(monkeypatch):
     texts = [f"the mayor of town {i} opened a bridge" for i in range(40)]
     references = [["a bridge was opened by the mayor"]] * len(texts)
     monkeypatch.setattr("pgtg.judges.pool.free_cores", lambda: 1)
-    with JudgePool(JudgeConfig("rouge1", None)) as pool:
+    with JudgePool(TextJudgeConfig("rouge1", None)) as pool:
         first = pool.score(texts, references)
         assert pool._workers is None and 0 < pool._spent < INLINE_S
         monkeypatch.setattr("pgtg.judges.pool.INLINE_S", 0.0)
         assert pool.score(texts, references) == first
         assert pool._workers is not None and len(pool._workers._processes) == 1
-    with JudgePool(JudgeConfig("rouge1", 0)) as pool:
+    with JudgePool(TextJudgeConfig("rouge1", 0)) as pool:
         pool.score(texts, references)
         assert pool.score(texts, references) == first and pool._workers is None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pgtg.config import classifier_of
 from pgtg.judges.template import Prompt
 from pgtg.tasks.prompt import PromptTask
 from tests.support.classifiers import model, tokenizer
@@ -42,7 +43,8 @@ def test_ids_are_judged_where_the_vocabularies_are_one(
 ):
     monkeypatch.chdir(models)
     cfg = deepcopy(tiny_prompt())
-    assert cfg.judge.classifier is not None
-    cfg.policy.path, cfg.judge.classifier.path = policy, judge
+    classifier = classifier_of(cfg)
+    assert classifier is not None
+    cfg.policy.path, classifier.path = policy, judge
     (found,) = PromptTask(cfg, tmp_path).prompts([[5, 9]], ["text"])
     assert found == Prompt("text", (5, 9) if same else None)

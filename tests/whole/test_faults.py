@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pgtg.config import JudgeConfig, RunConfig
+from pgtg.config import RunConfig, TextJudgeConfig
 from pgtg.errors import ArtifactError, PgtgError
 from pgtg.judges import pool as pools
 from pgtg.judges.pool import JudgePool
@@ -234,7 +234,7 @@ def _begin_asleep(*_: Any) -> None:
 def test_a_judge_that_hangs_is_ended(hanging: None):
     """Its pool says so after HUNG_S seconds, and can be closed."""
     began = time.monotonic()
-    with JudgePool(JudgeConfig("rouge1", 1)) as pool:
+    with JudgePool(TextJudgeConfig("rouge1", 1)) as pool:
         with pytest.raises(PgtgError, match="finished nothing for 1 s") as caught:
             pool.score(["a b"], [["a"]])
         with pytest.raises(PgtgError, match="finished nothing"):
@@ -248,7 +248,7 @@ def test_a_judge_that_hangs_does_not_keep_the_run_from_ending(
 ):
     """As after Ctrl-C, while a part is out."""
     monkeypatch.setattr(pools, "HUNG_S", 600.0)
-    pool = JudgePool(JudgeConfig("rouge1", 1))
+    pool = JudgePool(TextJudgeConfig("rouge1", 1))
     assert pool._workers is not None
     [worker] = pool._workers._processes.values()
     waiting = pool.submit(["a"], [["a"]])
@@ -262,7 +262,7 @@ def test_a_judge_that_hangs_does_not_keep_the_run_from_ending(
 
 
 def test_a_judge_that_dies_is_said():
-    with JudgePool(JudgeConfig("rouge1", 1)) as pool:
+    with JudgePool(TextJudgeConfig("rouge1", 1)) as pool:
         assert pool._workers is not None
         assert pool.score(["a"], [["a"]]) == [100.0]
         for pid in list(pool._workers._processes):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from pgtg.config import classifier_of
 from pgtg.config.compose import run_config
 from pgtg.data.fewshot import load_fewshot
 from pgtg.judges.classifier import Classifier, load_classifier
@@ -76,10 +77,11 @@ def test_a_real_classifiers_cached_prefixes_change_no_more_than_rounding(dataset
     model_path = str(ASSETS / "smollm2-135m")
     options = [f"dataset={dataset}", f"data.path={FEWSHOT / folder}", "judge=classifier"]
     cfg = run_config("prompt", [*options, f"judge.classifier.path={model_path}"])
-    assert cfg.data.fewshot is not None and cfg.judge.classifier is not None
+    classifier = classifier_of(cfg)
+    assert cfg.data.fewshot is not None and classifier is not None
     loaded = load_fewshot(cfg.data, "train", 0)
     assert loaded is not None
-    spec = cfg.data.fewshot.causal[cfg.judge.classifier.template]
+    spec = cfg.data.fewshot.causal[classifier.template]
     template = Template.parse(spec.template)
     prompts = [Prompt(" an excellent example of how"), Prompt(" this is about"), Prompt("")]
 

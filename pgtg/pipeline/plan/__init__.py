@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgtg.config import RunConfig
+from pgtg.config import RunConfig, classifier_of
 from pgtg.config.registry import TASKS, resolve
 from pgtg.config.sizes import show_size
 from pgtg.pipeline.plan.models import ModelSizes, model_sizes
@@ -65,14 +65,15 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
         size_limit()
     said = check_models(cfg, fetch=fetch)
     build_metrics(cfg.metrics)  # what is missing is said where it is n/a
-    if cfg.judge.classifier is None:
+    classifier = classifier_of(cfg)
+    if classifier is None:
         from pgtg.judges import build_judge
 
         build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
-    elif cfg.judge.classifier.path is not None:
+    elif classifier.path is not None:
         from pgtg.judges.classifier import check_classifier, check_pair
 
-        named = cfg.judge.classifier.path, cfg.judge.classifier.revision
+        named = classifier.path, classifier.revision
         check_classifier(*named)
         check_pair(*named)
     return said

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import DEPTHS, PolicyConfig, RunConfig
+from pgtg.config import DEPTHS, PolicyConfig, RunConfig, classifier_of
 
 FLOAT32 = 4  # bytes
 ITEMS = {"auto": 4, "float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # bytes of one weight
@@ -92,9 +92,9 @@ def model_sizes(cfg: RunConfig) -> ModelSizes | None:
         reward = ModelSize(
             policy.parameters, policy.parameters, policy.item, policy.files, policy.config
         )
-    judge = None
-    if cfg.judge.classifier is not None and cfg.judge.classifier.path is not None:
-        judge = _pretrained(cfg.judge.classifier.path, ITEMS[cfg.judge.classifier.dtype])
+    judge, classifier = None, classifier_of(cfg)
+    if classifier is not None and classifier.path is not None:
+        judge = _pretrained(classifier.path, ITEMS[classifier.dtype])
         if judge is None:
             return None
     width = _width(policy.config)

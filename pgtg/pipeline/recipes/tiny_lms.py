@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from pgtg.config import classifier_of
 from pgtg.methods.context import Context, quiet
 from pgtg.pipeline.recipes.lessons import teach_law, teach_words
 from pgtg.runs.folder import Artifact
@@ -11,8 +12,9 @@ from pgtg.runs.log import RunLog
 
 def depends_on(ctx: Context) -> dict[str, Any]:
     """All that the two models depend on, beside their code: the world's seed, not the run's."""
-    assert ctx.cfg.data.reviews is not None and ctx.cfg.judge.classifier is not None
-    tiny = {"judge": ctx.cfg.judge.classifier.tiny, "policy": ctx.cfg.policy.tiny_lm}
+    judge = classifier_of(ctx.cfg)
+    assert ctx.cfg.data.reviews is not None and judge is not None
+    tiny = {"judge": judge.tiny, "policy": ctx.cfg.policy.tiny_lm}
     models = {name: None if cfg is None else asdict(cfg) for name, cfg in tiny.items()}
     return {"world": asdict(ctx.cfg.data.reviews), **models}
 
@@ -20,10 +22,11 @@ def depends_on(ctx: Context) -> dict[str, Any]:
 def make(ctx: Context, made: Artifact, key: str) -> None:
     """Train both on the generated world."""
     world, policy = ctx.cfg.data.reviews, ctx.cfg.policy.tiny_lm
-    judge = ctx.cfg.judge.classifier and ctx.cfg.judge.classifier.tiny
-    assert world is not None and policy is not None and judge is not None  # config check
+    judge = classifier_of(ctx.cfg)
+    assert world is not None and policy is not None  # config check
+    assert judge is not None and judge.tiny is not None
     folder, log = made.working(key), RunLog(None, quiet=quiet())
     how: dict[str, Any] = {"inputs": key, "log": log, "device": ctx.device}
     metrics = teach_words(world, policy, world.seed, folder, **how)
-    metrics |= teach_law(world, judge, world.seed, folder, **how)
+    metrics |= teach_law(world, judge.tiny, world.seed, folder, **how)
     made.commit(inputs=key, metrics=metrics)
