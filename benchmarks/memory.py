@@ -10,7 +10,7 @@ MIB = 2**20
 def peak_mib(run: Callable[[], object]) -> float:
     """Peak memory of a call above what stood before it [MiB], in this process."""
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     run()
     return _status("VmHWM") - before
 

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def generate(path: Path, count: int, words: int) -> int:
-    """Articles of words drawn by Zipf's law, a few letters each; returns the file's bytes."""
+    """Articles of words drawn after Zipf, a few letters each; returns the file's bytes."""
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     vocabulary = np.array(["".join(rng.choice(letters, n)) for n in rng.integers(2, 9, 20_000)])

@@ -1,7 +1,7 @@
 """The errors that pgtg raises on purpose: each is one clear line for the user.
 
-A message says what is wrong, where, and how to mend it. `exit_code` is what the command line
-returns: 2 for what the user can mend in the call, the config or the data, 1 for a run that failed.
+A message says what is wrong, where, and how to fix it. `exit_code` is what the command line
+returns: 2 for what the user can fix in the call, the config or the data, 1 for a run that failed.
 """
 
 

@@ -130,7 +130,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Loss:
-    """What an objective returns: the value to minimise and what to log beside it.
+    """What an objective returns: the value to minimise and what to log with it.
 
     Everything is already divided by the whole accumulation window's counts, so that over the
     window's micro-batches values, gradients and metrics simply add up. Metrics are left where they

@@ -62,7 +62,7 @@ class Judges:
         scores: dict[str, list[float]] = {"reference": [], "ours": []}
 
         def kept(**pair: list[str]) -> dict[str, float]:
-            # compute_rewards rounds to float32: the metric's own numbers are kept beside it
+            # compute_rewards rounds to float32: the metric's own numbers are kept as well
             found = self.metric.compute(**pair)
             scores["reference"].append(found["meteor"])
             return found

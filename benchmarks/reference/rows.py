@@ -211,7 +211,7 @@ def memory(side: str, options: Options) -> dict[str, float]:
     step = {"ours": summarize.Ours, "reference": summarize.Reference}[side](work).reward_step
     wordnet.synsets("dog")  # loaded before the baseline on both sides
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     timed(step)
     return {"before": before, "peak": _status("VmHWM")}
 

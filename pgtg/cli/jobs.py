@@ -135,7 +135,7 @@ def logged(folder: Path) -> Iterator[None]:
         raise
     except Interrupted as stop:
         _note(folder, stop)
-        stop.add_note(f"go on from here with run_dir={folder}")
+        stop.add_note(f"resume it with run_dir={folder}")
         raise
     except (Exception, SystemExit) as error:
         log = folder / "log.txt"

@@ -176,7 +176,7 @@ Plugins = Annotated[
         help="Run an own Python file that adds methods, judges, ... (docs/extending).",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Go on although the run's config changed.")]
+Force = Annotated[bool, typer.Option("--force", help="Resume although the run's config changed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show results and errors only.")]
 Round = Annotated[int | None, typer.Option("--round", min=0, help="Round; default: the next one.")]
 
@@ -299,7 +299,7 @@ Examples:
   pgtg report outputs/summarize/multirun/mine            a sweep: its groups over seeds
   pgtg report a b --baseline method=mle --metrics rougeLsum,meteor_stem
   pgtg report sweep --baseline uniform                   against each group's own control
-  pgtg report sweeps --layout poster                     the paper's tables, ours beside them
+  pgtg report sweeps --layout poster                     the paper's tables with ours
 """
 
 
@@ -368,7 +368,7 @@ def explain(
     plugin: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show which tokens a run's reward model thanks or blames for the rank of a text."""
+    """Show which tokens raise or lower a text in the ranking of a run's reward model."""
     with reporting():
         from pgtg.cli.calls import explain_run
 
@@ -435,7 +435,7 @@ def doctor(
     config_dir: ConfigDir = None,
     plugin: Plugins = None,
 ) -> None:
-    """Name every problem of this machine and this config, and what mends each. Exit code 1 if any.
+    """Name every problem of this machine and this config, and what fixes each. Exit code 1 if any.
 
     Nothing is fetched and nothing is left written.
     """

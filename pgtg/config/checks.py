@@ -1,4 +1,4 @@
-"""Cross-checks of a composed config: all problems at once, with key, value, and what mends it.
+"""Cross-checks of a composed config: all problems at once, with key, value, and what fixes it.
 
 Types and unknown keys are the business of `config/schema.py`. What needs a model or the data
 (a tokeniser that does not fit, a missing column) is checked where it is loaded.
@@ -379,7 +379,7 @@ def _policy(cfg: RunConfig) -> Iterator[str]:
         yield f"policy: tiny_t5 knows only the newswire's words; data.name={cfg.data.name}: {fix}"
     if tiny and cfg.policy.path:
         found = f"found '{cfg.policy.path}'"
-        yield f"policy.path: {found} beside a tiny model of the set-up; choose policy=pretrained"
+        yield f"policy.path: {found} and a tiny model of the set-up; choose policy=pretrained"
     if not tiny and cfg.policy.path is None:
         yield "policy.path: no value; give a folder or hub id of a Transformers model"
 

@@ -74,7 +74,7 @@ def _run(file: Path) -> ModuleType:
 
 
 def described() -> list[dict[str, str]]:
-    """Name and sha256 of each plugin of this process: what results rest on, beside pgtg."""
+    """Name and sha256 of each plugin of this process: what results rest on apart from pgtg."""
     return [{"name": path.name, "sha256": _digest(path)} for path in paths()]
 
 

@@ -116,7 +116,7 @@ class TaskSpec(Spec):
         check: (config) -> what is wrong with its own part of it, a line each.
         sources: Whether each generation belongs to a text that it continues or sums up.
         equal_budgets: Whether controls have as many generations judged as the method.
-        evaluated: Keys and sections, beside those of every task, that its evaluation reads.
+        evaluated: Keys and sections, in addition to those of every task, that its evaluation reads.
         section: A section of the config that only this task has, "" for none.
     """
 

@@ -273,7 +273,7 @@ class MethodConfig:
     controls: list[str] | None = MISSING
 
     @property
-    def beside(self) -> list[str]:
+    def alongside(self) -> list[str]:
         """The controls to run; `compose` has put the task's own in the place of null."""
         return self.controls or []
 

@@ -3,7 +3,7 @@
 Two ways to the few examples (`data.fewshot`):
 
 - `folders` name one folder per data seed, with a train and a dev file each (tsv, csv, jsonl, json
-  or parquet); every row is taken, in the file's order. The test file lies beside the folders or in
+  or parquet); every row is taken, in the file's order. The test file lies next to the folders or in
   them. One fixed pair of files is `folders: [.]`.
 - `folders: []` draws `shots` train and `shots` dev examples per class, by the data seed, from the
   split `train` of files, a `save_to_disk` folder or a hub data set. Repetitions of a text are left

@@ -1,4 +1,4 @@
-"""`pgtg doctor`: every problem of this machine and this config at once, each with what mends it.
+"""`pgtg doctor`: every problem of this machine and this config at once, each with what fixes it.
 
 A check is a function that yields findings. Whatever goes wrong inside one is a finding too, so that
 the others are still made. Nothing is left written and nothing is fetched; only `--online` asks the
@@ -63,13 +63,13 @@ def _checked(
 
 
 def text_of(found: Sequence[Finding]) -> str:
-    """The findings as lines, what mends a problem below it; the count at the end."""
+    """The findings as lines, what fixes a problem below it; the count at the end."""
     lines = []
     width = max(len(one.about) for one in found)
     for one in found:
         lines.append(f"{one.state:<7}  {one.about:<{width}}  {one.text}")
-        if one.mend:
-            lines.append(f"{'':7}  {'':{width}}  mend: {one.mend}")
+        if one.fix:
+            lines.append(f"{'':7}  {'':{width}}  fix: {one.fix}")
     counts = {state: sum(one.state == state for one in found) for state in ("problem", "warning")}
     words = [f"{n} {word}{'s' if n != 1 else ''}" for word, n in counts.items()]
     return "\n".join([*lines, ", ".join(words) if any(counts.values()) else "all is well"])

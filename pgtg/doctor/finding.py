@@ -9,16 +9,16 @@ class Finding:
     """One line of the doctor's.
 
     Args:
-        state: "ok", "warning" (the run would go on, but not as one might expect) or "problem".
+        state: "ok", "warning" (the run would continue, but not as one might expect) or "problem".
         about: What was examined, in a word.
         text: What was found.
-        mend: The command or key that mends it; "" where the text says it, or nothing is wrong.
+        fix: The command or key that fixes it; "" where the text says it, or nothing is wrong.
     """
 
     state: str
     about: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def good(about: str, text: str) -> Finding:
     return Finding("ok", about, text)
 
 
-def warning(about: str, text: str, mend: str) -> Finding:
-    return Finding("warning", about, text, mend)
+def warning(about: str, text: str, fix: str) -> Finding:
+    return Finding("warning", about, text, fix)
 
 
-def problem(about: str, text: str, mend: str) -> Finding:
-    return Finding("problem", about, text, mend)
+def problem(about: str, text: str, fix: str) -> Finding:
+    return Finding("problem", about, text, fix)

@@ -93,7 +93,7 @@ def device(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     try:
         found = pick_device(cfg.device if cfg else "auto")
     except MissingResourceError as error:
-        yield problem("device", str(error), "device=auto, or mend the driver: see nvidia-smi")
+        yield problem("device", str(error), "device=auto, or fix the driver: see nvidia-smi")
         return
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -195,7 +195,7 @@ def tracker(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
 
     mode = online_mode(cfg.logger.mode)
     if mode == "online" and not has_key():
-        text = "W&B is asked to be online, but nobody is logged in: the run would go on offline"
+        text = "W&B is asked to be online, but nobody is logged in: the run would continue offline"
         yield problem("tracker", text, "wandb login, or logger.mode=offline")
     elif mode == "online":
         yield good("tracker", "W&B online")

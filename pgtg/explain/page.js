@@ -14,7 +14,7 @@ for (const line of lines) {
   [...line.querySelectorAll("i")].forEach((token, number) => {
     token.setAttribute("role", "option");
     token.setAttribute("aria-label", `${spelled(token)} reward ${token.dataset.r}`);
-    token.tabIndex = number ? -1 : 0; // one stop of Tab for each text, arrows go on from there
+    token.tabIndex = number ? -1 : 0; // one stop of Tab for each text, arrows continue from there
   });
 }
 

@@ -78,8 +78,7 @@ def open_run(path: Path) -> Run:
     reward = folder.artifact("reward")
     if not reward.exists():
         raise ArtifactError(
-            f"{path} has no reward model yet: `pgtg train {cfg.task} run_dir={path}` goes on with "
-            "the run"
+            f"{path} has no reward model yet: `pgtg train {cfg.task} run_dir={path}` resumes it"
         )
     reward.verify()
     if cfg.threads:

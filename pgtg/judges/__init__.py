@@ -68,6 +68,6 @@ def build_judge(cfg: JudgeConfig, splitter: str = "regex", words: str = "default
 
     Raises:
         ConfigError: Unknown judge, splitter or tokenizer.
-        MissingResourceError: A resource is not on this machine; says what mends it.
+        MissingResourceError: A resource is not on this machine; says what fixes it.
     """
     return JUDGES[cfg.name].load()(splitter, words)

@@ -3,8 +3,8 @@
 One sqlite file holds the answers of one classifier (weights, template, words, rendering, readout)
 to one list of examples; its name is the hash of all that. It is only a cache: shared by stages,
 rounds, resumed runs and the jobs of a sweep, safe among them and after a kill at any instant
-(write-ahead log). A damaged file is set aside and made anew; if it cannot be written, the memo goes
-on in memory. An answer that comes from the file is what the classifier gave, bit for bit.
+(write-ahead log). A damaged file is set aside and made again; if it cannot be written, the memo is
+kept in memory. An answer that comes from the file is what the classifier gave, bit for bit.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ class Memo:
             self._file = None
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
-        """The action's result; a damaged file is made anew, an unusable one given up for memory."""
+        """The action's result; a damaged file is made again, an unusable one left for memory."""
         try:
             try:
                 self._connected()
@@ -163,7 +163,7 @@ class Memo:
             for ending in ("", "-wal", "-shm"):  # the log belongs to the damaged file
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{self._path}{ending}").rename(f"{aside}{ending}")
-        self._warn(f"{self._path} is damaged ({error}): set aside as {aside.name}, made anew")
+        self._warn(f"{self._path} is damaged ({error}): set aside as {aside.name}, made again")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The judge in worker processes, so that it runs while generation goes on.
+"""The judge in worker processes, so that it runs during generation.
 
 Any number of workers gives the same bits: a score depends on its own pair of texts only. Without a
 number in the config they are started where there are cores for them, once judging in this process
@@ -43,7 +43,7 @@ MOST = 4  # workers that are started without being asked for: METEOR of 5,000 te
 HUNG_S = 300.0  # s: a part is CHUNK texts, a worker's start included
 _HUNG = (
     "the judge's worker processes finished nothing for {seconds:.0f} s and were ended: give the "
-    "same command again to go on, with judge.workers=0 to judge in the main process"
+    "same command again to resume, with judge.workers=0 to judge in the main process"
 )
 ENDING_S = 5.0  # s in which a worker may finish its part when the pool is closed
 _HELD = ("SIGINT", "SIGTERM")  # signals that wait while a worker starts

@@ -184,7 +184,7 @@ class LabelHead:
 
 
 def _label_head(model: PreTrainedModel, label_ids: Tensor) -> LabelHead | None:
-    """The label words' part of the model's head; None for a head of unknown make."""
+    """The label words' part of the model's head; None for a head of an unsupported architecture."""
     last: Any = model.get_output_embeddings()
     if not isinstance(last, nn.Linear):
         return None

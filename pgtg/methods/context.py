@@ -52,7 +52,7 @@ class Context:
         return settings(self.cfg, stage)
 
     def artifact(self, round: int, stage: str, *, control: str = "", head: str = "") -> Artifact:
-        """Where a stage's result of a round stands; a control's and a compared head's beside it."""
+        """Where a stage's result of a round stands; next to it a control's, a compared head's."""
         parts = ["rounds", f"{round:02d}"]
         if control:
             parts = ["controls", control, f"{round:02d}"]
@@ -61,7 +61,7 @@ class Context:
         return self.folder.artifact(*parts, stage)
 
     def heads(self, round: int) -> list[str]:
-        """Reward heads of a round: "" is the one that guides; in round 0 others beside it."""
+        """Reward heads of a round: "" is the one that guides; in round 0 others next to it."""
         own = self.cfg.reward.head
         others = [head for head in self.cfg.reward.compare_heads if head != own]
         return ["", *(others if round == 0 else [])]
@@ -240,9 +240,9 @@ def _say_precision(cfg: RunConfig, device: torch.device, log: RunLog) -> None:
     dtype = read_dtype(cfg.sample.precision, device)
     name = cfg.policy.dtype if dtype is None else str(dtype).removeprefix("torch.")
     judge = classifier_of(cfg)
-    beside = f", the judge's {judge_dtype(judge.dtype, device)}" if judge else ""
+    judged = f", the judge's {judge_dtype(judge.dtype, device)}" if judge else ""
     asked = cfg.sample.precision
-    log.note(f"sample.precision={asked}: weights without gradients are {name} on {device}{beside}")
+    log.note(f"sample.precision={asked}: weights without gradients are {name} on {device}{judged}")
     if asked == "bf16" and device.type == "cpu" and (speed := bf16_speed(device)) < 1:
         log.warn(
             f"sample.precision=bf16: products in bf16 take {1 / speed:.1f} times as long as in "

@@ -59,7 +59,7 @@ def draw_batch(
     """Prompts of a policy as it is, `number` for each key, those of a key side by side.
 
     Args:
-        keys: What the random streams are a function of, beside the number of the prompt.
+        keys: What the random streams are a function of, apart from the number of the prompt.
 
     Returns:
         The prompts, left on the device, and how they were drawn if the policy is an adaptor on a

@@ -1,5 +1,5 @@
 """Plain MLE: uniform token weights, no reward model. The paper's "Supervised" row, and the control
-beside every result. Each target's loss is its mean over tokens, as in the reward-weighted form, so
+next to every result. Each target's loss is its mean over tokens, as in the reward-weighted form, so
 that the two differ in the weights alone."""
 
 from pgtg.methods.method import Method

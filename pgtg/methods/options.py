@@ -1,4 +1,4 @@
-"""The options of each method: the keys that its section of the config has beside every method's.
+"""The options of each method: what its section of the config has in addition to common keys.
 
 Plain dataclasses that load no torch, since a config is composed and checked before anything runs.
 """
@@ -39,7 +39,7 @@ class _Trained(MethodConfig):
 
 @dataclass
 class WeightedMLE(_Trained):
-    """Reward-weighted MLE, and the policy-gradient term on own generations beside it."""
+    """Reward-weighted MLE, and the policy-gradient term on own generations in addition."""
 
     NEUTRAL: ClassVar[Mapping[str, Any]] = {
         **_Trained.NEUTRAL,

@@ -1,6 +1,6 @@
 """Text metrics: thin over the libraries, one score per example, all in [0, 100].
 
-A metric whose resource is not on this machine is reported as absent, with the reason and what mends
+A metric whose resource is not on this machine is reported as absent, with the reason and what fixes
 it; nothing is replaced by something else. Importing this module imports none of the libraries.
 """
 
@@ -28,7 +28,7 @@ def build_metrics(
             None.
 
     Returns:
-        Metrics, and name -> reason with what mends it for those whose resource is missing.
+        Metrics, and name -> reason with what fixes it for those whose resource is missing.
 
     Raises:
         ConfigError: Unknown names (all of them together) or wrong options.

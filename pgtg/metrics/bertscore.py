@@ -166,7 +166,7 @@ def build_bertscore(model: str | None, layers: int | None, device: str | None = 
 
     Raises:
         ConfigError: Only one of model and layers is given, or the model has fewer layers.
-        MissingResourceError: Package or model is not on this machine; says what mends it.
+        MissingResourceError: Package or model is not on this machine; says what fixes it.
     """
     if (model is None) != (layers is None):
         raise ConfigError(

@@ -32,7 +32,7 @@ _WORDNET_FILES = (
     *(f"{kind}.{part}" for kind in ("index", "data") for part in ("adj", "adv", "noun", "verb")),
     *(f"{part}.exc" for part in ("adj", "adv", "noun", "verb")),
 )
-_MEND = "run `python -m nltk.downloader wordnet` or set NLTK_DATA to a folder with corpora/wordnet"
+_FIX = "run `python -m nltk.downloader wordnet` or set NLTK_DATA to a folder with corpora/wordnet"
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def require_wordnet() -> None:
     """Checks that WordNet is where NLTK looks (folder or zip), with all files that are read.
 
     Raises:
-        MissingResourceError: It is not, with the command that mends it.
+        MissingResourceError: It is not, with the command that fixes it.
     """
     import nltk
 
@@ -200,10 +200,10 @@ def require_wordnet() -> None:
         except LookupError:
             continue
     if root is None:
-        raise MissingResourceError(f"METEOR needs WordNet, which NLTK does not find: {_MEND}")
+        raise MissingResourceError(f"METEOR needs WordNet, which NLTK does not find: {_FIX}")
     missing = [name for name in _WORDNET_FILES if not _has(root, name)]
     if missing:
-        raise MissingResourceError(f"WordNet at {root} lacks {', '.join(missing)}: {_MEND}")
+        raise MissingResourceError(f"WordNet at {root} lacks {', '.join(missing)}: {_FIX}")
 
 
 def _has(root: Any, name: str) -> bool:

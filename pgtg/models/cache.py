@@ -1,6 +1,6 @@
 """Key-value caches with room for the tokens to come: written in place, never concatenated.
 
-Transformers' dynamic cache makes each layer's keys and values anew at every token, one longer. A
+Transformers' dynamic cache makes each layer's keys and values again at every token, one longer. A
 layer here holds tensors of the full length from the start and shows the part that is filled, so all
 models read what they would read otherwise, to the bit.
 """

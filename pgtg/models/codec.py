@@ -25,7 +25,7 @@ class Codec:
         target_prefix: Text before a target (a causal LM's " ").
         max_source_tokens: Longest source with prefix, suffix and special tokens.
         max_target_tokens: Longest target with its end token.
-        ends: End tokens that the model's configs name, beside the tokenizer's own.
+        ends: End tokens that the model's configs name in addition to the tokenizer's own.
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -42,7 +42,7 @@ class Misfit:
 
     Args:
         text: Key, what was found, what was expected.
-        fix: What mends it; "" where the text says it.
+        fix: What fixes it; "" where the text says it.
         fatal: Whether the run cannot be made; else it is only said.
     """
 
@@ -69,7 +69,7 @@ class Use:
         start_text: What a writer of prompts begins with; None for the end-of-text token.
         heads: Reward heads that read it.
         trained: Learning rate and dtype of its training; None where it is frozen.
-        beside: Path and revision of the policy whose token ids it reads; None for the policy.
+        reads_of: Path and revision of the policy whose token ids it reads; None for the policy.
         trained_layers: Only the last n layers are trained.
     """
 
@@ -83,7 +83,7 @@ class Use:
     start_text: str | None
     heads: tuple[str, ...]
     trained: tuple[float, str] | None
-    beside: tuple[str, str | None] | None = None
+    reads_of: tuple[str, str | None] | None = None
     trained_layers: int | None = None
 
 
@@ -120,7 +120,7 @@ def uses(cfg: RunConfig) -> list[Use]:
     key = "reward.path" if reward.path else "reward.layers"
     if reward.path:
         named = {"path": reward.path, "revision": reward.revision}
-        named["beside"] = (policy.path, policy.revision)
+        named["reads_of"] = (policy.path, policy.revision)
     reader = Use(
         key, **named, layers=reward.layers, writes=False, heads=heads, trained=None, **asked
     )
@@ -193,7 +193,7 @@ def _named(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator
     ends = end_tokens(tokenizer, model.generation_config, model.config)
     yield from _outside(use, model, ends)
     yield from _layers(use, model)
-    if use.beside is not None:
+    if use.reads_of is not None:
         yield from _family(use, model, tokenizer)
     if use.writes and not ends:
         fix = f"set eos_token in {use.path}/tokenizer_config.json"
@@ -239,8 +239,8 @@ def _layers(use: Use, model: Any) -> Iterator[Misfit]:
 
 def _family(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Misfit]:
     """A reward model reads the policy's token ids."""
-    assert use.beside is not None
-    own, config, _ = load_tokenizer(use.beside[0], revision=use.beside[1])
+    assert use.reads_of is not None
+    own, config, _ = load_tokenizer(use.reads_of[0], revision=use.reads_of[1])
     if tokenizer.get_vocab() != own.get_vocab():
         yield Misfit(
             f"{use.key}={use.path}: its tokenizer has other tokens than the policy's; token "
@@ -354,7 +354,7 @@ def probe(lm: LanguageModel, ids: Sequence[int], heads: Sequence[str] = ()) -> s
 
 
 def _plain(lm: LanguageModel, source: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-    """float32 [T, V]: logits of a row's tokens by one pass of Transformers, nothing beside it."""
+    """float32 [T, V]: logits of a row's tokens by one pass of Transformers, alone."""
     if lm.is_encoder_decoder:
         ids = torch.tensor([source], device=lm.device)
         begun = torch.tensor([[lm.start_id, *tokens]], device=lm.device)

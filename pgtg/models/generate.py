@@ -198,7 +198,7 @@ def generate_batch(
     """Token lists of the N = B * k generations of one batch, the k of a source side by side.
 
     Tokens stay on the device; the host looks at those of several steps at once. A row that has
-    ended goes on until the host has seen it, and what it says after its end is left out.
+    ended continues until the host has seen it, and what it says after its end is left out.
     """
     last = decoding.max_new_tokens
     live = list(range(len(source) * k))  # generation of each cache row

@@ -59,8 +59,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def reading_passes(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Passes without gradients inside, of a model that goes on to learn: `evaluating`, and products
-    in `dtype` while the weights stay as they are (autocast).
+    """Passes without gradients inside, of a model that is still being trained: `evaluating`, and
+    products in `dtype` while the weights stay as they are (autocast).
 
     Args:
         dtype: None: as the weights are; so are weights read that are not float32.

@@ -9,7 +9,7 @@ Heads, each a function of the state s_t before a token and the token a_t itself:
   as the confidence of the LM, and is trained from there.
 
 The raw output z is bounded in float32 (`ops/bounds.py`). Saved as a Transformers folder that plain
-`from_pretrained` loads, with `reward_head.safetensors` and `reward_head.json` beside the backbone.
+`from_pretrained` loads, with `reward_head.safetensors` and `reward_head.json` next to the backbone.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -38,7 +38,7 @@ HEAD_JSON, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """All that is needed to rebuild a head beside its backbone."""
+    """All that is needed to rebuild a head on its backbone."""
 
     head: str
     bound: str
@@ -131,7 +131,7 @@ def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> Re
 
 
 def randomize_head(model: RewardModel, seed: int) -> None:
-    """Draw the head anew, without the small gain that lets a trained one start near a constant."""
+    """Draw the head again, without the small gain that lets a trained one start near a constant."""
     with seeded(seed), torch.no_grad():
         for parameter in model.head.parameters():
             if parameter.dim() > 1:
@@ -176,7 +176,7 @@ def load_reward_model(folder: Path) -> RewardModel:
 
 
 def _head_spec(folder: Path) -> HeadSpec:
-    """What reward_head.json says, if it fits the weights beside it.
+    """What reward_head.json says, if it fits the weights next to it.
 
     Raises:
         ArtifactError: No head that this pgtg knows, or one wider than the file of its weights.
@@ -189,4 +189,4 @@ def _head_spec(folder: Path) -> HeadSpec:
         room = plain_file(folder / HEAD_WEIGHTS, max_bytes=2**40).st_size
         if known and width >= 1 and (head == "logprob" or 4 * width <= room):
             return HeadSpec(head, bound, width)
-    raise ArtifactError(f"{folder / HEAD_JSON} describes no reward head that fits: make it anew")
+    raise ArtifactError(f"{folder / HEAD_JSON} describes no reward head that fits: make it again")

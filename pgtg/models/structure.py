@@ -202,7 +202,7 @@ NO_TABLE = re.compile(r"(relative|rel_|rotary)")
 def positions(part: nn.Module) -> int | None:
     """Most tokens that a stack's table of positions holds; None where it has no such table.
 
-    Rotary, relative and ALiBi positions go on beyond any length; how well is another matter.
+    Rotary, relative and ALiBi positions continue beyond any length; how well is another matter.
     """
     sizes = []
     for name, module in part.named_modules():

@@ -133,7 +133,7 @@ def check_folder(path: str) -> None:
         _object(folder / name)
     for name in _shards(folder):
         if "/" in name or "\\" in name or not name.endswith(".safetensors"):
-            raise ArtifactError(f"{folder}: weights in {name[:80]!r}: only safetensors beside it")
+            raise ArtifactError(f"{folder}: weights in {name[:80]!r}: only safetensors next to it")
         if not (folder / name).is_file():
             raise MissingResourceError(
                 f"model {path!r} cannot be loaded: no {name} (pickles, *.bin, are not read): "
@@ -232,5 +232,5 @@ def load_module(module: nn.Module, path: Path) -> None:
     tensors = load_tensors(path, max_bytes=2 * room + 2**16)
     expected = {name: tuple(value.shape) for name, value in own.items()}
     if {name: tuple(value.shape) for name, value in tensors.items()} != expected:
-        raise ArtifactError(f"{path} holds other weights than its description says: make it anew")
+        raise ArtifactError(f"{path} holds other weights than its description says: make it again")
     module.load_state_dict(tensors)

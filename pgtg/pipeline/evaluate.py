@@ -69,7 +69,7 @@ def _rows(ctx: Context, split: str) -> dict[str, Any]:
 
 
 def evaluated(ctx: Context, evaluation: Evaluation, system: System, split: str) -> Results:
-    """Results of one system on one split, made once; `samples_<decoding>.jsonl` beside them."""
+    """Results of one system on one split, made once; `samples_<decoding>.jsonl` next to them."""
     artifact = ctx.folder.artifact("eval", split, system.name)
     part = dict(evaluation.depends_on(ctx))
     inputs = hash_of(system.parents, part | {"split": split, "system": system.name})

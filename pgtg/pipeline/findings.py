@@ -41,7 +41,7 @@ def verdicts(ctx: Context, splits: Sequence[str]) -> None:
 
     One family of comparisons for all that is said: Holm over splits, controls, decodings, metrics.
     """
-    method, controls = ctx.cfg.method.name, ctx.cfg.method.beside
+    method, controls = ctx.cfg.method.name, ctx.cfg.method.alongside
     places = [(s, c, d) for s in splits for c in controls for d in ctx.cfg.evaluate.decodings]
     found: dict[tuple[str, ...], Comparison] = {}
     for split, control, decoding in places:
@@ -161,7 +161,7 @@ def _rounded(value: float | None, otherwise: str | None = None) -> float | str |
 
 
 def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
-    """Print the token rewards' worth beside the rulers; returns the last round's figures.
+    """Print the token rewards' worth next to the baselines; returns the last round's figures.
 
     Of many rounds the first and the last are shown. Pairs are those of held-out sources, or, where
     nothing is held out, of the samples that were learned from: then "fresh" matters, the pairs that
@@ -184,15 +184,15 @@ def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
             rows[-1].insert(2, None if fresh is None else round(100 * fresh, 1))
         if rounds > MANY_ROUNDS and 0 < number < rounds - 1:
             continue
-        rulers = {
+        baselines = {
             "log-probability under the start policy": ("log_prob_wins", "log_prob_"),
             "longer wins": ("longer_wins", None),
             "shorter wins": ("shorter_wins", None),
         }
-        for name, (pairs, prefix) in rulers.items():
+        for name, (pairs, prefix) in baselines.items():
             if f"aggregate/{part}_{pairs}" in found:
                 columns = _columns(found, part, pairs, prefix)
-                rows.append([f"round {number}: ruler, {name}", columns[0], None, *columns[1:]])
+                rows.append([f"round {number}: baseline, {name}", columns[0], None, *columns[1:]])
     planted = any(cell is not None for row in rows[1:] for cell in row[3:])
     columns = ["token reward", "pairs %", "fresh %"]
     columns += ["boilerplate", "facts", "boilerplate|p", "facts|p"]
@@ -209,7 +209,7 @@ def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
 def _columns(
     found: Mapping[str, float], part: str, pairs: str, prefix: str | None
 ) -> list[float | None]:
-    """Pairs, then the AUCs of a reward (prefix "") or of the log-probability ruler."""
+    """Pairs, then the AUCs of a reward (prefix "") or of the log-probability baseline."""
     aucs = []
     for name in ("auc_boilerplate", "auc_facts", "auc_boilerplate_within", "auc_facts_within"):
         key = f"aggregate/targets_{prefix}{name}"

@@ -66,7 +66,7 @@ def share(
         inputs: The hash that it is committed with in the run.
         stage: As in its lines of metrics.jsonl, e.g. "improve.uniform".
         round: The same.
-        depends: All that its bits depend on beside machine and code; None: it is not shared.
+        depends: All that its bits depend on apart from machine and code; None: it is not shared.
         make: Makes and commits it. Half-done work of this run is always finished, not replaced.
     """
     given = None if ctx.cfg.cache == "off" or distributed.count() > 1 else depends()
@@ -201,7 +201,7 @@ def _lines(ctx: Context, stage: str, round: int) -> list[dict[str, Any]]:
 
 
 def _machine(ctx: Context) -> dict[str, Any]:
-    """What the last bits of a number depend on beside the code."""
+    """What the last bits of a number depend on apart from the code."""
     names = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
     where: dict[str, Any] = {name: version(name) for name in names}
     where |= {"machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}

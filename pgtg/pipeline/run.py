@@ -61,7 +61,7 @@ def score_round(ctx: Context, round: int) -> None:
 
 
 def aggregate_round(ctx: Context, round: int) -> None:
-    """(C) Sequence evaluations, held against judge and rulers."""
+    """(C) Sequence evaluations, held against judge and baselines."""
     for head in ctx.heads(round):
         aggregate(ctx, round, head=head)
 
@@ -70,7 +70,7 @@ def improve_round(ctx: Context, round: int) -> None:
     """The policy, and those of the controls; the best so far is published."""
     for control in lines(ctx, "improve"):
         improve(ctx, round, control=control)
-    for control in ctx.cfg.method.beside if TASKS[ctx.cfg.task].equal_budgets else ():
+    for control in ctx.cfg.method.alongside if TASKS[ctx.cfg.task].equal_budgets else ():
         match(ctx, round, control)
     kept, folder, _ = kept_policy(ctx, round + 1)
     if folder is not None:
@@ -95,12 +95,12 @@ def train(
     force: bool = False,
     page: Callable[[Path], Path] | None = None,
 ) -> dict[str, float]:
-    """Run, or go on with, the whole alternation and its evaluation.
+    """Run, or resume, the whole alternation and its evaluation.
 
     Args:
         cfg: A checked config.
         run_dir: The run's folder, new or of an unfinished run.
-        force: Go on although the config differs from the folder's.
+        force: Resume although the config differs from the folder's.
         page: Makes a page of the run's token rewards for its tracker, and says where it lies.
 
     Returns:
@@ -120,7 +120,7 @@ def train(
 
 def stages_of(cfg: RunConfig) -> list[str]:
     """The stages that the method or one of its controls runs, in their order."""
-    run = [method_of(cfg, control).stages for control in ("", *cfg.method.beside)]
+    run = [method_of(cfg, control).stages for control in ("", *cfg.method.alongside)]
     return [name for name in STAGES if any(name in stages for stages in run)]
 
 
@@ -261,7 +261,7 @@ def _same_config(folder: RunFolder, config: Mapping[str, Any], force: bool) -> N
     changes = folder.config_diff(config)
     if changes and not force:
         raise ConfigError(
-            f"{folder.path} was begun with another config; give its own, or --force to go on:",
+            f"{folder.path} was begun with another config; give its own, or --force to resume:",
             *changes,
         )
     if changes:

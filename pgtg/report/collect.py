@@ -159,7 +159,7 @@ def read(path: Path, split: str) -> Run:
     config = flat(folder.config())
     names = read_json(path / "eval" / f"results_{split}.json")
     if not isinstance(names, dict) or not names:
-        raise ArtifactError(f"{path}/eval/results_{split}.json holds no results: evaluate it anew")
+        raise ArtifactError(f"{path}/eval/results_{split}.json holds no results: evaluate it again")
     systems = {}
     for name in names:
         try:
@@ -167,7 +167,7 @@ def read(path: Path, split: str) -> Run:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"{path}/eval/{split}/{name} holds no scores as this pgtg writes them "
-                f"({type(error).__name__}: {error}): delete that folder and finish the run anew"
+                f"({type(error).__name__}: {error}): delete that folder and finish the run"
             ) from error
     seed = "/".join(plain(config[key]) for key in SEEDS if config.get(key) is not None)
     return Run(path, _shown(path), config, seed, split, systems)
@@ -178,7 +178,7 @@ def _system(folder: RunFolder, split: str, name: str, config: Mapping[str, Any])
     manifest = artifact.verify()
     results = manifest["extra"].get("results")
     if not isinstance(results, dict) or not isinstance(results.get("decodings"), dict):
-        raise ArtifactError(f"{artifact.path} holds no results: delete it and finish the run anew")
+        raise ArtifactError(f"{artifact.path} holds no results: delete it and finish the run")
     scores = {
         decoding: _scores(artifact, manifest["files"], decoding, found)
         for decoding, found in results["decodings"].items()

@@ -74,7 +74,7 @@ def _drawn(metric: str) -> bool:
 
 
 def _judged(metric: str) -> bool:
-    """Whether a metric counts prompts that a stage had judged, beside the round's samples."""
+    """Whether a metric counts prompts that a stage had judged, on top of the round's samples."""
     return metric.endswith("_judged_prompts")
 
 

@@ -1,4 +1,4 @@
-"""The paper's two tables, its rows beside ours. Each data set is a comparison of its own.
+"""The paper's two tables, its rows next to ours. Each data set is a comparison of its own.
 
 Published rows are marked, in every form; ours name the data and the model they are about, since a
 number on other data is no counterpart of a published one.

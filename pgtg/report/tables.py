@@ -223,7 +223,7 @@ def _quality(report: Report) -> Table:
         rows,
         "on: held-out sources, or the generations that the reward model learned from. "
         "pairs: share of the judge's ordered pairs that the evaluation orders alike; chance is 50, "
-        "and 'longer', 'shorter' and 'log-prob wins' are what rulers without learning reach. "
+        "and 'longer', 'shorter' and 'log-prob wins' are what baselines without learning reach. "
         "fresh pairs: the former round's reward model on this round's samples (staleness). "
         "Effective tokens exp(H(w)) and top token: how the aggregator's gradient spreads. "
         "r: correlation within a source's generations. Calibration error of P(i above j) = "

@@ -17,7 +17,7 @@ from pgtg.report.tables import Table, tables
 from pgtg.runs.console import aligned, shown
 from pgtg.runs.files import atomic, read_json, write_json
 
-LAYOUTS = {"full": "all tables and figures", "poster": "the paper's two tables, ours beside them"}
+LAYOUTS = {"full": "all tables and figures", "poster": "the paper's two tables with ours"}
 
 
 def report(

@@ -1,6 +1,6 @@
 """Artifacts: folders that exist once their manifest does, and that a kill cannot tear.
 
-An artifact grows in a hidden folder beside its place, `.NAME.<hash of inputs>.partial`. `commit`
+An artifact grows in a hidden folder next to its place, `.NAME.<hash of inputs>.partial`. `commit`
 seals it: files and folders synced, `manifest.json` written last, then two renames. Killed between
 them, the next writer finishes from what lies there (`settle`):
 
@@ -34,7 +34,7 @@ from pgtg.runtime.distributed import first
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-REDO = "delete the folder {folder} and give the same command again: it will be made anew"
+REDO = "delete the folder {folder} and repeat the command: it will be made again"
 
 
 def safe_name(name: object) -> str:
@@ -127,7 +127,7 @@ class Artifact:
             if sha256(path) != expected["sha256"]:
                 raise ArtifactError(f"{path} is damaged (its sha256 differs); {redo}")
         for path in here.values():
-            raise ArtifactError(f"{path} is not in the manifest beside it: delete that file")
+            raise ArtifactError(f"{path} is not in the manifest next to it: delete that file")
         return manifest
 
     def file(self, name: str) -> Path:
@@ -202,7 +202,7 @@ class Artifact:
 
     @first
     def drop(self, names: Iterable[str]) -> None:
-        """Deletes files for good, to save room. The manifest goes on naming them, so that what was
+        """Deletes files for good, to save room. The manifest still names them, so that what was
         made from this artifact still fits it."""
         manifest = self.manifest()
         names = sorted({*manifest["extra"].get("dropped", []), *names} & {*manifest["files"]})
@@ -258,14 +258,14 @@ def replace_folder(new: Path, final: Path) -> None:
     """Puts the complete folder `new` in the place of `final`; see the top of this file."""
     with writing(final):
         settle(final)
-        new.rename(_beside(final, "next"))  # from here on it is the newest version
+        new.rename(_sibling(final, "next"))  # from here on it is the newest version
         sync(final.parent)
         settle(final)
 
 
 def settle(final: Path) -> None:
     """Finishes the exchange that a killed `replace_folder` left in the middle."""
-    newest, former = _beside(final, "next"), _beside(final, "old")
+    newest, former = _sibling(final, "next"), _sibling(final, "old")
     with writing(final):
         if newest.is_dir():
             if final.exists():
@@ -301,7 +301,7 @@ def _hidden(folder: Path, skip: Iterable[str] = ()) -> Iterator[Path]:
         yield from (Path(parent) / name for name in folders + files if name.startswith("."))
 
 
-def _beside(final: Path, what: str) -> Path:
+def _sibling(final: Path, what: str) -> Path:
     return final.parent / f".{final.name}.{what}"
 
 
@@ -328,7 +328,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise damaged
     if manifest.get("schema") != SCHEMA:
         found = repr(manifest.get("schema"))[:20]
-        raise ArtifactError(f"{path} has schema {found}, this pgtg reads {SCHEMA}: make it anew")
+        raise ArtifactError(f"{path} has schema {found}, this pgtg reads {SCHEMA}: make it again")
     checksum = manifest.pop("checksum", None)
     shape = {
         "kind": str,

@@ -24,7 +24,7 @@ Tell = Callable[[str], None]
 class CachedArtifact(Artifact):
     """An artifact that several processes may make at once: who is first wins, the others agree.
 
-    Each works in a folder of its own, so nothing is kept after a kill. A lock file beside that
+    Each works in a folder of its own, so nothing is kept after a kill. A lock file next to that
     folder tells the next comer whether its maker still lives.
     """
 

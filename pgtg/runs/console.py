@@ -45,7 +45,7 @@ class Lines:
         self._shown: Mapping[str, Any] = {}
 
     def advance(self, n: int = 1, **shown: Any) -> None:
-        """Counts n more, with values to show beside the count."""
+        """Counts n more, with values to show next to the count."""
         self._done += n
         self._shown = shown or self._shown
         waited = time.monotonic() - self._told
@@ -79,7 +79,7 @@ class Bar:
         self._bars, self._task = bars, task
 
     def advance(self, n: int = 1, **shown: Any) -> None:
-        """Counts n more, with values to show beside the bar."""
+        """Counts n more, with values to show next to the bar."""
         if shown:
             self._bars.update(self._task, shown=_values(shown).removeprefix(", "))
         self._bars.advance(self._task, n)
@@ -92,7 +92,7 @@ class Bar:
 
 
 class QuietConsole(Console):
-    """A console whose reader may leave: then it falls silent, and the run goes on."""
+    """A console whose reader may leave: then it falls silent, and the run continues."""
 
     def tell(self, text: str, style: str = "") -> None:
         """Text as it is, without markup or wrapping, in what the stream's encoding can hold."""

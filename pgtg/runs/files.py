@@ -48,13 +48,13 @@ def writing(path: Path) -> Iterator[None]:
             raise
         raise PgtgError(
             f"cannot write {path}: {reason}; what is already saved is intact: "
-            "make room or mend the permissions, then give the same command again to resume"
+            "make room or fix the permissions, then give the same command again to resume"
         ) from error
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it over `path` when the block ends well."""
+    """Yields a temporary path next to `path`; renames it over `path` when the block ends well."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     try:
         with writing(path):
@@ -373,7 +373,7 @@ def finite(values: Mapping[str, Any], where: str) -> dict[str, int | float]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time opens, mends or removes a file: under a lock beside it."""
+    """One process at a time opens, fixes or removes a file: under a lock next to it."""
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

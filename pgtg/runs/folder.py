@@ -81,7 +81,7 @@ __all__ = [
 
 CONFIG = "config.yaml"
 FOREIGN = ("wandb", ".hydra")  # other tools' folders inside a run folder: left alone
-# Keys that change no bit of a result, so that they may differ when a run goes on.
+# Keys that change no bit of a result, so that they may differ when a run is resumed.
 NEUTRAL = ("run_dir", "logger", "quiet", "cache", "keep_rounds", "judge.workers")
 PACKAGES = ("pgtg", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 PACKAGES += ("datasets", "hydra-core", "omegaconf", "rouge-score", "nltk", "bert-score", "wandb")
@@ -117,7 +117,7 @@ class RunFolder:
         """Checks that a run is here and that nothing in it leads outside.
 
         Whoever holds the lock also deletes the garbage of a killed run and ends its half-done
-        exchanges; a reader beside a running run changes nothing.
+        exchanges; a reader of a running run changes nothing.
 
         Raises:
             ArtifactError: Missing, half-written, unreadable, or with a link or a device in it.
@@ -375,7 +375,7 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def _parse_yaml(text: bytes | str, path: object) -> dict[str, Any]:
-    way_out = "restore it from a copy, or start the run anew in another run_dir"
+    way_out = "restore it from a copy, or start the run again in another run_dir"
     refused = (yaml.TagToken, yaml.AnchorToken, yaml.AliasToken)
     try:
         for token in yaml.scan(text):

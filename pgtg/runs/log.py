@@ -143,7 +143,7 @@ class RunLog:
     def position(self) -> int:
         """Bytes of metrics.jsonl, which are on the disk for good when this returns.
 
-        Their checksum is kept beside the file, so that a later `rewind` finds damage.
+        Their checksum is kept next to the file, so that a later `rewind` finds damage.
         """
         if self._metrics is None:
             return 0
@@ -167,7 +167,7 @@ class RunLog:
         if position > size or not ends:
             raise ArtifactError(
                 f"{self._path} does not fit the saved run (a line must end at byte {position}, it "
-                f"has {size} bytes): restore the file, or start the run anew in another run_dir"
+                f"has {size} bytes): restore the file, or start the run again in another run_dir"
             )
         self._verify()
         self._keep_check(position)  # before the file is cut: it always covers what was checked
@@ -190,7 +190,7 @@ class RunLog:
         if type(size) is not int or kept != {"bytes": size, "sha256": self._digest(size)}:
             raise ArtifactError(
                 f"{self._path} is not what the run wrote (its checksum in {self._check.name} "
-                f"differs): restore the file, or delete {self._check} to go on with it as it is"
+                f"differs): restore the file, or delete {self._check} to resume with it as it is"
             )
 
     def _digest(self, size: int) -> str:
@@ -233,7 +233,7 @@ class RunLog:
                 self._failed = True
                 reason = " ".join(str(error).split())[:200]
                 self.warn(
-                    f"the tracker failed ({type(error).__name__}: {reason}): the run goes on "
+                    f"the tracker failed ({type(error).__name__}: {reason}): the run continues "
                     "without it, metrics.jsonl has everything"
                 )
 

@@ -44,7 +44,7 @@ def record(folder: Path, command: Sequence[str], jobs: Mapping[str, Sequence[str
 
     Args:
         folder: The sweep's.
-        command: What goes on with it, as words of a command line.
+        command: What resumes it, as words of a command line.
         jobs: Name of the run's folder -> its overrides.
     """
     with writing(folder):
@@ -104,7 +104,7 @@ def show(folder: Path) -> None:
     print(summary(found))
     command = _read(folder)["command"]
     if command and any(one.state != "done" for one in found):
-        print(f"go on with: {' '.join(command)}")
+        print(f"resume with: {' '.join(command)}")
 
 
 def summary(found: Sequence[Status]) -> str:
@@ -120,7 +120,7 @@ def _read(folder: Path) -> dict[str, Any]:
         return {"command": [], "jobs": {}}
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("jobs"), dict):
-        raise ArtifactError(f"{path} is damaged: delete it; the runs beside it stay")
+        raise ArtifactError(f"{path} is damaged: delete it; its runs are kept")
     return {"command": [], **found}
 
 

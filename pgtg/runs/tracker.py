@@ -1,8 +1,9 @@
 """Trackers: where metrics go besides metrics.jsonl. A null object where none is wanted.
 
-Each method may raise; `RunLog` says the first failure once and goes on without the tracker. W&B
+Each method may raise; `RunLog` says the first failure once and continues without the tracker. W&B
 is imported only when `logger.name` is wandb, never asks for a login, and waits for the network for
-a bounded time only: where going online fails, the same run id goes on offline (`wandb sync` later).
+a bounded time only: where going online fails, the same run id continues offline (`wandb sync`
+later).
 """
 
 import contextlib
@@ -69,7 +70,7 @@ class NullTracker:
 
 
 class WandbTracker:
-    """One W&B run per run folder: its id is kept there, so that a resumed run goes on in it."""
+    """One W&B run per run folder: its id is kept there, so that a resumed run continues in it."""
 
     def __init__(self, cfg: LoggerConfig, folder: Path, config: Mapping[str, Any]):
         self._cfg, self._folder, self._config = cfg, folder, config
@@ -80,7 +81,7 @@ class WandbTracker:
         """Starts or resumes the W&B run; offline where nobody is logged in or the net is down.
 
         Returns:
-            What to say of a run that goes on offline although it was to be online.
+            What to say of a run that continues offline although it was to be online.
         """
         mode = online_mode(self._cfg.mode)
         with _quiet():
@@ -221,7 +222,7 @@ def _run_id(path: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """W&B's own deprecation warnings are not the user's to mend."""
+    """W&B's own deprecation warnings are not the user's to fix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

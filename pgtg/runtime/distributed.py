@@ -38,7 +38,7 @@ RESHARD = {"true": True, "full_shard": True, "false": False, "shard_grad_op": Fa
 BACKENDS = ("gloo", "NCCL")  # whose name stands in the errors of an exchange that fails
 LOST = (
     "another process of this run has ended, so this one ends too; what is saved stays: "
-    "give the same command again to go on"
+    "give the same command again to resume"
 )
 
 

@@ -1,4 +1,4 @@
-"""What each task has against a composed config, beside what `config.checks` says of every task."""
+"""What each task has against a composed config, on top of what `config.checks` says of all."""
 
 from collections.abc import Iterator
 

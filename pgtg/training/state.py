@@ -1,4 +1,4 @@
-"""What a training that goes on later needs: weights, optimiser, and a few numbers."""
+"""What a training that is resumed needs: weights, optimiser, and a few numbers."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -33,8 +33,8 @@ def optimizer_tensors(training: Training) -> dict[str, Tensor]:
 
 
 def set_optimizer(training: Training, tensors: Mapping[str, Tensor]) -> None:
-    """Put the optimiser's state back, each tensor (Adam's step too) beside its parameter: a fused
-    optimiser takes nothing from another device."""
+    """Put the optimiser's state back, each tensor (Adam's step too) on its parameter's device: a
+    fused optimiser takes nothing from another device."""
     for key, value in tensors.items():
         name, slot = key.rsplit("|", 1)
         parameter = training.trained[name]

@@ -45,7 +45,7 @@ class Where:
     stage: str
     round: int
     label: str = ""  # a control's or a compared head's name, or "" for the main line
-    offset: int = 0  # updates in the rounds before: logged steps go on counting
+    offset: int = 0  # updates in the rounds before: logged steps count on from there
 
     @property
     def prefix(self) -> str:
@@ -57,7 +57,7 @@ class Where:
 
 @dataclass
 class Progress:
-    """The numbers beside weights and optimiser that a resumed training needs."""
+    """The numbers, apart from weights and optimiser, that a resumed training needs."""
 
     step: int = 0
     best_step: int = -1  # 0 or less: in a training before this one, if there is a best value

@@ -1,4 +1,4 @@
-"""Composition and checks: each mistake is named with its key, what was found and what mends it."""
+"""Composition and checks: each mistake is named with its key, what was found and what fixes it."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -255,7 +255,7 @@ def rows_by_csv(path: Path) -> list[tuple[str, int]]:
     return [(text, int(label)) for text, label in cells[1:]]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the 16-shot files are not beside the checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the 16-shot files are not next to the checkout")
 @pytest.mark.parametrize(
     ("name", "classes", "test"), [("sst-2", 2, 1821), ("yelp-2", 2, None), ("agnews", 4, 7600)]
 )
@@ -278,7 +278,7 @@ def test_the_published_files_are_read_as_they_are(name: str, classes: int, test:
     assert [(e.text, e.label) for e in found[0]] == rows_by_csv(REAL / name / "test.tsv")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the 16-shot files are not beside the checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the 16-shot files are not next to the checkout")
 def test_quoting_matters_in_281_rows_of_agnews():
     cfg = config(REAL / "agnews", labels=["a", "b", "c", "d"], folders=FOLDERS)
     raw = (REAL / "agnews" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]

@@ -155,15 +155,15 @@ def test_what_is_not_finite_is_known_before_the_weights_change(bad: str):
     to(model, NAME).train()
     training = Training.begun(model, FIT, Where(0, "improve", 2))
     before = {name: p.detach().cpu().clone() for name, p in training.trained.items()}
-    spoilt = [makes[0](NAME), makes[1](NAME)]
+    corrupted = [makes[0](NAME), makes[1](NAME)]
     if bad == "loss":
-        nan = torch.full_like(spoilt[1].weights, torch.nan)
-        spoilt[1] = replace(spoilt[1], weights=nan)
+        nan = torch.full_like(corrupted[1].weights, torch.nan)
+        corrupted[1] = replace(corrupted[1], weights=nan)
         found = r"improve round 2 update 0: the loss is nan \({'weighted_nll': nan, 'token_nll': \d"
     else:
         next(model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
         found = r"improve round 2 update 0: the gradient's norm is (nan|inf)"
-    parts = [lambda batch=batch: batch for batch in spoilt]
+    parts = [lambda batch=batch: batch for batch in corrupted]
     with counted_syncs() as syncs, pytest.raises(DivergedError, match=found):
         update(training, lambda step: parts, objective)
     assert syncs.total() <= ALLOWED, syncs

@@ -1,4 +1,4 @@
-"""The doctor: each planted problem is named with what mends it, all at once; nothing is left."""
+"""The doctor: each planted problem is named with what fixes it, all at once; nothing is left."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_a_healthy_machine_is_said_to_be_well_and_left_as_it_was(around: Surroun
     assert list(Path().iterdir()) == []
 
 
-def test_all_problems_come_at_once_each_with_what_mends_it(
+def test_all_problems_come_at_once_each_with_what_fixes_it(
     around: Surroundings, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("NLTK_DATA", str(around.outputs))
@@ -85,7 +85,7 @@ def test_packages_are_held_against_pyproject(around: Surroundings, monkeypatch: 
     asked = ["numpy<1", "typer>=0.20", "no-such-package>=3,<4", "colorama; os_name == 'no'"]
     monkeypatch.setattr(machine, "requirements", lambda: (">=3.99", asked))
     wrong = [one for one in machine.packages(None, around) if one.state == "problem"]
-    assert [one.mend.split("pip install ")[1] for one in wrong] == [
+    assert [one.fix.split("pip install ")[1] for one in wrong] == [
         "'numpy<1'",
         "'no-such-package<4,>=3'",
     ]
@@ -110,10 +110,10 @@ def test_devices_and_dtypes(around: Surroundings, monkeypatch: pytest.MonkeyPatc
     assert "mps" in only([*machine.device(config("device=mps"), around)]).text
     monkeypatch.setattr(machine, "_bfloat16_ratio", lambda device: 4.0)
     slow = only([*machine.device(config("policy.dtype=bfloat16"), around)], "warning")
-    assert "4.0 x slower" in slow.text and slow.mend.startswith("policy.dtype=float32")
+    assert "4.0 x slower" in slow.text and slow.fix.startswith("policy.dtype=float32")
     assert all(one.state == "ok" for one in machine.device(QUICK, around))
     many = only([*machine.device(config("threads=9999"), around)], "warning")
-    assert many.mend == f"threads={len(os.sched_getaffinity(0))}"
+    assert many.fix == f"threads={len(os.sched_getaffinity(0))}"
 
 
 def test_the_dtype_probe_measures_time():
@@ -124,7 +124,7 @@ def test_folders_that_cannot_be_written(around: Surroundings, monkeypatch: pytes
     Path("file").write_text("in the way")
     bad = Surroundings(Path("file/runs"), Path("file"))
     assert "cannot be written" in only([*machine.outputs(None, bad)]).text
-    assert "cache=off" in only([*machine.cache(None, bad)]).mend
+    assert "cache=off" in only([*machine.cache(None, bad)]).fix
     assert [one.text for one in machine.cache(None, Surroundings(Path(), None))] == ["off"]
     monkeypatch.setenv("PGTG_CACHE_SIZE", "many")
     assert "PGTG_CACHE_SIZE" in only([*machine.cache(None, around)]).text
@@ -142,14 +142,14 @@ def test_models_by_folder_cache_and_hub(around: Surroundings, monkeypatch: pytes
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     cfg = config(*OWN, "data.splits.train=config.json", "data.path=model", "policy.path=model")
-    assert "safe_serialization=True" in only([*needs.models(cfg, around)]).mend
+    assert "safe_serialization=True" in only([*needs.models(cfg, around)]).fix
     (folder / "model.safetensors").write_bytes(b"")
     there, unread = needs.models(cfg, around)
     assert there.state == "ok" and "cannot be loaded" in unread.text
     cfg.policy.path = "some/model"
     assert "forbids" in only([*needs.models(cfg, around)]).text
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    assert only([*needs.models(cfg, around)], "warning").mend == "hf download some/model"
+    assert only([*needs.models(cfg, around)], "warning").fix == "hf download some/model"
 
     def asked(*args: object, **kwargs: object) -> None:
         raise OSError("no network\nat all")
@@ -166,7 +166,7 @@ def test_data_that_cannot_be_read(around: Surroundings):
     cfg = config(*OWN, "data.splits.train=train.jsonl", "data.path=.", "policy.path=x/y")
     assert "train.jsonl" in only([*needs.data(cfg, around)]).text
     os.truncate("train.jsonl", needs.READ_AT_MOST + 1)
-    assert "--dry-run" in only([*needs.data(cfg, around)], "warning").mend
+    assert "--dry-run" in only([*needs.data(cfg, around)], "warning").fix
 
 
 def test_room_is_held_against_the_plan(around: Surroundings, monkeypatch: pytest.MonkeyPatch):

@@ -321,7 +321,7 @@ def test_what_does_not_fit_the_model_is_refused(
 
 
 def test_how_long_a_text_may_be_is_what_the_models_positions_hold():
-    """OPT's table has two more rows than positions; rotary positions go on."""
+    """OPT's table has two more rows than positions; rotary positions continue."""
     sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     tok = TOKENIZERS["gpt2"]
     opt = OPTForCausalLM(

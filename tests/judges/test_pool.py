@@ -144,7 +144,7 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path):
 
 
 def test_ctrl_c_reaches_the_parent_only():
-    """The whole group gets the signal, as from a terminal: the worker goes on and is closed."""
+    """The whole group gets the signal, as from a terminal: the worker continues and is closed."""
     then = """
 try:
     import time; print("ready", flush=True); time.sleep(60)

@@ -219,7 +219,7 @@ def test_cached_synonyms_match_as_the_reader_does():
     assert cached._reader.calls < reader.calls
 
 
-def test_missing_wordnet_is_named_with_its_mending(monkeypatch, tmp_path):
+def test_missing_wordnet_is_named_with_its_fix(monkeypatch, tmp_path):
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     with pytest.raises(MissingResourceError, match=r"nltk.downloader wordnet"):
         build_meteor("regex")

@@ -129,7 +129,7 @@ def test_positions_are_those_that_can_be_read(build: Callable[[], Any], limit: i
 
 def test_a_reward_model_reads_the_policys_tokens(tmp_path: Path):
     policy = (saved(tmp_path / "policy", gpt2()), None)
-    reader = {"key": "reward.path", "writes": False, "beside": policy}
+    reader = {"key": "reward.path", "writes": False, "reads_of": policy}
     assert misfits(use(policy[0], **reader)) == []
     other = saved(tmp_path / "other", gpt2())
     words = json.loads((tmp_path / "other/tokenizer.json").read_text())

@@ -74,7 +74,7 @@ def test_states_and_logits_equal_plain_forwards_of_each_sequence_alone(family: s
 def test_padding_and_batch_do_not_matter(
     family: str, fill: list[int], side: str, rows: list[int], size: int
 ):
-    """Any ids in the padding, either side of the sources, any sequences beside, in any order."""
+    """Any ids in the padding, either side of the sources, any other sequences, in any order."""
     lm, rows = build(family), rows[:size]
     inputs = batch(sources_to=side, fill=fill, rows=rows)
     with torch.no_grad():

@@ -198,7 +198,7 @@ def test_shards_elsewhere(model: Path, plain: Path):
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, away)}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     AutoModelForSeq2SeqLM.from_pretrained(model)  # reads it there
-    refused(model, "only safetensors beside it")
+    refused(model, "only safetensors next to it")
 
 
 def safetensors_of(header: dict[str, Any], data: bytes) -> bytes:

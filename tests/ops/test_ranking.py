@@ -124,14 +124,14 @@ def test_the_gradient_under_ties_equals_finite_differences():
 
 
 def test_groups_without_ties_are_not_moved_by_those_with_ties():
-    """To the bit: the same groups beside others whose scores tie."""
+    """To the bit: the same groups next to others whose scores tie."""
     torch.manual_seed(0)
     evaluations, preference = torch.randn(32, 5), torch.rand(32, 5)
     alone = plackett_luce_nll(evaluations, preference)
     preference[::4, 1] = preference[::4, 0]
-    beside = plackett_luce_nll(evaluations, preference)
+    together = plackett_luce_nll(evaluations, preference)
     untied = torch.arange(32) % 4 != 0
-    assert torch.equal(beside[untied], alone[untied]) and not torch.equal(beside, alone)
+    assert torch.equal(together[untied], alone[untied]) and not torch.equal(together, alone)
 
 
 def test_two_candidates_are_bradley_terry_and_a_tie_of_all_says_nothing():

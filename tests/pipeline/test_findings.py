@@ -29,7 +29,7 @@ def said(folder: Path, systems: dict[str, list[dict[str, list[float]]]]) -> list
                 write_jsonl(path / f"samples_{decoding}.jsonl", rows)
     ctx: Any = SimpleNamespace(
         cfg=SimpleNamespace(
-            method=SimpleNamespace(name="pgtg", beside=[n for n in systems if n != "pgtg"]),
+            method=SimpleNamespace(name="pgtg", alongside=[n for n in systems if n != "pgtg"]),
             evaluate=SimpleNamespace(decodings=["greedy", "sample"]),
         ),
         folder=SimpleNamespace(artifact=lambda _, split, name: Artifact(folder / split / name)),

@@ -1,4 +1,4 @@
-"""The stages: alone as in the whole, in their options, and against what can be computed anew."""
+"""The stages: alone as in the whole, in their options, and against what can be computed again."""
 
 import itertools
 import math
@@ -130,7 +130,7 @@ def test_samples_do_not_depend_on_chunks_or_batches(sampled: Path, tmp_path: Pat
 
 
 def test_scores_are_the_judges_of_the_clean_reference(sampled: Path):
-    """Each text judged anew, alone, against the world's own references."""
+    """Each text judged again, alone, against the world's own references."""
     cfg = tiny(*SHORT)
     assert cfg.data.newswire is not None
     world = newswire.generate(cfg.data.newswire)
@@ -213,7 +213,7 @@ def tied_nll(evaluations: list[float], scores: list[float]) -> float:
 def test_heldout_findings_are_those_of_the_files(
     sampled: Path, tmp_path: Path, choice: tuple[str, ...]
 ):
-    """Evaluations, pair accuracy, NLL and the rulers, recomputed from the parquet files by hand."""
+    """Evaluations, pair accuracy, NLL and baselines, recomputed from the parquet files by hand."""
     run = tmp_path / "run"
     cfg = tiny(*SHORT, *choice)
     shutil.copytree(sampled, run)

@@ -149,7 +149,7 @@ def test_a_damaged_entry_is_made_again(plain: Path, full: Path, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_half_done_work_is_finished_and_shared(plain: Path, tmp_path: Path, made: list[str]):
-    """Stopped while it sampled: the run goes on with its own chunks, and its entry is whole."""
+    """Stopped while it sampled: the run resumes with its own chunks, and its entry is whole."""
     cfg, cache = tiny(*SHORT, f"cache={tmp_path / 'cache'}"), tmp_path / "cache"
     original, calls = sample._generate, []
 

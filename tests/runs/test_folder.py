@@ -457,7 +457,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path):
     with pytest.raises(ArtifactError, match=f"in use by process {child.pid}"), run.lock():
         pass
     assert time.monotonic() - began < 1.0
-    run.open()  # reading beside it is fine
+    run.open()  # reading meanwhile is fine
     child.kill()
     child.communicate()
     with run.lock():

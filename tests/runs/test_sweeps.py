@@ -94,7 +94,7 @@ def test_a_wider_sweep_adds_its_jobs_and_the_table_says_how_to_go_on(calls: Call
     *_, counts, command = shown("all")
     assert counts == "2 runs: 2 failed"
     assert set(sweeps.asked_for(Path("all"))) == {"sample.k=2,seed=0", "sample.k=2,seed=1"}
-    said = shlex.split(command.removeprefix("go on with: "))
+    said = shlex.split(command.removeprefix("resume with: "))
     complete(calls)
     calls.runs.clear()
     pgtg(*said[1:])
@@ -229,7 +229,7 @@ def test_cache_commands(calls: Calls, monkeypatch: pytest.MonkeyPatch):
 
 
 def overrides(*args: str) -> dict[str, str]:
-    """What a sweep hands to Hydra beside the user's own words."""
+    """What a sweep hands to Hydra in addition to the user's own words."""
     call = Call.parse("summarize", ["sweep_dir=s", *args], None, multirun=True)
     found = call._sweep(call.jobs())
     return dict(text.split("=", 1) for text in found)

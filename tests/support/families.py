@@ -66,7 +66,7 @@ SIZES: dict[int | float, str] = {
     0.2: "initializer_range init_std initializer_factor init_method_std",
 }
 SMALL: dict[str, Any] = {name: value for value, names in SIZES.items() for name in names.split()}
-# what a family needs beside the sizes, to be built at all
+# what a family needs in addition to the sizes, to be built at all
 NEEDS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "local"]},
@@ -91,7 +91,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a family fares: `works`, `again` (whole texts are read anew), `refused` or `untried`."""
+    """How a family fares: `works`, `again` (whole texts are read again), `refused` or `untried`."""
 
     state: str
     note: str = ""

@@ -52,7 +52,7 @@ TINY = [
     "threads=1",
 ]
 
-# one round, nothing beside it
+# one round, nothing else
 SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false")
 
 

@@ -51,7 +51,7 @@ def writing(run: Path) -> Callable[[], bool]:
 
 
 def killed(task: str, run: Path, moment: float, inside: bool, signum: int) -> tuple[int, float]:
-    """Start or go on with a run, and stop it; its exit code, and how long it took to end [s]."""
+    """Start or resume a run, and stop it; its exit code, and how long it took to end [s]."""
     child = Forked(command(task, run), run.with_name(run.name + ".stderr"))
     start = time.monotonic()
     point = writing(run) if inside else lambda: True

@@ -280,8 +280,8 @@ def train_counted(seed: int, folder: Path, stop_at: int | None = None, **changes
 def test_resumed_from_any_state_it_ends_with_the_same_bits(
     tmp_path: Path, stop_at: int, every: int
 ):
-    """Weights, best weights, optimiser, numbers and log lines. The model that goes on begins with
-    other weights, so that all must come from the state (or from the start, where there is none)."""
+    """Weights, best weights, optimiser, numbers and log lines. The resumed model begins with other
+    weights, so that all must come from the state (or from the start, where there is none)."""
     whole, expected = train_counted(0, tmp_path / "a" / "fit")
     with pytest.raises(Stopped):
         train_counted(0, tmp_path / "b" / "fit", stop_at, checkpoint_every=every)
@@ -405,7 +405,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_state_stays(folder: Path
     state.verify()
     assert state.manifest()["extra"]["progress"]["step"] == 3
     healthy = network(1)
-    run(healthy, folder)  # the same folder, with data that is mended
+    run(healthy, folder)  # the same folder, with data that is fixed
     expected = network()
     run(expected, folder / "other")
     assert same(weights(healthy), weights(expected))
@@ -523,7 +523,7 @@ def test_fp16_leaves_out_updates_that_overflow_and_scales_less(folder: Path):
     options = {"objective": Halved(model), "windows": lambda step: [batch]}
     run(model, folder, cfg, **options)
     assert same(weights(model), before)
-    run(model, folder, replace(cfg, updates=left_out + 2), **options)  # goes on with the scale
+    run(model, folder, replace(cfg, updates=left_out + 2), **options)  # resumes with the scale
     assert not same(weights(model), before)
     lines = logged(folder)
     used = [*scales[: left_out + 1], scales[left_out]]

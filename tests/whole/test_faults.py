@@ -64,7 +64,7 @@ def full_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Full]:
 def survive(
     cfg: RunConfig, run: Path, monkeypatch: pytest.MonkeyPatch, capsys, counts: Iterator[int]
 ) -> int:
-    """Begin and go on with a run on a disk that gets full again and again; how often it did."""
+    """Begin and resume a run on a disk that gets full again and again; how often it did."""
     for failures, writes in enumerate(counts):
         with full_after(writes, monkeypatch):
             code, text = said(capsys, lambda: train(cfg, run))
@@ -168,7 +168,7 @@ def kinds(run: Path) -> list[str]:
     found: dict[tuple[str, str], str] = {}
     for artifact in RunFolder(run).artifacts():
         if artifact.path.parent == run and artifact.path.name != "start":
-            continue  # published copies are made anew
+            continue  # published copies are made again
         if artifact.path.name == "targets":
             continue  # read while the policy is trained only; test_tokens.py damages them there
         for name in artifact.manifest()["files"]:
@@ -206,7 +206,7 @@ def test_every_kind_of_damage_is_found(cfg: RunConfig, finished: Path, run: Path
         check_damage(cfg, run, whole, name, how)
 
 
-def test_a_damaged_manifest_or_published_copy_is_made_anew(
+def test_a_damaged_manifest_or_published_copy_is_made_again(
     cfg: RunConfig, finished: Path, run: Path
 ):
     damage(run / "rounds" / "00" / "improve" / "manifest.json", "flipped")
@@ -277,11 +277,11 @@ def test_a_judge_that_says_nan(cfg: RunConfig, finished: Path, tmp_path: Path, m
 
     real = Rouge.score
 
-    def spoilt(self: Any, *texts: Any) -> dict[str, list[float]]:
+    def corrupted(self: Any, *texts: Any) -> dict[str, list[float]]:
         return {name: [math.nan, *row[1:]] for name, row in real(self, *texts).items()}
 
     with monkeypatch.context() as patch:
-        patch.setattr(Rouge, "score", spoilt)
+        patch.setattr(Rouge, "score", corrupted)
         code, text = said(capsys, lambda: train(cfg, tmp_path / "run"))
     assert code == 1 and "judge rouge1: score nan for the text" in text
     train(cfg, tmp_path / "run")

@@ -136,13 +136,13 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if where == "weights":
         plain = loop.update
 
-        def spoiling(training: Any, *more: Any) -> Any:
+        def corrupting(training: Any, *more: Any) -> Any:
             values = plain(training, *more)
             if third():
                 next(iter(training.trained.values())).data.fill_(math.nan)
             return values
 
-        monkeypatch.setattr(loop, "update", spoiling)
+        monkeypatch.setattr(loop, "update", corrupting)
     elif where == "loss":
         real_update = loop.update
 
@@ -162,11 +162,11 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         name = {"reward": "forward", "logits": "logits"}[where]
         real = getattr(owner, name)
 
-        def spoilt(self: Any, *more: Any) -> Any:
+        def corrupted(self: Any, *more: Any) -> Any:
             value = real(self, *more)
             return value * math.nan if third() else value
 
-        monkeypatch.setattr(owner, name, spoilt)
+        monkeypatch.setattr(owner, name, corrupted)
 
 
 @pytest.mark.parametrize(

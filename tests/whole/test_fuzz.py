@@ -128,7 +128,7 @@ def configs(draw: st.DrawFn) -> bytes:
 
 @fuzzed(configs(), 40, 1000)
 def test_configs_of_run_folders(text: bytes):
-    """Opened and understood, or refused in words; also when a run would go on with it."""
+    """Opened and understood, or refused in words; also when a run would resume with it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.yaml").write_bytes(text)
         run = RunFolder(folder)

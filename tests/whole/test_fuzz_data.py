@@ -99,7 +99,7 @@ def check_rows(found: Any, rows: Sequence[Any]) -> None:
 
 @fuzzed(st.tuples(rows_of, layout), 150, 2500)
 def test_rows_of_jsonl(case: tuple[list[dict], tuple[bool, str, bool]]):
-    """Beside a sound row, so that most tables are read."""
+    """Together with a sound row, so that most tables are read."""
     rows, how = case
     rows = [*rows, {"text": "sound", "sum": "row"}]
     data = jsonl(rows, how)

@@ -307,8 +307,8 @@ def test_evaluations_name_their_data_and_leave_earlier_ones(
     assert f"on files {tmp_path / 'other'}, test" in other.stdout
     assert "data test: 2 of 3 rows" in other.stderr
     assert (run / "eval" / "policy_test.json").read_bytes() == first
-    (beside,) = (run / "eval").glob("policy_test-????????.json")
-    assert json.loads(beside.read_text())["examples"] == 2
+    (second,) = (run / "eval").glob("policy_test-????????.json")
+    assert json.loads(second.read_text())["examples"] == 2
 
 
 @pytest.mark.parametrize(

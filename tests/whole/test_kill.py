@@ -58,7 +58,7 @@ def complete(run: Path, *more: str, start: Start = forked) -> str:
 def stop(
     run: Path, point: Callable[[Path], bool], signum: int, *more: str, start: Start = forked
 ) -> int:
-    """Begin or go on, send a signal as soon as `point` is reached; the exit code."""
+    """Begin or resume, send a signal as soon as `point` is reached; the exit code."""
     child = start(run, *more)
     end = time.monotonic() + PATIENCE
     while not point(run) and child.poll() is None and time.monotonic() < end:
@@ -173,7 +173,7 @@ def test_killed_after_some_lines(whole: Path, tmp_path: Path, count: int):
 def test_a_signal_ends_the_run_with_its_code(
     whole: Path, tmp_path: Path, signum: int, code: int, name: str
 ):
-    """In training, sampling and evaluation alike; and the run goes on from there."""
+    """In training, sampling and evaluation alike; and the run resumes from there."""
     run = tmp_path / "run"
     assert stop(run, POINTS[name], signum) == code
     complete(run)

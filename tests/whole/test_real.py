@@ -1,6 +1,6 @@
 """A real pretrained model on real text, at a tiny budget.
 
-Needs the folder named by PGTG_ASSETS (smollm2-135m, minilm, nltk_data) and SciTLDR beside the
+Needs the folder named by PGTG_ASSETS (smollm2-135m, minilm, nltk_data) and SciTLDR next to the
 checkout, in ../shared/data/scitldr.
 """
 

@@ -4,7 +4,7 @@ A bulletin is one key sentence (one of several patterns of its domain), perhaps 
 after it, distractors (older news of the same domain, with slot words of the same kinds) and
 fillers. Its clean summary states the facts in the domain's one summary pattern, with a further
 clause if there is a detail: how long a summary should be depends on its source. Judge and metrics
-know the clean summary. The *target*, which supervised training learns from, is spoilt with
+know the clean summary. The *target*, which supervised training learns from, is corrupted with
 probability `noise`: by a boilerplate tail, or by one wrong fact.
 
 Text is lower case; words and '.' are split by single spaces; every slot takes one word.

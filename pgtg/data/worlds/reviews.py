@@ -2,8 +2,8 @@
 
 The embedded world of `pgtg train prompt`. A review names two or three aspects with an opinion each
 ("the plot was dull but music lovely"); its *evidence* e is the mean of the opinions' weights, and
-its class the sign of e. A prompt is a few of the candidate words. The *law* says how well a reader
-who sees the review and then the prompt knows the answer:
+its class the sign of e. A prompt is a few of the candidate words. The *ground truth* says how well
+a reader who sees the review and then the prompt knows the answer:
 
     P(good | review, prompt) = sigmoid(strength(prompt) * e + lean)
 
@@ -18,8 +18,8 @@ the best single words are not the best prompt. `scale` makes the best prompt of 
 words worth `sharpness`.
 
 Which words do what is drawn from the world's seed and has nothing to do with their meaning. The
-judge is not the law itself but a tiny masked LM that was taught it (`tasks.lessons`), so the
-judge's own optimum is found by `optimum`, and differs a little from the law's.
+judge is not the ground truth itself but a tiny masked LM that was taught it (`recipes.teaching`),
+so the judge's own optimum is found by `optimum`, and differs a little from the ground truth's.
 """
 
 import itertools
@@ -68,7 +68,7 @@ LEAST_EVIDENCE = 0.25  # of a review, in size
 
 
 @dataclass(frozen=True)
-class Law:
+class GroundTruth:
     """What each candidate word and pair of words is worth.
 
     Args:
@@ -98,7 +98,7 @@ class Law:
         return self.scale * (sum(self.weights.get(word, 0.0) for word in words) + pairs)
 
     def strengths(self, prompts: Sequence[Sequence[str]]) -> list[float]:
-        """Strength of each prompt: the law as a judge."""
+        """Strength of each prompt: the ground truth as a judge."""
         return [self.strength(prompt) for prompt in prompts]
 
     def probability(self, prompt: Sequence[str], text: str) -> float:
@@ -110,7 +110,7 @@ def candidates(cfg: ReviewsConfig) -> list[str]:
     """The prompt words, which are all that the policy may write.
 
     Raises:
-        ConfigError: There are not so many words, or too few for those that the law needs.
+        ConfigError: There are not so many words, or too few for those that the ground truth needs.
     """
     needed = cfg.strong + cfg.weak + cfg.harmful + min(cfg.pairs, cfg.weak)
     if not max(needed, 1) <= cfg.words <= len(CANDIDATES):
@@ -128,8 +128,8 @@ def vocabulary(cfg: ReviewsConfig) -> list[str]:
     return sorted({*candidates(cfg), *OPINIONS, *ASPECTS, *JOINTS, *ANSWERS, "the", "was", "."})
 
 
-def make_law(cfg: ReviewsConfig) -> Law:
-    """The world's law, a function of the config's seed and sizes alone."""
+def make_truth(cfg: ReviewsConfig) -> GroundTruth:
+    """The world's ground truth, a function of the config's seed and sizes alone."""
     words = candidates(cfg)
     random.Random(f"law {cfg.seed}").shuffle(words)
     rest, weights = iter(words), dict[str, float]()
@@ -142,8 +142,10 @@ def make_law(cfg: ReviewsConfig) -> Law:
             weights[word] = first + (last - first) * i / max(count - 1, 1)
     weak = words[cfg.strong : cfg.strong + min(cfg.pairs, cfg.weak)]
     pairs = {(min(pair), max(pair)): BONUS for pair in zip(weak, rest, strict=False)}
-    best = optimum(Law(weights, pairs, 1.0).strengths, words, cfg.length, cfg.seed, restarts=20)
-    return Law(weights, pairs, cfg.sharpness / best[1])
+    best = optimum(
+        GroundTruth(weights, pairs, 1.0).strengths, words, cfg.length, cfg.seed, restarts=20
+    )
+    return GroundTruth(weights, pairs, cfg.sharpness / best[1])
 
 
 # --- reviews
@@ -225,7 +227,7 @@ def optimum(
         length: Of a prompt [words].
         seed: Of the random starts.
         restarts: Number of random starts.
-        starts: Prompts to start from besides, e.g. the law's own best.
+        starts: Prompts to start from as well, e.g. the ground truth's own best.
     """
     begin = [*starts, *random_prompts(words, length, restarts, seed)]
     return max((_ascend(judge, words, start) for start in begin), key=lambda found: found[1])

@@ -2,7 +2,7 @@
 
 Each process keeps a part of every weight. The whole of a layer's weights is gathered for its passes
 and freed after them; its gradient is added up and divided again. So training holds 1/N of weights,
-gradients and Adam's moments in each of N processes, beside the whole weights of one layer, and of
+gradients and Adam's moments in each of N processes, plus the whole weights of one layer, and of
 all that is no layer (embeddings, head) during a pass.
 
 Only training is divided. Sampling, scoring and validation read whole weights (`whole`), since each
@@ -22,7 +22,7 @@ from pgtg.runtime import distributed
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
-PASSES = ("states", "logits")  # methods beside forward that make passes
+PASSES = ("states", "logits")  # methods apart from forward that make passes
 
 
 def shard(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Two tiny language models of the generated reviews' words, with a tokenizer of one word a token.
 
 A masked LM (RoBERTa's architecture) judges prompts, a causal LM (GPT-2's) writes them; what they
-are taught stands in `tasks.lessons`. Both have the same ids for the same words, and save to, and
+are taught stands in `recipes.teaching`. Both have the same ids for the same words, and save to, and
 load from, plain Transformers folders.
 
 Stock initialisation (standard deviation 0.02) spends half of the training on a plateau before

@@ -53,7 +53,7 @@ class PromptEvaluation:
         """The method, its controls, and the baselines that need no training."""
         rounds = len(ctx.task.segments())
         found = []
-        for control in ("", *ctx.cfg.method.beside):
+        for control in ("", *ctx.cfg.method.alongside):
             stages, policy, parents = method_of(ctx.cfg, control).stages, None, []
             if "improve" in stages:
                 _, policy, artifact = kept_policy(ctx, rounds, control)

@@ -46,7 +46,7 @@ class Evaluation(Protocol):
         ...
 
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:
-        """What results depend on beside the systems."""
+        """What results depend on apart from the systems."""
         ...
 
     def results(self, ctx: Context, system: System, split: str) -> tuple[Results, dict[str, Rows]]:

@@ -53,7 +53,7 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
         fetch: Whether a model's config and tokenizer may be fetched.
 
     Raises:
-        MissingResourceError: The judge lacks something; the message says what mends it.
+        MissingResourceError: The judge lacks something; the message says what fixes it.
         ConfigError: A model, its tokenizer and the config do not fit, or a metric's model and
             tokenizer; PGTG_CACHE_SIZE is no size.
     """
@@ -115,7 +115,9 @@ def _resources(cfg: RunConfig, sizes: ModelSizes | None, train: int) -> dict[str
         models.append(f"judge {sizes.judge.parameters:,}")
     memory = f"about {show_size(found.host)}"
     if not on_cpu:
-        memory = f"about {show_size(found.device)} on the device, {show_size(found.host)} beside it"
+        memory = (
+            f"about {show_size(found.device)} on the device, {show_size(found.host)} of the host's"
+        )
     memory += f"; {show_size(found.activations)} of it for texts of full length"
     return {
         "parameters": ", ".join(models),

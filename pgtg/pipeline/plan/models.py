@@ -8,7 +8,7 @@ from pgtg.config import DEPTHS, PolicyConfig, RunConfig, classifier_of
 
 FLOAT32 = 4  # bytes
 ITEMS = {"auto": 4, "float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # bytes of one weight
-FILES = 2.5e6  # bytes of tokenizer and config beside the weights, where they cannot be looked at
+FILES = 2.5e6  # bytes of tokenizer and config next to the weights, where they cannot be looked at
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ModelSize:
         parameters: Its weights, tied ones counted once.
         trained: Those that a training changes.
         item: Bytes of one weight.
-        files: Bytes of what is saved beside the weights (tokenizer, configs).
+        files: Bytes of what is saved next to the weights (tokenizer, configs).
         config: The Transformers config, None for a model that is made in the set-up.
     """
 
@@ -167,8 +167,8 @@ def _files(path: str) -> float:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return FILES
-    beside = ("*.json", "*.model", "*.txt", "*.jinja")
-    return float(sum(file.stat().st_size for name in beside for file in folder.glob(name)))
+    patterns = ("*.json", "*.model", "*.txt", "*.jinja")
+    return float(sum(file.stat().st_size for name in patterns for file in folder.glob(name)))
 
 
 def _parameters(config: Any, layers: int | None = None) -> int:

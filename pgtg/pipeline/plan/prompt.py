@@ -38,7 +38,7 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
     """Count; `sizes` holds the examples of train, dev and test, None if unknown, 0 for no file."""
     assert cfg.prompt is not None
     parts = segments(cfg.schedule, 0)
-    rounds, lines = len(parts), 1 + len(cfg.method.beside)
+    rounds, lines = len(parts), 1 + len(cfg.method.alongside)
     judged = cfg.prompt.first + (rounds - 1) * cfg.sample.sources
     fresh, checked = fresh_prompts(cfg, rounds)
     judged += rounds * cfg.sample.heldout_sources + fresh
@@ -149,11 +149,11 @@ def describe(cfg: RunConfig, sizes: dict[str, int | None]) -> dict[str, str]:
     sequences = unknown
     if found.judged_sequences is not None:
         sequences = f"at most {found.judged_sequences:,}, training, dev and test of all systems"
-    beside = f"; as many for each of {found.lines - 1} controls" if found.lines > 1 else ""
+    controls = f"; as many for each of {found.lines - 1} controls" if found.lines > 1 else ""
     return {
         "examples": examples,
         "rounds": f"{found.rounds} times prompts are judged",
-        "judged prompts": f"at most {found.judged_prompts:,}{beside}",
+        "judged prompts": f"at most {found.judged_prompts:,}{controls}",
         "judged sequences": sequences,
         "reward updates": f"{found.reward_updates:,}",
         "policy updates": f"{found.policy_updates:,}, on {found.sampled_prompts:,} further prompts",

@@ -32,7 +32,7 @@ WRITING = 2  # states on the disk while one is replaced: the former and the new 
 
 @dataclass
 class Ledger:
-    """Bytes on the disk as a run goes on."""
+    """Bytes on the disk over the course of a run."""
 
     now: float = 0.0
     most: float = 0.0
@@ -83,10 +83,10 @@ def room_for(
     # files are read by mapping them, and written from a copy
     moved = [written + (read if rounds > 1 else 0.0) for _, _, (written, read) in stages]
     if on_cpu:
-        beside = max(w + a + m for (w, a, _), m in zip(stages, moved, strict=True))
+        host = max(w + a + m for (w, a, _), m in zip(stages, moved, strict=True))
     else:
-        beside = max(moved) + 2 * max(sizes.policy_trained, _reward_trained(cfg, sizes))
-    return Room(ledger.most, ledger.now, device, activations, _program() + beside)
+        host = max(moved) + 2 * max(sizes.policy_trained, _reward_trained(cfg, sizes))
+    return Room(ledger.most, ledger.now, device, activations, _program() + host)
 
 
 def _program() -> float:
@@ -140,7 +140,7 @@ def _tidy(ledger: Ledger, cfg: RunConfig, before: _Newest, round: int) -> None:
 
 
 def _improved(ledger: Ledger, cfg: RunConfig, sizes: ModelSizes, newest: _Newest) -> None:
-    """A round's policy of one line: its weights, the best ones beside them, the moments."""
+    """A round's policy of one line: its weights, the best ones next to them, the moments."""
     _fitted(ledger, cfg.improve, sizes.policy_trained, heldout=_validates(cfg))
     best = sizes.policy_saved if cfg.improve.keep == "best" and _validates(cfg) else 0.0
     weights, moments = sizes.policy_saved + best, 2 * sizes.policy_trained

@@ -46,14 +46,14 @@ def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     parts = _parts(cfg, examples.get("train"))
     if parts and not learned:
         parts = [sum(parts)]
-    policies = 1 + len(cfg.method.beside) + cfg.evaluate.start_policy
+    policies = 1 + len(cfg.method.alongside) + cfg.evaluate.start_policy
     sizes = [examples.get(split, 0) for split in cfg.evaluate.splits]
     most = cfg.evaluate.examples or math.inf
     texts = None if None in sizes else sum(int(min(size or 0, most)) for size in sizes)
     return Counts(
         rounds=len(segments(cfg.schedule, MANY)) if learned else 0,
         policy_updates=parts,
-        controls=len(cfg.method.beside),
+        controls=len(cfg.method.alongside),
         generations=(cfg.sample.sources + cfg.sample.heldout_sources) * cfg.sample.k * learned,
         reward_updates=cfg.reward.fit.updates * learned,
         compared_heads=len(cfg.reward.compare_heads) * learned,

@@ -35,7 +35,7 @@ def lines_of(cfg: RunConfig, stage: str) -> list[str]:
     """The lines of a run that have a stage of their own: "" is the method, then its controls."""
     from pgtg.methods import method_of
 
-    found = ("", *cfg.method.beside)
+    found = ("", *cfg.method.alongside)
     return [line for line in found if stage in method_of(cfg, line).stages]
 
 

@@ -21,7 +21,7 @@ class Recipe:
     Args:
         name: In the cache and in messages.
         version: Part of the cache's key: raise it when the result would change.
-        depends_on: All that the result depends on beside code and threads.
+        depends_on: All that the result depends on apart from code and threads.
         make: Trains them and commits the artifact.
     """
 

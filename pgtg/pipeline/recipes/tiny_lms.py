@@ -5,13 +5,13 @@ from typing import Any
 
 from pgtg.config import classifier_of
 from pgtg.methods.context import Context, quiet
-from pgtg.pipeline.recipes.lessons import teach_law, teach_words
+from pgtg.pipeline.recipes.teaching import teach_truth, teach_words
 from pgtg.runs.folder import Artifact
 from pgtg.runs.log import RunLog
 
 
 def depends_on(ctx: Context) -> dict[str, Any]:
-    """All that the two models depend on, beside their code: the world's seed, not the run's."""
+    """All that the two models depend on apart from their code: the world's seed, not the run's."""
     judge = classifier_of(ctx.cfg)
     assert ctx.cfg.data.reviews is not None and judge is not None
     tiny = {"judge": judge.tiny, "policy": ctx.cfg.policy.tiny_lm}
@@ -28,5 +28,5 @@ def make(ctx: Context, made: Artifact, key: str) -> None:
     folder, log = made.working(key), RunLog(None, quiet=quiet())
     how: dict[str, Any] = {"inputs": key, "log": log, "device": ctx.device}
     metrics = teach_words(world, policy, world.seed, folder, **how)
-    metrics |= teach_law(world, judge.tiny, world.seed, folder, **how)
+    metrics |= teach_truth(world, judge.tiny, world.seed, folder, **how)
     made.commit(inputs=key, metrics=metrics)

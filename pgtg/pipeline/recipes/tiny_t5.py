@@ -34,7 +34,7 @@ Pairs = Sequence[tuple[str, str]]
 
 
 def depends_on(ctx: Context) -> dict[str, Any]:
-    """All that the warm start's result depends on, beside its code."""
+    """All that the warm start's result depends on apart from its code."""
     return {
         "world": {key: value for key, value in asdict(ctx.cfg.data).items() if key != "path"},
         "policy": asdict(ctx.cfg.policy),

@@ -1,7 +1,7 @@
-"""(C) Aggregate: sequence evaluations of the scored generations, held against judge and rulers.
+"""(C) Aggregate: sequence evaluations of the scored generations, held against judge and baselines.
 
-Rulers are what needs no learning: "longer wins", and the start policy's own mean log-probability.
-Where truth is planted, the same is asked of single tokens of the held-out targets.
+Baselines are what needs no learning: "longer wins", and the start policy's own mean
+log-probability. Where truth is planted, the same is asked of single tokens of the held-out targets.
 """
 
 import math
@@ -95,7 +95,7 @@ def _show(
 def _ranking(
     generations: Generations, comparisons: Comparisons, evaluations: Tensor, table: dict
 ) -> dict[str, float]:
-    """How evaluations and rulers order the groups that hold a preference."""
+    """How evaluations and baselines order the groups that hold a preference."""
     groups, preference = comparisons.groups, comparisons.preference
     if not len(groups):
         return {"groups": 0}
@@ -117,7 +117,7 @@ def _ranking(
 
 
 def token_truth(table: dict) -> dict[str, float]:
-    """AUCs of token rewards and of the log-probability ruler against the planted labels.
+    """AUCs of token rewards and of the log-probability baseline against the planted labels.
 
     `auc_boilerplate`: a right word of the summary above one of the tail. `auc_facts`: a right slot
     word above a wrong one. `_within`: the same within ten strata of log-probability.
@@ -126,7 +126,7 @@ def token_truth(table: dict) -> dict[str, float]:
         return {}
     labels = [label for row in table["label"] for label in row]
     reward = torch.tensor([value for row in table["reward"] for value in row])
-    ruler = torch.tensor([value for row in table["start_log_prob"] for value in row])
+    baseline = torch.tensor([value for row in table["start_log_prob"] for value in row])
 
     def where(*names: str) -> Tensor:
         return torch.tensor([label in names for label in labels])
@@ -138,8 +138,8 @@ def token_truth(table: dict) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, (up, down) in pairs.items():
         found[f"auc_{name}"] = auc(reward[up], reward[down])
-        found[f"log_prob_auc_{name}"] = auc(ruler[up], ruler[down])
+        found[f"log_prob_auc_{name}"] = auc(baseline[up], baseline[down])
         found[f"auc_{name}_within"] = stratified_auc(
-            reward[up], reward[down], ruler[up], ruler[down]
+            reward[up], reward[down], baseline[up], baseline[down]
         )
     return found

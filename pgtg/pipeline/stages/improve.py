@@ -134,7 +134,7 @@ def _targets(
 ) -> tuple[Artifact, str]:
     """Where the token rewards of the round's targets stand, and the hash of what they rest on.
 
-    Lines that use one reward model share them: they stand beside it.
+    Lines that use one reward model share them: they stand next to it.
     """
     own = aligned is None or "align" in method_of(ctx.cfg, control).stages
     artifact = ctx.artifact(round, "targets", control=control if own else "")

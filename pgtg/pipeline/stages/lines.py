@@ -9,7 +9,7 @@ from pgtg.runs.folder import Artifact
 
 def lines(ctx: Context, stage: str) -> Iterator[str]:
     """The lines that run a stage: "" is the run's own, then its controls."""
-    for control in ("", *ctx.cfg.method.beside):
+    for control in ("", *ctx.cfg.method.alongside):
         if stage in method_of(ctx.cfg, control).stages:
             yield control
 

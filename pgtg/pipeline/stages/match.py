@@ -1,9 +1,9 @@
 """Equal budgets: a control of the prompt search spends as many judged prompts as the method.
 
-Lines differ in what they have judged beside the round's samples: prompts for the updates and checks
-of a reward model, validations of a policy. What a control has had judged less than the method up to
-the end of a round, it spends on further prompts of its own policy (the start policy if it trains
-none), judged on the training examples. They are candidates of its search like all others.
+Lines differ in what they have judged in addition to the round's samples: prompts for the updates
+and checks of a reward model, validations of a policy. What a control has had judged less than the
+method up to the end of a round, it spends on further prompts of its own policy (the start policy if
+it trains none), judged on the training examples. They are candidates of its search like all others.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """(B) Score: a reward for each token of a round's generations and held-out targets.
 
-The start policy's log-probability of the same tokens is written beside it: the ruler that a learned
+The start policy's log-probability of the same tokens is written too: the baseline that a learned
 reward has to beat.
 """
 

@@ -183,7 +183,7 @@ def test_the_world_is_unambiguous():
             True,
             False,
         ),
-        # a tail spoils the form, not the facts
+        # a tail corrupts the form, not the facts
         ("rain will reach oslo on friday with ten degrees . see the next page .", 1.0, False, True),
         # not the domain's pattern: facts found anywhere
         ("shares of acme rose ten percent on friday .", 0.5, True, False),

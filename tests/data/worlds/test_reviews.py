@@ -1,4 +1,4 @@
-"""The generated reviews: the law by hand and by enumeration, and what holds in every split."""
+"""The generated reviews: the truth by hand and by enumeration, and what holds in every split."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import pytest
 
 from pgtg.config import ReviewsConfig
 from pgtg.data.worlds import reviews
-from pgtg.data.worlds.reviews import CANDIDATES, LEAN, OPINIONS, Law, make_law, optimum
+from pgtg.data.worlds.reviews import CANDIDATES, LEAN, OPINIONS, GroundTruth, make_truth, optimum
 from pgtg.errors import ConfigError
 
 CONFIG = ReviewsConfig(
@@ -24,10 +24,10 @@ CONFIG = ReviewsConfig(
     pairs=4,
     sharpness=6.0,
 )
-LAW = Law({"truly": 1.0, "river": -0.5}, {("seat", "truly"): 0.25}, scale=2.0)
+TRUTH = GroundTruth({"truly": 1.0, "river": -0.5}, {("seat", "truly"): 0.25}, scale=2.0)
 
 
-# --- the law
+# --- the ground truth
 
 
 @pytest.mark.parametrize(
@@ -43,52 +43,52 @@ LAW = Law({"truly": 1.0, "river": -0.5}, {("seat", "truly"): 0.25}, scale=2.0)
     ],
 )
 def test_strength_by_hand(prompt: tuple[str, ...], strength: float):
-    assert LAW.strength(prompt) == pytest.approx(strength)
-    assert LAW.strengths([prompt, ()]) == pytest.approx([strength, 0.0])
+    assert TRUTH.strength(prompt) == pytest.approx(strength)
+    assert TRUTH.strengths([prompt, ()]) == pytest.approx([strength, 0.0])
 
 
 def test_probability_by_hand():
     text = "the plot was dull , cast was slow but music was lovely"  # (-1 - 0.5 + 1) / 3
     assert reviews.evidence(text) == pytest.approx(-1 / 6)
     wanted = 1 / (1 + math.exp(-(2.0 * -1 / 6 + LEAN)))
-    assert LAW.probability(("truly",), text) == pytest.approx(wanted)
-    assert LAW.probability((), text) == pytest.approx(1 / (1 + math.exp(-LEAN)))
+    assert TRUTH.probability(("truly",), text) == pytest.approx(wanted)
+    assert TRUTH.probability((), text) == pytest.approx(1 / (1 + math.exp(-LEAN)))
 
 
-def test_a_law_has_the_kinds_of_words_asked_for():
-    law, words = make_law(CONFIG), reviews.candidates(CONFIG)
-    values = sorted(law.weights.values(), reverse=True)
+def test_a_truth_has_the_kinds_of_words_asked_for():
+    truth, words = make_truth(CONFIG), reviews.candidates(CONFIG)
+    values = sorted(truth.weights.values(), reverse=True)
     assert [sum(low <= v <= high for v in values) for low, high in [(0.6, 1), (0.2, 0.4)]] == [
         6,
         10,
     ]
     assert sum(value < 0 for value in values) == 12 == len(values) - 16
-    assert len(law.pairs) == 4
-    for first, second in law.pairs:
+    assert len(truth.pairs) == 4
+    for first, second in truth.pairs:
         assert first < second
-        assert sorted(word in law.weights for word in (first, second)) == [False, True]
-    assert set(law.active) <= set(words) and len(law.active) == 28 + 4
+        assert sorted(word in truth.weights for word in (first, second)) == [False, True]
+    assert set(truth.active) <= set(words) and len(truth.active) == 28 + 4
 
 
 def test_the_best_prompt_has_the_config_sharpness():
     """By enumeration of all prompts of three different words (a repetition adds nothing)."""
     cfg = replace(CONFIG, words=24, strong=2, weak=5, harmful=3, pairs=3, length=3)
     for seed in range(3):
-        law = make_law(replace(cfg, seed=seed))
+        truth = make_truth(replace(cfg, seed=seed))
         prompts = itertools.combinations(reviews.candidates(cfg), 3)
-        assert max(law.strength(p) for p in prompts) == pytest.approx(6.0)
+        assert max(truth.strength(p) for p in prompts) == pytest.approx(6.0)
 
 
-def test_the_world_seed_moves_the_law_and_nothing_else_does():
-    assert make_law(CONFIG) == make_law(replace(CONFIG, shots=3, test=7))
-    assert make_law(CONFIG).weights.keys() != make_law(replace(CONFIG, seed=1)).weights.keys()
+def test_the_world_seed_moves_the_truth_and_nothing_else_does():
+    assert make_truth(CONFIG) == make_truth(replace(CONFIG, shots=3, test=7))
+    assert make_truth(CONFIG).weights.keys() != make_truth(replace(CONFIG, seed=1)).weights.keys()
 
 
 def test_random_prompts_stay_far_below_the_optimum():
-    """The law leaves room: best of 320 at or below 80 % of the optimum's strength, mean near 0."""
+    """Room is left: best of 320 at or below 80 % of the optimum's strength, mean near 0."""
     for seed in range(3):
-        law = make_law(replace(CONFIG, seed=seed))
-        found = law.strengths(reviews.random_prompts(reviews.candidates(CONFIG), 5, 3200, seed))
+        truth = make_truth(replace(CONFIG, seed=seed))
+        found = truth.strengths(reviews.random_prompts(reviews.candidates(CONFIG), 5, 3200, seed))
         best = [max(found[i : i + 320]) for i in range(0, 3200, 320)]
         assert sum(best) / 10 < 0.8 * CONFIG.sharpness
         assert abs(sum(found) / 3200) < 0.1 * CONFIG.sharpness
@@ -119,7 +119,7 @@ def test_splits_have_their_sizes_balance_and_no_text_twice():
 
 
 def test_the_class_is_the_sign_of_the_opinions():
-    """Evidence found anew from the bare text."""
+    """Evidence found again from the bare text."""
     for row in reviews.generate(CONFIG)["test"]:
         weights = [OPINIONS[word] for word in row.text.split() if word in OPINIONS]
         assert 2 <= len(weights) <= 3
@@ -145,7 +145,7 @@ def test_every_word_is_in_the_vocabulary_and_kinds_do_not_mix():
     mixed = [
         t for t in texts if set(t.split()) & set(CANDIDATES) and set(t.split()) & set(OPINIONS)
     ]
-    assert not mixed  # so this text says nothing about the law
+    assert not mixed  # so this text says nothing about the truth
 
 
 # --- the best prompt

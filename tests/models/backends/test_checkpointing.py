@@ -106,7 +106,7 @@ def test_a_model_without_such_layers_is_refused():
 
 
 def peak(lm: LanguageModel, inputs: TokenBatch, **how: Any) -> int:
-    """Most bytes that a pass and its gradients hold at once, beside the weights."""
+    """Most bytes that a pass and its gradients hold at once, apart from the weights."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         gradients(lm, inputs, "logits", **how)

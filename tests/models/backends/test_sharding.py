@@ -88,7 +88,7 @@ def train_parts(cases: Cases, rank: int, folder: Path) -> None:
         cfg = replace(SOME, **changes)
         trained(lm, kind, here, replace(cfg, updates=2))
         assert is_sharded(lm)
-        again = tiny(family)  # goes on from the saved state
+        again = tiny(family)  # resumes from the saved state
         result = trained(again, kind, here, cfg)
         held = sum(own_part(p).numel() for p in again.parameters())
         assert held < 0.6 * sum(p.numel() for p in again.parameters())

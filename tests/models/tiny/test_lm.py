@@ -1,4 +1,4 @@
-"""The tiny language models of the reviews: folders, lessons by hand, and a law that is learned."""
+"""The tiny language models of the reviews: folders, examples by hand, a truth that is learned."""
 
 import random
 from dataclasses import replace
@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from pgtg.config import FitConfig, TinyLMConfig
 from pgtg.data.worlds import reviews
-from pgtg.data.worlds.reviews import Law
+from pgtg.data.worlds.reviews import GroundTruth
 from pgtg.models.tiny.lm import build_causal, build_masked, build_tokenizer
-from pgtg.pipeline.recipes import lessons
+from pgtg.pipeline.recipes import teaching
 from pgtg.runs.log import RunLog
 from tests.data.worlds.test_reviews import CONFIG
 from tests.support.sim_device import NAME
@@ -99,26 +99,26 @@ def test_the_longest_text_fits(build):
         assert model(torch.full((1, 128), 6)).logits.shape == (1, 128, len(tokenizer))
 
 
-# --- lessons
+# --- examples
 
 
-def test_masked_lessons_by_hand():
-    """Each place is a mask, and the two answers' weights are the law's probabilities."""
-    law = Law({"truly": 1.0}, {}, 2.0)
+def test_masked_examples_by_hand():
+    """Each place is a mask, and the two answers' weights are the ground truth's probabilities."""
+    truth = GroundTruth({"truly": 1.0}, {}, 2.0)
     pairs = [("the plot was dull", ("truly", "truly")), ("the plot was dull", ("was",))]
-    found = lessons.masked_lessons(pairs, law, build_tokenizer(WORDS, masked=True))
+    found = teaching.masked_examples(pairs, truth, build_tokenizer(WORDS, masked=True))
     assert found.ids.tolist() == [
         [0, 6, 7, 8, 9, 10, 10, 4, 5, 2],
         [0, 6, 7, 8, 9, 8, 4, 5, 2, 1],
     ]
     assert found.ids[found.rows, found.columns].tolist() == [4, 4, 4, 4]
     assert found.rows.tolist() == [0, 1, 0, 1] and found.words.tolist() == [11, 11, 12, 12]
-    good = [law.probability(("truly",), "the plot was dull"), law.probability((), "dull")]
+    good = [truth.probability(("truly",), "the plot was dull"), truth.probability((), "dull")]
     assert_close(found.weights, torch.tensor([1 - good[0], 1 - good[1], *good]))
 
 
-def test_causal_lessons_predict_every_next_token_and_no_padding():
-    found = lessons.causal_lessons(["the plot .", "dull"], build_tokenizer(WORDS, masked=False))
+def test_causal_examples_predict_every_next_token_and_no_padding():
+    found = teaching.causal_examples(["the plot .", "dull"], build_tokenizer(WORDS, masked=False))
     rows = list(zip(found.rows.tolist(), found.columns.tolist(), found.words.tolist(), strict=True))
     assert rows == [(0, 0, 6), (0, 1, 7), (0, 2, 5), (0, 3, 2), (1, 0, 9), (1, 1, 2)]
     assert found.weights.tolist() == [1.0] * 6
@@ -130,41 +130,41 @@ def test_log_probs_are_those_of_the_whole_model_and_the_loss_their_mean(build):
     model, tokenizer = build(WORDS, TINY, seed=0)
     if build is build_masked:
         pairs = [("the plot was dull", ("truly",)), ("the dull", ("was", "truly"))]
-        found = lessons.masked_lessons(pairs, Law({"truly": 1.0}, {}, 2.0), tokenizer)
+        found = teaching.masked_examples(pairs, GroundTruth({"truly": 1.0}, {}, 2.0), tokenizer)
     else:
-        found = lessons.causal_lessons(["the plot .", "dull"], tokenizer)
+        found = teaching.causal_examples(["the plot .", "dull"], tokenizer)
     with torch.no_grad():
         logits = model(found.ids, attention_mask=found.mask.long()).logits.log_softmax(-1)
         whole = logits[found.rows, found.columns, found.words]
-        assert_close(lessons.log_probs(model, found), whole)
-        objective = lessons.Predict(model)
+        assert_close(teaching.log_probs(model, found), whole)
+        objective = teaching.Predict(model)
         loss = objective(found, objective.count(found))
     n = len(set(zip(found.rows.tolist(), found.columns.tolist(), strict=True)))  # places
     assert_close(loss.value, -(found.weights * whole).sum() / n)
 
 
-def test_the_error_is_zero_for_the_law_itself(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_is_zero_for_the_truth_itself(monkeypatch: pytest.MonkeyPatch):
     pairs = [("the plot was dull", ("truly",)), ("the plot was dull", ("was",))]
-    law = Law({"truly": 1.0}, {}, 2.0)
-    found = lessons.masked_lessons(pairs, law, build_tokenizer(WORDS, masked=True))
+    truth = GroundTruth({"truly": 1.0}, {}, 2.0)
+    found = teaching.masked_examples(pairs, truth, build_tokenizer(WORDS, masked=True))
     exact = found.weights.log() - 3.0  # answers need not be the only words
-    monkeypatch.setattr(lessons, "log_probs", lambda model, batch: exact)
-    assert lessons.log_odds_error(None, found) == pytest.approx(0.0, abs=1e-6)
+    monkeypatch.setattr(teaching, "log_probs", lambda model, batch: exact)
+    assert teaching.log_odds_error(None, found) == pytest.approx(0.0, abs=1e-6)
     off = exact + torch.tensor([0.0, 0.0, 0.5, -0.1])
-    monkeypatch.setattr(lessons, "log_probs", lambda model, batch: off)
-    assert lessons.log_odds_error(None, found) == pytest.approx(0.3, abs=1e-6)
+    monkeypatch.setattr(teaching, "log_probs", lambda model, batch: off)
+    assert teaching.log_odds_error(None, found) == pytest.approx(0.3, abs=1e-6)
 
 
-def test_lesson_prompts_are_richer_in_active_words_pairs_and_repeats_than_uniform_ones():
-    law, words, rng = reviews.make_law(CONFIG), reviews.candidates(CONFIG), random.Random(0)
-    prompts = [lessons.lesson_prompt(rng, law, words, 5) for _ in range(2000)]
+def test_example_prompts_are_richer_in_active_words_pairs_and_repeats_than_uniform_ones():
+    truth, words, rng = reviews.make_truth(CONFIG), reviews.candidates(CONFIG), random.Random(0)
+    prompts = [teaching.example_prompt(rng, truth, words, 5) for _ in range(2000)]
     assert {len(prompt) for prompt in prompts} == {5}
     assert {word for prompt in prompts for word in prompt} == set(words)
-    active = np.mean([sum(word in law.active for word in p) / 5 for p in prompts])
+    active = np.mean([sum(word in truth.active for word in p) / 5 for p in prompts])
     assert active > 0.65  # 0.5 of uniform ones
-    paired = np.mean([any({a, b} <= set(p) for a, b in law.pairs) for p in prompts])
+    paired = np.mean([any({a, b} <= set(p) for a, b in truth.pairs) for p in prompts])
     assert paired > 0.15
-    strong = np.mean([law.strength(p) > 0.7 * CONFIG.sharpness for p in prompts])
+    strong = np.mean([truth.strength(p) > 0.7 * CONFIG.sharpness for p in prompts])
     assert strong > 0.02  # the judge sees prompts near the best, as a search will
 
 
@@ -174,7 +174,7 @@ def test_lesson_prompts_are_richer_in_active_words_pairs_and_repeats_than_unifor
 def teach(tmp_path: Path, name: str, seed: int, cfg: TinyLMConfig = TINY, device: str = "cpu"):
     folder = tmp_path / f"{name}{seed}"
     folder.mkdir()
-    recipe = {"judge": lessons.teach_law, "policy": lessons.teach_words}[name]
+    recipe = {"judge": teaching.teach_truth, "policy": teaching.teach_words}[name]
     return folder / name, recipe(
         CONFIG,
         cfg,
@@ -205,9 +205,9 @@ def test_teaching_on_a_device_gives_the_cpus_model(
 ):
     (tmp_path / "device").mkdir()
     _, expected = teach(tmp_path, name, 0)
-    seen, read = set(), lessons.log_probs
+    seen, read = set(), teaching.log_probs
     monkeypatch.setattr(
-        lessons, "log_probs", lambda model, of: (seen.add(of.ids.device.type), read(model, of))[1]
+        teaching, "log_probs", lambda model, of: (seen.add(of.ids.device.type), read(model, of))[1]
     )
     folder, found = teach(tmp_path / "device", name, 0, device=NAME)
     assert seen == {NAME} and found == pytest.approx(expected, rel=1e-4)
@@ -222,8 +222,8 @@ def test_the_causal_lm_learns_the_words(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_taught_judge_ranks_prompts_as_the_law_does(tmp_path: Path):
-    """At a fourth of the size, some 20 CPU-s: its log-odds follow the law on unseen prompts."""
+def test_the_taught_judge_ranks_prompts_as_the_truth_does(tmp_path: Path):
+    """At a fourth of the size, some 20 CPU-s: its log-odds follow the truth on unseen prompts."""
     fit = replace(FIT, updates=1200, micro_batch=64, validate_every=100)
     cfg = TinyLMConfig(d_model=64, layers=2, heads=4, fit=fit)
     folder, metrics = teach(tmp_path, "judge", 0, cfg)
@@ -232,11 +232,11 @@ def test_the_taught_judge_ranks_prompts_as_the_law_does(tmp_path: Path):
         AutoModelForMaskedLM.from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
     )
-    law, words = reviews.make_law(CONFIG), reviews.candidates(CONFIG)
+    truth, words = reviews.make_truth(CONFIG), reviews.candidates(CONFIG)
     prompts = reviews.random_prompts(words, 5, 300, seed=1)
     good = "the plot was superb and cast was lovely"
-    found = lessons.masked_lessons([(good, prompt) for prompt in prompts], law, tokenizer)
+    found = teaching.masked_examples([(good, prompt) for prompt in prompts], truth, tokenizer)
     with torch.no_grad():
-        bad, right = lessons.log_probs(model, found).view(2, -1)
-    correlation = np.corrcoef((right - bad).numpy(), law.strengths(prompts))[0, 1]
+        bad, right = teaching.log_probs(model, found).view(2, -1)
+    correlation = np.corrcoef((right - bad).numpy(), truth.strengths(prompts))[0, 1]
     assert correlation > 0.9

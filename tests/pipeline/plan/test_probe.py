@@ -56,8 +56,8 @@ def test_fresh_prompts_are_part_of_an_update(tmp_path: Path):
     fresh, checked = prompt.fresh_prompts(cfg, 7)
     assert fresh == 7 * 10_000 * cfg.prompt.pool  # type: ignore[union-attr]
     work, judged = prompt.work(cfg, sizes), prompt.count(cfg, sizes).judged_prompts
-    without = [line for line in ("random", "sparse") if line in cfg.method.beside]
-    with_align = 1 + len(cfg.method.beside) - len(without)
+    without = [line for line in ("random", "sparse") if line in cfg.method.alongside]
+    with_align = 1 + len(cfg.method.alongside) - len(without)
     expected = len(without) * (judged + checked) + with_align * (judged - fresh)
     assert work.sampled == expected
 

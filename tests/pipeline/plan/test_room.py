@@ -58,7 +58,7 @@ def sized(*overrides: str) -> RunConfig:
 
 
 def test_the_disk_by_hand():
-    """A policy and a reward model of W bytes, no files beside them, no head; 3 rounds, 2 lines.
+    """A policy and a reward model of W bytes, no files next to them, no head; 3 rounds, 2 lines.
 
     A round keeps a reward model (W) and for each line weights, best weights and two moments (4 W).
     A state to resume from is weights, moments and best (4 W), twice while it is replaced.
@@ -98,7 +98,7 @@ def test_the_memory_by_hand():
     """Policy training: weights, gradients, two moments, best weights and the reward model, each W.
 
     On a CPU also the copies that a state is written from (3 W), and the moments of the round before
-    (2 W); beside a GPU these and the moments on their way.
+    (2 W); with a GPU these and the moments on their way.
     """
     w = 100 * MIB
     model = ModelSize(int(w / 4), int(w / 4), files=0.0)
