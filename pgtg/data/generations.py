@@ -1,9 +1,10 @@
 """The generations that a round sampled, read back from its artifact."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,12 @@ def read_part(folder: Path, part: str) -> Generations:
 
     Chunk by chunk: each source is kept once, and equal token ids are one object in memory.
     """
+    tables = (read_table(path) for path in sorted((folder / part).glob("*.parquet")))
+    return of_tables(tables)
+
+
+def of_tables(tables: Iterable[dict[str, list[Any]]]) -> Generations:
+    """The generations in the columns of tables, those of each source one group."""
     ids: dict[int, int] = {}
     sources: dict[str, TokenIds] = {}
     rows_of: dict[str, list[int]] = {}
@@ -59,9 +66,8 @@ def read_part(folder: Path, part: str) -> Generations:
     texts: list[str] = []
     scores: list[float] = []
     details: list[np.ndarray] = []
-    for path in sorted((folder / part).glob("*.parquet")):
-        table = read_table(path)
-        for source_id, source in zip(table["source_id"], table.pop("source"), strict=True):
+    for table in tables:
+        for source_id, source in zip(table["source_id"], table["source"], strict=True):
             if source_id not in sources:
                 sources[source_id] = [ids.setdefault(token, token) for token in source]
             own = rows_of.setdefault(source_id, [])

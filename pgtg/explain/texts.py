@@ -10,7 +10,7 @@ from typing import Any
 from pgtg.config.inputs import settings
 from pgtg.config.registry import TASKS, nearest
 from pgtg.data.comparisons import distinct
-from pgtg.data.generations import read_generations
+from pgtg.data.generations import of_tables, read_generations
 from pgtg.data.splits import counts_line, text_problem
 from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceError
 from pgtg.explain.credit import Group, Passage
@@ -19,6 +19,7 @@ from pgtg.methods.context import Context, opened
 from pgtg.runs.folder import Artifact, hash_of, read_table
 from pgtg.runs.log import RunLog
 from pgtg.tasks import open_task
+from pgtg.tasks.task import Sampled
 from pgtg.types import Example, Generations
 
 SPLITS = ("train", "validation", "test")
@@ -157,25 +158,33 @@ def _drawn(run: Run, split: str, n: int | None, log: RunLog) -> Texts:
         examples: Sequence[Example] = task.examples(split)[:n]  # pyright: ignore
         for counts in task.counts.values():
             log.say(counts_line(counts))
-        log.say(f"drawing and judging {len(examples)} x {task.copies} generations of {split}")
-        generations = _generations(ctx, policy.path, examples, split)
+        kind, ranked = f"new generations of the trained policy on {split}", task.preferences
+        if isinstance(ranked, Sampled):
+            log.say(f"drawing and judging {len(examples)} x {ranked.copies} generations of {split}")
+            generations = _generations(ctx, policy.path, examples, split, ranked.copies)
+        else:
+            generations = of_tables([ranked.columns(examples, run.codec)])
+            kind = f"ranked texts of {split}"
     found = _by_source(run, generations, None, {example.id: example for example in examples})
-    return Texts(found, f"new generations of the trained policy on {split}")
+    return Texts(found, kind)
 
 
-def _generations(ctx: Context, policy: Path, examples: Sequence[Example], split: str):
+def _generations(
+    ctx: Context, policy: Path, examples: Sequence[Example], split: str, copies: int
+) -> Generations:
     """K judged generations of each example."""
     import torch
 
     lm, codec = ctx.load(policy)
     sources = [codec.encode_source(example.source)[0] for example in examples]
     names, key = [example.id for example in examples], (ctx.cfg.seed, "explain", split)
-    drawn = dict(ctx.sampler(lm, codec)(sources, names, k=ctx.task.copies, seed_key=key))
+    drawn = dict(ctx.sampler(lm, codec)(sources, names, k=copies, seed_key=key))
     rows = [(i, tokens) for i in range(len(examples)) for tokens in drawn[i]]
     tokens = [tokens for _, tokens in rows]
     texts = [codec.decode(ids) for ids in tokens]
     own = [examples[i] for i, _ in rows]
-    scores = ctx.task.judged(tokens, texts, own, codec).result()["score"]
+    assert ctx.task.judge is not None  # it is open where generations are judged
+    scores = ctx.task.judge(tokens, texts, own, codec).result()["score"]
     groups = torch.arange(len(rows)).reshape(len(examples), -1)
     ids = [example.id for example in examples]
     return Generations(ids, sources, [i for i, _ in rows], tokens, texts, scores, groups)

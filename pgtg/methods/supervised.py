@@ -25,10 +25,11 @@ from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import moved, token_batch
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import advantages
+from pgtg.ops.sampling import log_probability
 from pgtg.runs.folder import Artifact
 from pgtg.runtime import distributed
 from pgtg.training.update import Where
-from pgtg.types import Example, TokenIds
+from pgtg.types import Example, TokenBatch, TokenIds
 
 JUDGED_AT_ONCE = 128  # texts
 REWARDS = "rewards.arrow"
@@ -48,7 +49,9 @@ class SupervisedTrainer(PolicyTrainer):
         self.method, self.lm, self.codec = method, given.lm, given.codec
         self.model = given.model
         self.first, self.updates = given.first, given.updates
-        self.heldout = f"{ctx.cfg.judge.name} of greedy text on held-out sources"
+        self.heldout = "log-likelihood of held-out targets, a token"
+        if ctx.task.judge is not None:
+            self.heldout = f"{ctx.cfg.judge.name} of greedy text on held-out sources"
         given_options = WeightedMLE.of(ctx.cfg.method)
         extra = given_options if method.samples else replace(given_options, reinforce=0.0)
         self.options = extra if method.needs_reward else replace(extra, entropy=0.0)
@@ -138,9 +141,29 @@ class SupervisedTrainer(PolicyTrainer):
         )
 
     def validate(self) -> dict[str, float]:
-        """The judge's mean score [its unit] of greedy text on the held-out sources, negated."""
-        scores = distributed.spread(self._judged, self.ctx.task.heldout())
+        """The judge's mean score [its unit] of greedy text on the held-out sources, negated.
+
+        Without a judge: minus the mean log-likelihood of the held-out targets' tokens [nats].
+        """
+        heldout = self.ctx.task.heldout()
+        if self.ctx.task.judge is None:
+            scores = self._log_likelihoods(heldout)
+        else:
+            scores = distributed.spread(self._judged, heldout)
         return {"improve/negative_heldout_score": -sum(scores) / len(scores)}
+
+    def _log_likelihoods(self, examples: Sequence[Example]) -> list[float]:
+        """Mean log-probability of each target's tokens [nats], in the order of the examples."""
+        sources = self.codec.encode_sources([example.source for example in examples])
+        targets = self.codec.encode_targets([example.target for example in examples])
+
+        def log_probs(batch: TokenBatch) -> Tensor:
+            return log_probability(self.lm.logits(batch).float(), batch.tokens)
+
+        given = [ids for ids, _ in sources], [ids for ids, _ in targets]
+        with self.ctx.reading(self.lm):
+            values = self.ctx.per_token(log_probs, *given, range(len(examples)))
+        return [float(row.mean()) for row in values]
 
     def _judged(self, examples: Sequence[Example]) -> list[float]:
         """The judge's scores of greedy text; it judges while the next is generated."""
@@ -153,7 +176,8 @@ class SupervisedTrainer(PolicyTrainer):
             places, tokens = [i for i, _ in rows], [drawn[0] for _, drawn in rows]
             texts = [self.codec.decode(ids) for ids in tokens]
             own = [examples[i] for i in places]
-            parts.append((places, self.task.judged(tokens, texts, own, self.codec)))
+            assert self.task.judge is not None
+            parts.append((places, self.task.judge(tokens, texts, own, self.codec)))
         scores = {
             i: score
             for places, future in parts

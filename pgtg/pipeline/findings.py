@@ -232,6 +232,8 @@ def show_diagnostics(log: RunLog, artifact: Artifact) -> None:
                 for i in sorted({row["reward_round"] for row in stale})
             ],
         )
+    if "faithfulness.json" not in artifact.manifest()["files"]:  # nothing judges generations
+        return
     faithful = read_json(artifact.file("faithfulness.json"))
     rows = [[r["deleted"], r["texts"], *(round(r[k], 2) for k in KINDS)] for r in faithful["curve"]]
     log.table(

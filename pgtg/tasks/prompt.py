@@ -9,6 +9,7 @@ counted before the evaluation.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from pgtg.runs.folder import RunFolder
 from pgtg.runs.log import RunLog
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import judge_dtype
-from pgtg.tasks.task import Columns, examples_hash
+from pgtg.tasks.task import Columns, Sampled, examples_hash
 from pgtg.training.schedule import segments
 from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
@@ -61,7 +62,7 @@ class PromptTask:
         assert judge and cfg.prompt and cfg.data.fewshot  # config check
         self.cfg, self.run_dir = cfg, run_dir
         self.options: PromptConfig = cfg.prompt
-        self.judge = judge
+        self.classifier = judge
         self.fewshot: FewshotConfig = cfg.data.fewshot
         self.counts: dict[str, DataCounts] = {}
         self.seen: dict[str, frozenset[bytes]] = {}
@@ -78,16 +79,20 @@ class PromptTask:
         return self
 
     def open_judge(self) -> None:
-        if self.judge.path is not None:
-            self.scorer(self.judge.template)  # now: if it cannot be, the run refuses to start
+        if self.classifier.path is not None:
+            self.scorer(self.classifier.template)  # now: if it cannot be, the run refuses to start
 
     def close(self) -> None:
         for scores in self._scores.values():
             scores.close()
 
     @property
-    def copies(self) -> int:
-        return 1
+    def preferences(self) -> Sampled:
+        return Sampled(1)
+
+    @property
+    def judge(self) -> "GapJudge":
+        return GapJudge(self)
 
     def read(self) -> None:
         evaluated = ("dev" if s == "validation" else s for s in self.cfg.evaluate.splits)
@@ -152,33 +157,8 @@ class PromptTask:
         parts = {"train": _empty("prompt", number)}
         return parts | ({"heldout": _empty("heldout", held)} if held else {})
 
-    def judged(
-        self,
-        tokens: Sequence[TokenIds],
-        texts: Sequence[str],
-        examples: Sequence[Example],
-        codec: Codec,
-    ) -> Future[Columns]:
-        """Gap scores on the training examples: their mean, and each."""
-        per_example = self.gaps(self.prompts(tokens, texts), "train")
-        done: Future[Columns] = Future()
-        done.set_result(
-            {
-                "score": per_example.mean(-1, dtype=np.float64).tolist(),
-                "example_scores": per_example.tolist(),
-            }
-        )
-        return done
-
-    def judge_description(self) -> Mapping[str, Any]:
-        judge = self.judge
-        return dict(self.scorer(judge.template).classifier.describe()) | {
-            "correct": judge.correct,
-            "wrong": judge.wrong,
-        }
-
     def grouping(self) -> Mapping[str, Any]:
-        pool, share = self.options.pool, self.judge.share
+        pool, share = self.options.pool, self.classifier.share
         found: dict[str, Any] = {"k": self.cfg.sample.k, "pool": pool, "share": share}
         if self.options.fresh:
             found |= {"fresh": True, "fresh_checks": self.options.fresh_checks}
@@ -187,7 +167,7 @@ class PromptTask:
     def comparisons(
         self, generations: Generations, cfg: FitConfig, seed: int, step: int
     ) -> list[Comparisons]:
-        pool, share = self.options.pool, self.judge.share
+        pool, share = self.options.pool, self.classifier.share
         size, k = cfg.micro_batch * cfg.accumulate, self.cfg.sample.k
         found = from_pool(generations, size, seed, step, k=k, pool=pool, share=share)
         return found.split(cfg.micro_batch)
@@ -215,7 +195,7 @@ class PromptTask:
     @cached_property
     def _shares_vocabulary(self) -> bool:
         """Compared token by token: one model may have several names, one family several sizes."""
-        policy, judge = self.cfg.policy, self.judge
+        policy, judge = self.cfg.policy, self.classifier
         if policy.path is None or judge.path is None:
             return False
         tokenizer = load_tokenizer(policy.path, revision=policy.revision)[0]
@@ -225,7 +205,7 @@ class PromptTask:
         """float32 [P, E, C] log-probabilities of the label words; memoised."""
         examples = self.labelled(split)
         assert examples is not None
-        return self.scorer(template or self.judge.template)(prompts, split, examples)
+        return self.scorer(template or self.classifier.template)(prompts, split, examples)
 
     def gaps(self, prompts: Sequence[Prompt], split: str, template: str = "") -> np.ndarray:
         """float32 [P, E] gap scores of prompts on a split's examples."""
@@ -234,7 +214,8 @@ class PromptTask:
 
     def gap_of(self, log_probs: torch.Tensor, split: str) -> torch.Tensor:
         labels = torch.tensor([example.label for example in self.labelled(split) or []])
-        return gap_scores(log_probs, labels, correct=self.judge.correct, wrong=self.judge.wrong)
+        how = self.classifier
+        return gap_scores(log_probs, labels, correct=how.correct, wrong=how.wrong)
 
     def scorer(self, template: str) -> PromptScores:
         """The memoised classifier with one of the data set's templates.
@@ -251,8 +232,8 @@ class PromptTask:
                 Template.parse(spec.template, instruction=spec.instruction),
                 spec.words,
                 rendering=spec.rendering,
-                max_tokens=self.judge.max_tokens,
-                readout=self.judge.readout,
+                max_tokens=self.classifier.max_tokens,
+                readout=self.classifier.readout,
             )
             cache = None if self.cfg.cache == "off" else Path(self.cfg.cache).expanduser()
             folder = None if cache is None else cache / "answers"
@@ -272,12 +253,43 @@ class PromptTask:
 
     @cached_property
     def _model(self) -> tuple[Any, Any]:
-        path = self.judge.path or str(self.run_dir / "start" / "judge")
+        path = self.classifier.path or str(self.run_dir / "start" / "judge")
         device = pick_device(self.cfg.device)
-        dtype = judge_dtype(self.judge.dtype, device)
-        model, tokenizer = load_classifier(path, revision=self.judge.revision, dtype=dtype)
+        dtype = judge_dtype(self.classifier.dtype, device)
+        model, tokenizer = load_classifier(path, revision=self.classifier.revision, dtype=dtype)
         torch.nn.Module.to(model, device)
         return model, tokenizer
+
+
+@dataclass(frozen=True)
+class GapJudge:
+    """Gap scores of prompts on the training examples: their mean, and each."""
+
+    task: PromptTask
+
+    def __call__(
+        self,
+        tokens: Sequence[TokenIds],
+        texts: Sequence[str],
+        examples: Sequence[Example],
+        codec: Codec,
+    ) -> Future[Columns]:
+        per_example = self.task.gaps(self.task.prompts(tokens, texts), "train")
+        done: Future[Columns] = Future()
+        done.set_result(
+            {
+                "score": per_example.mean(-1, dtype=np.float64).tolist(),
+                "example_scores": per_example.tolist(),
+            }
+        )
+        return done
+
+    def describe(self) -> Mapping[str, Any]:
+        options = self.task.classifier
+        return dict(self.task.scorer(options.template).classifier.describe()) | {
+            "correct": options.correct,
+            "wrong": options.wrong,
+        }
 
 
 def make(cfg: RunConfig, run_dir: Path) -> PromptTask:

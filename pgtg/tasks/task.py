@@ -4,6 +4,7 @@ seed and of what it is for, so any stage can be run again alone."""
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pgtg.config import FitConfig, RunConfig
@@ -22,6 +23,50 @@ if TYPE_CHECKING:
 Columns = dict[str, list[Any]]  # of a table, by name
 
 
+class Judge(Protocol):
+    """The true preference between generations, as scores."""
+
+    def __call__(
+        self,
+        tokens: Sequence[TokenIds],
+        texts: Sequence[str],
+        examples: Sequence[Example],
+        codec: Codec,
+    ) -> Future[Columns]:
+        """What it says of generations: a column "score", and perhaps more."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """All that its scores depend on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Preferences by the task's judge, over texts that the policy generates.
+
+    Args:
+        copies: Generations of each source that a round samples.
+    """
+
+    copies: int
+
+
+class Stored(Protocol):
+    """Preferences that exist already: somebody has ranked these texts."""
+
+    def columns(self, examples: Sequence[Example], codec: Codec) -> Columns:
+        """The ranked texts of sources, below each other: source_id, source, tokens, text, score.
+
+        The sources in the order of `examples`; token ids are cut as the policy's are.
+        """
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the preferences are, in words and figures."""
+        ...
+
+
 class Task(Protocol):
     """Data of a run, how its generations are judged and compared, and in what order it trains."""
 
@@ -31,8 +76,13 @@ class Task(Protocol):
     remarks: list[str]  # what reading them found, to be said as warnings
 
     @property
-    def copies(self) -> int:
-        """Generations of each source that a round samples."""
+    def preferences(self) -> Sampled | Stored:
+        """What the reward model learns from."""
+        ...
+
+    @property
+    def judge(self) -> Judge | None:
+        """What judges generations, once it is open; None where nothing does."""
         ...
 
     @property
@@ -93,20 +143,6 @@ class Task(Protocol):
         """Sources of a round: "train" to learn from, and perhaps "heldout" to check."""
         ...
 
-    def judged(
-        self,
-        tokens: Sequence[TokenIds],
-        texts: Sequence[str],
-        examples: Sequence[Example],
-        codec: Codec,
-    ) -> Future[Columns]:
-        """What the judge says of generations: a column "score", and perhaps more."""
-        ...
-
-    def judge_description(self) -> Mapping[str, Any]:
-        """All that the judge's scores depend on."""
-        ...
-
     def comparisons(
         self, generations: Generations, cfg: FitConfig, seed: int, step: int
     ) -> list[Comparisons]:
@@ -156,6 +192,14 @@ class Targets(Protocol):
     def check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> dict[str, list]:
         """Scores against planted truth, per example; empty for ordinary data."""
         ...
+
+
+def described(task: Task) -> dict[str, Any]:
+    """What the preferences of a round's samples rest on."""
+    if isinstance(task.preferences, Sampled):
+        assert task.judge is not None  # it is open where something is judged
+        return dict(task.judge.describe())
+    return dict(task.preferences.describe())
 
 
 def examples_hash(rows: Iterable[Example | Labelled]) -> str:

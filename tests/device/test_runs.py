@@ -143,7 +143,7 @@ def test_eval_and_explain_read_a_run_on_the_device(task: str, copied: Any):
 def test_the_prompt_tasks_judge_is_on_the_device(runs: dict[tuple[str, str], Path]):
     with open_task(config("prompt", NAME), runs["prompt", NAME]) as task:
         assert isinstance(task, PromptTask)
-        classifier = task.scorer(task.judge.template).classifier
+        classifier = task.scorer(task.classifier.template).classifier
         assert isinstance(classifier, Classifier)
         assert {p.device.type for p in classifier._model.parameters()} == {NAME}
 

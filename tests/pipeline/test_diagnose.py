@@ -1,6 +1,7 @@
 """Is the learned credit the judge's? Measures by hand, and the stage against planted truth."""
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +60,16 @@ def test_faithfulness_finds_a_planted_truth(
         generations = read_generations(samples, "heldout")
         special = set(ctx.load_start()[1].tokenizer.all_special_ids)
 
-        def judged(tokens, texts, examples, codec):
-            class Done:
-                def result(self):
-                    worth = [sum(t for t in ids if t not in special) for ids in tokens]
-                    return {"score": [float(w) for w in worth]}
+        class Adds:
+            def __call__(self, tokens, texts, examples, codec):
+                done: Future = Future()
+                worth = [sum(t for t in ids if t not in special) for ids in tokens]
+                done.set_result({"score": [float(w) for w in worth]})
+                return done
 
-            return Done()
+            def describe(self):
+                return {}
 
-        monkeypatch.setattr(ctx.task, "judged", judged)
         monkeypatch.setattr(
             type(ctx),
             "per_token",
@@ -80,7 +82,7 @@ def test_faithfulness_finds_a_planted_truth(
             "read_generations",
             lambda artifact, part: _rescored(generations, special),
         )
-        found = stage.faithfulness(ctx, ctx.artifact(1, "align"), samples)
+        found = stage.faithfulness(ctx, Adds(), ctx.artifact(1, "align"), samples)
     for row in found["curve"]:
         assert (row["highest"] < row["random"]) is truthful or row["highest"] == row["random"]
     assert any(row["highest"] != row["random"] for row in found["curve"])

@@ -56,7 +56,7 @@ def sampled(folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> lis
 
     sources = SimpleNamespace(ids=[[i] for i in range(len(examples))], cut=3)
     ctx: Any = SimpleNamespace(
-        task=SimpleNamespace(sources=lambda examples, codec: sources, judged=judged),
+        task=SimpleNamespace(sources=lambda examples, codec: sources, judge=judged),
         cfg=SimpleNamespace(sample=SimpleNamespace(chunk=2)),
         log=SimpleNamespace(progress=progress),
     )

@@ -279,11 +279,11 @@ def test_references_are_scored_as_given_or_as_the_policy_reads_them(
     read = ["Bridge 1 was opened . Nobody came", "Bridge 2 ."]
     expected = read if known else given
     with open_task(cfg, tmp_path) as task:
-        assert isinstance(task, SummarizeTask)
+        assert isinstance(task, SummarizeTask) and task.judge is not None
         ctx = opened(cfg, RunFolder(tmp_path / "run"), RunLog(None, quiet=True), task)
         codec = ctx.load_start()[1]
         for texts in (given, read):
-            scores = task.judged([[]] * 2, texts, task.examples("test"), codec).result()["score"]
+            scores = task.judge([[]] * 2, texts, task.examples("test"), codec).result()["score"]
             assert (scores == pytest.approx([100.0, 100.0])) == (texts == expected)
         results, samples = TextEvaluation(cfg).results(ctx, System("start", None), "test")
     assert [row["references"] for row in samples["greedy"]] == [[text] for text in expected]

@@ -83,7 +83,7 @@ class PromptEvaluation:
             "split": split,
             "examples": 0 if examples is None else len(examples),
             "data": content_hash([[e.id, e.text, e.label] for e in examples or []]),
-            "metrics": [{"metric": "accuracy", "judge": dict(task.judge_description())}],
+            "metrics": [{"metric": "accuracy", "judge": dict(task.judge.describe())}],
             "absent": {},
             "decodings": {},
         }
@@ -343,7 +343,7 @@ def _curve(ctx: Context, control: str) -> list[dict[str, float]]:
 def _report_cut(ctx: Context, row: Mapping[str, Any], split: str) -> dict[str, int]:
     """Texts that the judge reads shortened, by split; said where there are any."""
     task = prompt_task(ctx)
-    name = row.get("template", task.judge.template)
+    name = row.get("template", task.classifier.template)
     prompt = Prompt(row["text"], tuple(row["ids"]) if "ids" in row else None)
     classifier = task.scorer(name).classifier
     assert isinstance(classifier, Classifier)
@@ -353,7 +353,7 @@ def _report_cut(ctx: Context, row: Mapping[str, Any], split: str) -> dict[str, i
     }
     for part, number in found.items():
         if number:
-            total, limit = len(task.labelled(part) or []), task.judge.max_tokens
+            total, limit = len(task.labelled(part) or []), task.classifier.max_tokens
             ctx.log.warn(
                 f"{name}: {number} of {total} {part} texts are cut to "
                 f"judge.classifier.max_tokens={limit}"
@@ -389,7 +389,7 @@ def _of(task: PromptTask, log_probs: np.ndarray, split: str) -> dict[str, Any]:
         for e, guess, gap in zip(examples, guesses, gaps.tolist(), strict=True)
     ]
     return {
-        "decoding": asdict(task.template(task.judge.template)),
+        "decoding": asdict(task.template(task.classifier.template)),
         "mean": _means(task, log_probs, split),
         "rows": rows,
     }

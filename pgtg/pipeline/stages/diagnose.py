@@ -20,6 +20,7 @@ from pgtg.ops.credit import spearman
 from pgtg.ops.sampling import derive_seed
 from pgtg.pipeline.stages.align import PlackettLuce, group_batch, heldout_metrics
 from pgtg.runs.folder import Artifact, hash_of, write_json
+from pgtg.tasks.task import Judge
 from pgtg.types import TokenIds
 
 MOST_DELETED = 3  # tokens
@@ -38,9 +39,11 @@ def diagnose(ctx: Context) -> Artifact:
     working = artifact.working(inputs)
     stale = staleness(ctx, aligned, samples)
     write_json(working / "staleness.json", stale)
-    faithful = faithfulness(ctx, aligned[-1], samples[-1])
-    write_json(working / "faithfulness.json", faithful)
-    metrics = {f"diagnose/{name}": value for name, value in faithful["means"].items()}
+    metrics: dict[str, float] = {}
+    if ctx.task.judge is not None:  # else nobody can say what deleting a token costs
+        faithful = faithfulness(ctx, ctx.task.judge, aligned[-1], samples[-1])
+        write_json(working / "faithfulness.json", faithful)
+        metrics = {f"diagnose/{name}": value for name, value in faithful["means"].items()}
     ctx.log.metrics("diagnose", rounds[-1], 0, metrics)
     return artifact.commit(inputs=inputs, metrics=metrics, position=ctx.committed())
 
@@ -75,7 +78,9 @@ def staleness(
     return rows
 
 
-def faithfulness(ctx: Context, aligned: Artifact, samples: Artifact) -> dict[str, Any]:
+def faithfulness(
+    ctx: Context, judge: Judge, aligned: Artifact, samples: Artifact
+) -> dict[str, Any]:
     """What deleting tokens costs by the judge, for the first evaluate.diagnose generations."""
     generations = read_generations(samples, part_of(ctx))
     rows = list(range(len(generations.tokens)))[: ctx.cfg.evaluate.diagnose]
@@ -94,7 +99,7 @@ def faithfulness(ctx: Context, aligned: Artifact, samples: Artifact) -> dict[str
 
     def scores(kept: Sequence[TokenIds], of: Sequence[int]) -> list[float]:
         texts = [codec.decode(ids) for ids in kept]
-        return ctx.task.judged(kept, texts, [own[i] for i in of], codec).result()["score"]
+        return judge(kept, texts, [own[i] for i in of], codec).result()["score"]
 
     places = list(range(len(rows)))
     before = [generations.scores[row] for row in rows]

@@ -22,7 +22,7 @@ from pgtg.pipeline.stages.align import random_reward_model
 from pgtg.pipeline.stages.lines import made_for
 from pgtg.pipeline.stages.match import updates_of
 from pgtg.runs.folder import Artifact, hash_of, load_tensors, save_tensors
-from pgtg.tasks.task import examples_hash
+from pgtg.tasks.task import described, examples_hash
 from pgtg.training.loop import FitResult, fit
 from pgtg.training.state import load_weights, progress_numbers, progress_of
 from pgtg.training.update import Where
@@ -82,7 +82,7 @@ def _depends(
         "line": control,
         "config": shared_settings(ctx, "improve"),
         "data": [ctx.task.contents("train"), examples_hash(ctx.task.heldout())],
-        "judge": dict(ctx.task.judge_description()),
+        "judge": described(ctx.task),
     }
 
 

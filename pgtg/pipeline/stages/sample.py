@@ -1,4 +1,5 @@
-"""(A) Sample: K generations of each source from the policy, with the judge's scores.
+"""(A) Sample: K generations of each source from the policy, with the judge's scores; or the texts
+that somebody has ranked already.
 
 Sampling goes in chunks of sources. Each chunk is a file of its own, so a killed run samples on
 where it stopped; the judge scores chunks in its processes while the next ones are generated. Where
@@ -28,7 +29,7 @@ from pgtg.pipeline.reuse import (
 )
 from pgtg.runs.folder import Artifact, hash_of, write_table
 from pgtg.runtime import distributed
-from pgtg.tasks.task import examples_hash
+from pgtg.tasks.task import Sampled, Stored, described, examples_hash
 from pgtg.types import Example, Generations, TokenIds
 
 PARTS = ("train", "heldout")
@@ -43,6 +44,8 @@ def sample(ctx: Context, round: int, *, control: str = "") -> Artifact:
         control: Sample this control's policy instead of the method's.
     """
     artifact = ctx.artifact(round, "sample", control=control)
+    if not isinstance(ctx.task.preferences, Sampled):
+        return _stored(ctx, artifact, ctx.task.preferences, round)
     # a control that trains no policy samples its start policy in every round
     trained = control if "improve" in method_of(ctx.cfg, control).stages else None
     parents = ctx.parents(0) if trained is None else ctx.parents(round, control)
@@ -74,7 +77,7 @@ def _depends(
         "line": control,
         "config": shared_settings(ctx, "sample"),
         "data": [ctx.task.contents("train"), examples_hash(ctx.task.heldout())],
-        "judge": dict(ctx.task.judge_description()),
+        "judge": described(ctx.task),
     }
 
 
@@ -97,14 +100,40 @@ def _make(
             )
         metrics[f"sample/{part}_sources_cut"] = cut
     ctx.log.metrics(f"sample.{control}" if control else "sample", round, 0, metrics)
-    judge = dict(ctx.task.judge_description())
     artifact.commit(
         inputs=inputs,
         metrics=metrics,
         position=ctx.committed(),
         round=round,
-        judge=judge,
+        judge=described(ctx.task),
         control=control,
+    )
+
+
+def _stored(ctx: Context, artifact: Artifact, ranked: Stored, round: int) -> Artifact:
+    """Write the ranked texts of a round's sources: no policy has a hand in them."""
+    contents = [ctx.task.contents("train"), examples_hash(ctx.task.heldout())]
+    inputs = hash_of([], ctx.settings("sample") | {"round": round, "data": contents})
+    if ctx.made(artifact, inputs):
+        return artifact
+    working, metrics = artifact.working(inputs), dict[str, float]()
+    _, codec = ctx.load_start()
+    for part, examples in ctx.task.to_sample(round).items():
+        for start in range(0, len(examples), ctx.cfg.sample.chunk):
+            chunk = examples[start : start + ctx.cfg.sample.chunk]
+            path = working / part / f"{start // ctx.cfg.sample.chunk:05d}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            write_table(path, ranked.columns(chunk, codec))
+        generations = read_part(working, part)
+        found = summary(generations, ctx.task.all_comparisons(generations))
+        metrics |= {f"sample/{part}_{name}": value for name, value in found.items()}
+    ctx.log.metrics("sample", round, 0, metrics)
+    return artifact.commit(
+        inputs=inputs,
+        metrics=metrics,
+        position=ctx.committed(),
+        round=round,
+        judge=described(ctx.task),
     )
 
 
@@ -142,7 +171,8 @@ def _sample_part(
                 columns = _generate(ctx, lm, codec, mine, sources, part, round)
                 by_id = {example.id: example for example in mine}
                 judged = [by_id[i] for i in columns["source_id"]]
-                scores = ctx.task.judged(columns["tokens"], columns["text"], judged, codec)
+                assert ctx.task.judge is not None  # it is open where generations are judged
+                scores = ctx.task.judge(columns["tokens"], columns["text"], judged, codec)
                 pending.append((path, columns, scores))
                 finish(PENDING)
             bar.advance(len(chunk))
@@ -167,7 +197,9 @@ def _generate(
 ) -> dict[str, list]:
     """Columns of one chunk, K rows a source, in the order of the sources."""
     names, key = [example.id for example in examples], (ctx.cfg.seed, "sample", part, round)
-    found = dict(ctx.sampler(lm, codec)(sources, names, k=ctx.task.copies, seed_key=key))
+    assert isinstance(ctx.task.preferences, Sampled)
+    k = ctx.task.preferences.copies
+    found = dict(ctx.sampler(lm, codec)(sources, names, k=k, seed_key=key))
     rows = [(i, tokens) for i in range(len(examples)) for tokens in found[i]]
     return {
         "source_id": [examples[i].id for i, _ in rows],
