@@ -1,7 +1,6 @@
 """The doctor's checks of the machine: versions, clock, device, and folders that must take files."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -20,6 +19,7 @@ from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
 from pgtg.errors import ConfigError, MissingResourceError
 from pgtg.pipeline.plan.room import nearest_folder
 from pgtg.runs.entries import size_limit
+from pgtg.runs.locks import acquire
 
 SKEW_S = 5.0  # a disk's clock may differ so much from ours
 SLOWER = 1.5  # a 16-bit product that takes so much longer than a 32-bit one is no help
@@ -134,7 +134,7 @@ def _writable(about: str, folder: Path, fix: str) -> Finding:
     try:
         with tempfile.NamedTemporaryFile(dir=here, prefix=".pgtg-doctor-") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.close(acquire(Path(file.name)))
             except OSError as error:
                 text = f"{here}: this disk has no file locks ({error.strerror}); runs need them"
                 return problem(about, text, fix)

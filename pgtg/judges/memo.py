@@ -22,7 +22,8 @@ import numpy as np
 
 from pgtg.errors import PgtgError
 from pgtg.judges.template import Prompt
-from pgtg.runs.files import content_hash, locked
+from pgtg.runs.files import content_hash
+from pgtg.runs.locks import locked
 
 if TYPE_CHECKING:
     from pgtg.types import Labelled  # pulls in torch
@@ -148,15 +149,18 @@ class Memo:
         assert self._path is not None
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(self._path):  # sqlite does not wait when several switch a new file to WAL
+            with locked(self._lock()):  # sqlite does not wait when several switch a new file to WAL
                 self._file = _connect(self._path)
         return self._file
+
+    def _lock(self) -> Path:
+        return Path(f"{self._path}.lock")
 
     def _set_aside(self, error: sqlite3.Error) -> None:
         """Renames a damaged file, unless another process has done so already."""
         assert self._path is not None
         self.close()
-        with locked(self._path):
+        with locked(self._lock()):
             if _sound(self._path):
                 return
             aside = self._path.with_name(f"{self._path.name}.damaged-{secrets.token_hex(4)}")

@@ -7,7 +7,6 @@ An entry only saves time: what it holds is checked when it is taken, and every e
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from pgtg.errors import ArtifactError, PgtgError
 from pgtg.runs.artifacts import MANIFEST, Artifact, replace_folder, safe_name
 from pgtg.runs.files import remove, writing
+from pgtg.runs.locks import acquire, locked
 
 Tell = Callable[[str], None]
 
@@ -39,8 +39,7 @@ class CachedArtifact(Artifact):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with alone(self.path):
                 sweep(self.path)
-            self._lock = _open_lock(self._folder.with_suffix(".lock"))
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock = acquire(self._folder.with_suffix(".lock"))
             self._folder.mkdir()  # after the lock: a folder whose lock is free has no maker
         self._began = time.monotonic()
         return self._folder
@@ -55,13 +54,15 @@ class CachedArtifact(Artifact):
             PgtgError: The lock cannot be made: the cache cannot be written.
         """
         path = self._use_lock()
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = _locked(path, alone, lambda: tell(f"{self.path}: another process makes it"))
-        try:
+
+        def waiting() -> None:
+            tell(f"{self.path}: another process makes it")
+
+        with contextlib.ExitStack() as holding:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                holding.enter_context(locked(path, shared=not alone, waiting=waiting))
             yield
-        finally:
-            os.close(lock)
 
     def used(self) -> None:
         """Notes the time of this use; a cache that cannot be written goes without."""
@@ -70,9 +71,10 @@ class CachedArtifact(Artifact):
 
     def discard(self) -> bool:
         """Deletes the entry unless it is in use. Returns whether it is gone."""
-        lock = _try_lock(self._use_lock())
-        if lock is None:
-            return False
+        try:
+            lock = acquire(self._use_lock(), wait=False)
+        except OSError:
+            return False  # in use, or not ours to delete
         try:
             self.remove()
             with writing(self.path), alone(self.path):
@@ -122,65 +124,9 @@ def _intact(artifact: Artifact) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def alone(final: Path) -> Iterator[None]:
+def alone(final: Path) -> contextlib.AbstractContextManager[None]:
     """One process at a time tidies up or places a folder; nobody is inside for long."""
-    lock = _locked(final.parent / f".{final.name}.lock", True, lambda: None)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _locked(path: Path, alone: bool, wait: Callable[[], None]) -> int:
-    """A locked descriptor; `wait` is called once if another process holds the lock.
-
-    A lock file may be deleted by whoever holds it, so the one that was got must still be there.
-    """
-    mode, told = fcntl.LOCK_EX if alone else fcntl.LOCK_SH, False
-    while True:
-        lock = _open_lock(path)
-        try:
-            try:
-                fcntl.flock(lock, mode | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    wait()
-                told = True
-                fcntl.flock(lock, mode)  # a signal's handler may raise out of this
-            if _still_there(lock, path):
-                return lock
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
-
-
-def _try_lock(path: Path) -> int | None:
-    """The lock for oneself, None if it is held or cannot be made."""
-    try:
-        lock = _open_lock(path)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _still_there(lock, path):
-            return lock
-    except OSError:
-        pass  # in use
-    os.close(lock)
-    return None
-
-
-def _still_there(lock: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lock), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    return locked(final.parent / f".{final.name}.lock")
 
 
 def sweep(final: Path) -> None:
@@ -188,12 +134,11 @@ def sweep(final: Path) -> None:
     for garbage in final.parent.glob(f".{final.name}.*.tmp"):
         remove(garbage)
     for folder in final.parent.glob(f".{final.name}.*.making"):
-        lock = _open_lock(folder.with_suffix(".lock"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = acquire(folder.with_suffix(".lock"), wait=False)
         except BlockingIOError:
             continue  # its maker lives
-        else:
+        try:
             if folder.is_dir():
                 remove(folder)
             folder.with_suffix(".lock").unlink(missing_ok=True)

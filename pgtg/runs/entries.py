@@ -11,7 +11,7 @@ from pgtg.config.sizes import parse_size
 from pgtg.errors import ArtifactError, ConfigError
 from pgtg.runs.artifacts import MANIFEST, Artifact
 from pgtg.runs.cache import CachedArtifact, alone, sweep
-from pgtg.runs.files import locked, writing
+from pgtg.runs.files import writing
 
 DEFAULT = "~/.cache/pgtg"  # as in conf/
 SIZE, DEFAULT_SIZE = "PGTG_CACHE_SIZE", "20GB"
@@ -108,7 +108,7 @@ def clear_leftovers(cache_dir: Path) -> None:
     for folder in cache_dir.glob("*/.*.making"):
         name = folder.name[1:].rsplit(".", 2)[0]
         final = folder.parent / name
-        with writing(final), locked(final):
+        with writing(final), alone(final):
             sweep(final)
 
 

@@ -9,7 +9,6 @@ traceback, and run nothing that the file says: json, parquet and safetensors, no
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -369,14 +368,3 @@ def finite(values: Mapping[str, Any], where: str) -> dict[str, int | float]:
         if not math.isfinite(value):
             raise DivergedError(f"{where}: {key} is {value}, not a finite number")
     return plain
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time opens, fixes or removes a file: under a lock next to it."""
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

@@ -12,7 +12,6 @@ and devices in it, yaml tags, aliases and interpolations.
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -58,6 +57,7 @@ from pgtg.runs.files import (
     write_table,
     writing,
 )
+from pgtg.runs.locks import acquire, is_held
 from pgtg.runtime.distributed import first
 
 __all__ = [
@@ -189,14 +189,15 @@ class RunFolder:
         path = self.path / "run.lock"
         with writing(path):
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                handle = _got(path)
+            except BlockingIOError as error:
+                raise ArtifactError(
+                    f"run folder {self.path} is in use by process {_holder(path)}: wait for "
+                    "it, stop it, or choose another run_dir"
+                ) from error
         try:
             with writing(path):
-                if not _got(handle):
-                    raise ArtifactError(
-                        f"run folder {self.path} is in use by process {_holder(handle)}: wait for "
-                        "it, stop it, or choose another run_dir"
-                    )
                 owner = {"pid": os.getpid(), "started": _now()}
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, json.dumps(owner).encode() + b"\n", 0)
@@ -208,17 +209,7 @@ class RunFolder:
 
     def running(self) -> bool:
         """Whether a process holds the lock. Writes nothing."""
-        try:
-            handle = os.open(self.path / "run.lock", os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(handle)
-        return False
+        return is_held(self.path / "run.lock")
 
     def artifact(self, *parts: str) -> Artifact:
         """The artifact at this place, for example `artifact("rounds", "00", "sample")`."""
@@ -312,23 +303,20 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _got(handle: int) -> bool:
-    """Whether the lock could be had; one who only looks holds it for an instant."""
-    for pause in (0.05, 0.1, 0.2, None):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if pause is not None:
-                time.sleep(pause)
-    return False
+def _got(path: Path) -> int:
+    """The held lock. Who only looks holds it for an instant: it is asked for a few times."""
+    for pause in (0.05, 0.1, 0.2):
+        with contextlib.suppress(BlockingIOError):
+            return acquire(path, wait=False)
+        time.sleep(pause)
+    return acquire(path, wait=False)
 
 
-def _holder(handle: int) -> str:
+def _holder(path: Path) -> str:
     """Pid in the lock file. The holder writes it just after it got the lock: wait a moment."""
     for _ in range(20):
         try:
-            return str(int(json.loads(os.pread(handle, 4096, 0))["pid"]))
+            return str(int(json.loads(path.read_text(encoding="utf-8"))["pid"]))
         except (ValueError, KeyError, TypeError):
             time.sleep(0.01)
     return "(unknown)"

@@ -5,10 +5,8 @@ lock (running), summary.json (done), log.txt (the last error). So nothing here c
 and runs of other machines are seen too where they share the disk.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from pgtg.errors import ArtifactError
 from pgtg.runs.console import aligned, shown
 from pgtg.runs.files import read_json, write_json, writing
 from pgtg.runs.folder import RunFolder
+from pgtg.runs.locks import locked
 
 SWEEP = "sweep.json"
 STATES = ("done", "running", "failed", "missing")
@@ -49,7 +48,7 @@ def record(folder: Path, command: Sequence[str], jobs: Mapping[str, Sequence[str
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with writing(folder), locked(folder / f".{SWEEP}.lock"):
         known = asked_for(folder)
         added = {name: list(overrides) for name, overrides in jobs.items()}
         write_json(folder / SWEEP, {"command": list(command), "jobs": {**known, **added}})
@@ -159,14 +158,3 @@ def _last_error(folder: Path) -> str:
         elif BEGIN in line:
             error = ""
     return error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with writing(folder):
-        lock = os.open(folder / f".{SWEEP}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(lock)

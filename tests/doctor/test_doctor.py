@@ -1,5 +1,6 @@
 """The doctor: each planted problem is named with what fixes it, all at once; nothing is left."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def test_folders_that_cannot_be_written(around: Surroundings, monkeypatch: pytes
     def no_locks(*args: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(machine.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     assert "no file locks" in only([*machine.outputs(None, around)]).text
     assert sorted(path.name for path in Path().iterdir()) == ["file"]
 

@@ -286,6 +286,7 @@ def test_eval_of_an_older_run_takes_todays_defaults_and_says_so(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     copied = Path(shutil.copytree(finished, tmp_path / "run"))
+    finished = Path(shutil.copytree(finished, tmp_path / "of today"))
     config = (copied / "config.yaml").read_text()
     (copied / "config.yaml").write_text(re.sub(r"\n  (diagnose|token_share):.*", "", config))
     found = evaluate_saved(copied, split="test", metrics=None, overrides=[], cfg=None)
