@@ -99,8 +99,15 @@ class Generations:
     tokens: list[TokenIds]  # N generations as sampled; ids, never text, go from stage to stage
     texts: list[str]  # N decoded generations, for people and for the judge
     scores: list[float]  # N judge's scores, higher is better
-    groups: Int[Tensor, "G J"]  # rows into the N generations: those of each source
+    groups: Int[Tensor, "G J"]  # rows into the N generations: those of each source, -1 if fewer
+    pairs: Int[Tensor, "P 2"] | None = None  # only these were compared: better row, other row
+    margins: Float[Tensor, " G"] | None = None  # of groups of two: by how much [nats]
     example_scores: np.ndarray | None = None  # [N, E] scores on each example the judge used
+
+    @property
+    def members(self) -> list[list[int]]:
+        """The rows of each group."""
+        return [[row for row in own if row >= 0] for own in self.groups.tolist()]
 
 
 @dataclass(frozen=True)

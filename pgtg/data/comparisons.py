@@ -4,6 +4,7 @@ Everything after a task's choice of comparisons is shared: alignment, diagnostic
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -24,36 +25,50 @@ class Comparisons:
     """G groups of J candidates each.
 
     Args:
-        groups: Rows into the generations.
-        preference: The judge's scores of the candidates, higher is better.
+        groups: Rows into the generations; -1 where a group has fewer candidates.
+        preference: The judge's scores of the candidates, higher is better; NaN where there is none.
         tied: Groups that were left out, since the judge tells none of their candidates apart.
+        margin: Of groups of two, what the better one is to be above the other [nats].
     """
 
     groups: Int[Tensor, "G J"]
     preference: Float[Tensor, "G J"]
     tied: int = 0
+    margin: Float[Tensor, " G"] | None = None
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def split(self, size: int) -> list["Comparisons"]:
         """Consecutive parts of at most `size` groups."""
-        return [
-            Comparisons(self.groups[i : i + size], self.preference[i : i + size])
-            for i in range(0, len(self), size)
-        ]
+        return [self.chosen(slice(i, i + size)) for i in range(0, len(self), size)]
+
+    def chosen(self, which: "slice | Sequence[int] | Tensor") -> "Comparisons":
+        """Some of the groups; those that were left out are not counted again."""
+        margin = None if self.margin is None else self.margin[which]
+        return Comparisons(self.groups[which], self.preference[which], margin=margin)
 
 
-def telling(groups: Int[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> Comparisons:
+def telling(
+    groups: Int[Tensor, "G J"],
+    preference: Float[Tensor, "G J"],
+    margin: Float[Tensor, " G"] | None = None,
+) -> Comparisons:
     """The groups that hold a preference; the others are counted."""
     keep = informative(preference)
-    return Comparisons(groups[keep], preference[keep], int((~keep).sum()))
+    margin = None if margin is None else margin[keep]
+    return Comparisons(groups[keep], preference[keep], int((~keep).sum()), margin)
 
 
 def of_sources(generations: Generations) -> Comparisons:
-    """Each source's own generations are compared with each other."""
-    scores = torch.tensor(generations.scores, dtype=torch.float64)
-    return telling(generations.groups, scores[generations.groups])
+    """Each source's own generations are compared with each other: all at once by their scores, or
+    two by two where only pairs were compared."""
+    if generations.pairs is not None:
+        better = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        return Comparisons(generations.pairs, better.expand(len(generations.pairs), 2))
+    groups = generations.groups
+    scores = torch.tensor(generations.scores, dtype=torch.float64)[groups]
+    return telling(groups, scores.masked_fill(groups < 0, math.nan), generations.margins)
 
 
 def in_passes(comparisons: Comparisons, size: int, seed: int, step: int) -> Comparisons:
@@ -64,7 +79,7 @@ def in_passes(comparisons: Comparisons, size: int, seed: int, step: int) -> Comp
         epoch, offset = divmod(place + len(chosen), total)
         order = np.random.default_rng(derive_seed(seed, epoch)).permutation(total)
         chosen += order[offset : offset + size - len(chosen)].tolist()
-    return Comparisons(comparisons.groups[chosen], comparisons.preference[chosen])
+    return comparisons.chosen(chosen)
 
 
 def parts_in_passes(
@@ -78,16 +93,22 @@ def parts_in_passes(
     number, own = divmod(step, cfg.bucket)
     steps = range(number * cfg.bucket, (number + 1) * cfg.bucket)
     found = [in_passes(comparisons, size, seed, other) for other in steps]
-    groups = torch.cat([one.groups for one in found])
-    preference = torch.cat([one.preference for one in found])
-    lengths = [len(generations.sources[generations.origin[row]]) for row in groups[:, 0].tolist()]
+    whole = Comparisons(
+        torch.cat([one.groups for one in found]),
+        torch.cat([one.preference for one in found]),
+        margin=torch.cat([one.margin for one in found if one.margin is not None])
+        if comparisons.margin is not None
+        else None,
+    )
+    first = whole.groups[:, 0].tolist()
+    lengths = [len(generations.sources[generations.origin[row]]) for row in first]
     parts = dealt(
         lengths,
         micro_batch=min(cfg.micro_batch, len(comparisons)),
         updates=cfg.bucket,
         seed=derive_seed(seed, "bucket", number),
     )
-    return [Comparisons(groups[part], preference[part]) for part in parts[own]]
+    return [whole.chosen(part) for part in parts[own]]
 
 
 def distinct(generations: Generations) -> list[int]:

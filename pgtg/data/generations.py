@@ -1,6 +1,6 @@
 """The generations that a round sampled, read back from its artifact."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from pgtg.runs.folder import Artifact, read_table
 from pgtg.types import Generations, TokenIds
@@ -32,19 +34,55 @@ def joined(rounds: Sequence[Generations]) -> Generations:
         tokens=[tokens for one in rounds for tokens in one.tokens],
         texts=[text for one in rounds for text in one.texts],
         scores=[score for one in rounds for score in one.scores],
-        groups=torch.cat([one.groups + rows[n] for n, one in enumerate(rounds)]),
+        groups=ragged(
+            [[row + rows[n] for row in own] for n, one in enumerate(rounds) for own in one.members]
+        ),
+        pairs=_stacked(
+            [None if one.pairs is None else one.pairs + rows[n] for n, one in enumerate(rounds)]
+        ),
+        margins=_stacked([one.margins for one in rounds]),
         example_scores=np.concatenate(scored) if scored else None,
     )
 
 
 def shuffled_scores(generations: Generations, seed: int) -> Generations:
     """The same generations with the judge's scores in random order: a control."""
-    order = np.random.default_rng(seed).permutation(len(generations.scores))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(generations.scores))
     scores = [generations.scores[i] for i in order]
     details = generations.example_scores
+    pairs = generations.pairs
+    if pairs is not None:  # who is the better one
+        flipped = torch.from_numpy(rng.random(len(pairs)) < 0.5)
+        pairs = torch.where(flipped[:, None], pairs.flip(-1), pairs)
     return replace(
-        generations, scores=scores, example_scores=None if details is None else details[order]
+        generations,
+        scores=scores,
+        pairs=pairs,
+        example_scores=None if details is None else details[order],
     )
+
+
+def ragged(rows: Sequence[Sequence[int]]) -> Int[Tensor, "G J"]:
+    """Groups of rows as one tensor, -1 where a group has fewer."""
+    most = max(map(len, rows), default=0)
+    return torch.tensor([[*own, *[-1] * (most - len(own))] for own in rows])
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One below the other; None where one is missing."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found and len(found) == len(parts) else None
+
+
+def _pairs(
+    beaten: Sequence[Sequence[int]], rows_of: Mapping[str, Sequence[int]]
+) -> Int[Tensor, "P 2"] | None:
+    """Pairs of rows of the generations, from what each beats among its source's own."""
+    if not beaten:
+        return None
+    found = [[row, own[i]] for own in rows_of.values() for row in own for i in beaten[row]]
+    return torch.tensor(found).reshape(-1, 2)
 
 
 def read_part(folder: Path, part: str) -> Generations:
@@ -66,16 +104,23 @@ def of_tables(tables: Iterable[dict[str, list[Any]]]) -> Generations:
     texts: list[str] = []
     scores: list[float] = []
     details: list[np.ndarray] = []
+    beaten: list[list[int]] = []
+    margins: list[float] = []
     for table in tables:
-        for source_id, source in zip(table["source_id"], table["source"], strict=True):
+        margin_of = table.get("margin", [None] * len(table["source_id"]))
+        for source_id, source, margin in zip(
+            table["source_id"], table["source"], margin_of, strict=True
+        ):
             if source_id not in sources:
                 sources[source_id] = [ids.setdefault(token, token) for token in source]
+                margins += [] if margin is None else [margin]
             own = rows_of.setdefault(source_id, [])
             own.append(len(origin))
             origin.append(len(rows_of) - 1 if len(own) == 1 else origin[own[0]])
         tokens += [[ids.setdefault(token, token) for token in row] for row in table["tokens"]]
         texts += table["text"]
         scores += table["score"]
+        beaten += table.get("beats", [])
         if "example_scores" in table:
             details.append(np.array(table["example_scores"], np.float32))
     return Generations(
@@ -85,6 +130,8 @@ def of_tables(tables: Iterable[dict[str, list[Any]]]) -> Generations:
         tokens=tokens,
         texts=texts,
         scores=scores,
-        groups=torch.tensor(list(rows_of.values())),
+        groups=ragged(list(rows_of.values())),
+        pairs=_pairs(beaten, rows_of),
+        margins=torch.tensor(margins, dtype=torch.float64) if margins else None,
         example_scores=np.concatenate(details) if details else None,
     )

@@ -88,16 +88,19 @@ class Aggregator:
         Args:
             rewards: Token rewards of N generations; padding may hold anything.
             mask: Real tokens.
-            groups: Rows into the N generations: J candidates in each of G groups.
+            groups: Rows into the N generations: J candidates in each of G groups; -1 where a group
+                has fewer, whose evaluation means nothing.
 
         Source: arXiv:2306.00398, Sec. 2.1 (C).
         """
         rewards = rewards.float() if rewards.dtype in (torch.float16, torch.bfloat16) else rewards
+        there = groups >= 0
+        groups = groups.clamp(min=0)
         value = self(rewards, mask)[groups]
         if not self.scaled:
             return value
-        mean_length = mask.sum(-1)[groups].to(value.dtype).mean(-1, keepdim=True)
-        return mean_length * value
+        lengths = mask.sum(-1)[groups].to(value.dtype).where(there, 0.0)
+        return lengths.sum(-1, keepdim=True) / there.sum(-1, keepdim=True) * value
 
     def weights(self, rewards: Rewards, mask: Mask) -> Float[Tensor, "N T"]:
         """How much each token counts: f's gradient by its reward, scaled to sum 1 over a row."""

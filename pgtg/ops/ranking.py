@@ -9,11 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+ABSENT = -1e30  # evaluation of a candidate that is not in its group: e^ABSENT is 0
 EXACT = 8  # most tied candidates whose orders are all counted; for more, Efron's approximation
 
 
 def plackett_luce_nll(
-    evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]
+    evaluations: Float[Tensor, "G J"],
+    preference: Float[Tensor, "G J"],
+    margin: Float[Tensor, " G"] | None = None,
 ) -> Float[Tensor, " G"]:
     """Negative log-likelihood of the preferred order under the Plackett–Luce model.
 
@@ -22,30 +25,45 @@ def plackett_luce_nll(
     candidates: the likelihood is the mean over all orders that the scores allow, exact where at
     most `EXACT` candidates tie, by Efron's approximation where more do. So a group whose scores
     are all equal has a constant loss. With two candidates this is Bradley–Terry.
+    Scores of NaN are of candidates that are not there: groups of fewer than J, or not judged.
 
     Args:
         evaluations: Sequence evaluations e [nats], J candidates in each of G groups.
         preference: Judge's scores, higher is better, any unit: only their order matters. Order and
             ties are decided on the host: no device is waited for if the scores are there already.
+        margin: Of groups of two [nats]: what the better one is to be above the other,
+            -log sigmoid(e_better - e_other - margin).
 
     Returns:
         Loss per group [nats], at least 0. Gradients reach `evaluations` only.
 
     Raises:
-        ValueError: Fewer than 2 candidates, or a score that is not finite.
+        ValueError: Fewer than 2 candidates, an infinite score, or a margin of a larger group.
 
     Source: arXiv:2306.00398, Sec. 2.1 (D); listMLE, Xia et al. 2008. Ties as in the partial
     likelihood of proportional hazards, the same model: Kalbfleisch & Prentice 1973; Efron 1977.
     """
     preference = preference.cpu()
-    if evaluations.shape[-1] < 2 or not preference.isfinite().all():
+    absent = preference.isnan()
+    if evaluations.shape[-1] < 2 or preference.isinf().any():
         raise ValueError(f"need >= 2 candidates and finite scores, got {tuple(preference.shape)}")
-    order = preference.argsort(dim=-1, descending=True, stable=True)
+    if margin is not None and bool(((~absent).sum(-1) > 2).any()):
+        raise ValueError("a margin is between two candidates, and a group has more")
+    scores = preference.masked_fill(absent, -math.inf)  # they come last
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    if absent.any():
+        evaluations = evaluations.masked_fill(absent.to(evaluations.device), ABSENT)
     ranked = evaluations.gather(-1, order.to(evaluations.device))
+    if margin is not None:
+        first = torch.arange(ranked.shape[-1], device=ranked.device) == 0
+        ranked = ranked - first * margin.to(ranked)[:, None]
     remaining = ranked.flip(-1).logcumsumexp(-1).flip(-1)
     terms = remaining - ranked
-    sorted_scores = preference.gather(-1, order)
-    same = sorted_scores[:, 1:] == sorted_scores[:, :-1]
+    sorted_scores = scores.gather(-1, order)
+    same = (sorted_scores[:, 1:] == sorted_scores[:, :-1]) & sorted_scores[:, 1:].isfinite()
+    if absent.any():
+        gone = sorted_scores.isinf().to(terms.device)
+        terms, remaining = terms.masked_fill(gone, 0.0), remaining.masked_fill(gone, -math.inf)
     return (_with_ties(terms, ranked, remaining, same) if same.any() else terms).sum(-1)
 
 
@@ -132,15 +150,20 @@ def _subsets(
 
 
 def informative(preference: Float[Tensor, "G J"]) -> Bool[Tensor, " G"]:
-    """Groups whose scores are not all equal; the others say nothing about an order."""
-    return (preference != preference[:, :1]).any(-1)
+    """Groups whose scores are not all equal; the others say nothing about an order.
+
+    Here and below a score of NaN is of a candidate that is not there.
+    """
+    absent = preference.isnan()
+    highest = preference.masked_fill(absent, -math.inf).amax(-1)
+    return highest > preference.masked_fill(absent, math.inf).amin(-1)
 
 
 def pair_accuracy(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> float:
     """Share [0, 1] of the strictly ordered pairs within groups that `evaluations` orders alike.
 
     Pairs with equal judge's scores are left out; an evaluation that ties on a pair gets one half.
-    Without any ordered pair, and wherever something is NaN, the result is NaN.
+    Without any ordered pair, and where an evaluation is NaN, the result is NaN.
     """
     won, pairs, known = _pairs(evaluations, preference)
     return won.item() / 2 / pairs.item() if bool(known) else float("nan")
@@ -163,7 +186,8 @@ def _pairs(
     right = evaluations[:, :, None] > evaluations[:, None, :]
     ties = evaluations[:, :, None] == evaluations[:, None, :]  # infinite ones as well
     won, pairs = (2 * right.int() + ties.int()).where(ordered, 0).sum(), ordered.sum()
-    return won, pairs, (pairs > 0) & ~preference.isnan().any() & ~evaluations.isnan().any()
+    broken = (evaluations.isnan() & ~preference.isnan()).any()
+    return won, pairs, (pairs > 0) & ~broken
 
 
 def kendall_tau(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> float:
@@ -177,12 +201,13 @@ def kendall_tau(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G 
 def top1_accuracy(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> float:
     """Share [0, 1] of informative groups whose highest evaluation is one of the judge's best.
 
-    Without any such group, and wherever something is NaN, the result is NaN.
+    Without any such group, and where an evaluation is NaN, the result is NaN.
     """
-    keep = informative(preference)
-    if not keep.any() or preference.isnan().any() or evaluations.isnan().any():
+    keep, absent = informative(preference), preference.isnan()
+    if not keep.any() or (evaluations.isnan() & ~absent).any():
         return float("nan")
-    evaluations, preference = evaluations[keep], preference[keep]
+    evaluations = evaluations.masked_fill(absent, -math.inf)[keep]
+    preference = preference.masked_fill(absent, -math.inf)[keep]
     chosen = preference.gather(-1, evaluations.argmax(-1, keepdim=True)).squeeze(-1)
     return (chosen == preference.max(-1).values).double().mean().item()
 

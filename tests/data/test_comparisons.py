@@ -13,7 +13,7 @@ from pgtg.data.comparisons import (
     in_passes,
     of_sources,
 )
-from pgtg.data.generations import joined, shuffled_scores
+from pgtg.data.generations import joined, of_tables, shuffled_scores
 from pgtg.types import Generations
 
 
@@ -163,3 +163,53 @@ def test_parts_are_the_whole(size: int):
     parts = found.split(size)
     assert max(len(part) for part in parts) <= size
     assert torch.equal(torch.cat([part.groups for part in parts]), found.groups)
+
+
+def ranked(**columns: list) -> Generations:
+    """Two sources with three and two ranked texts."""
+    table = {
+        "source_id": ["a", "a", "a", "b", "b"],
+        "source": [[7], [7], [7], [8], [8]],
+        "tokens": [[1], [2, 2], [3], [4], [5]],
+        "text": list("uvwxy"),
+        "score": [2.0, 1.0, 3.0, 0.0, 1.0],
+    }
+    return of_tables([table | columns])
+
+
+def test_sources_may_have_unequal_numbers_of_texts():
+    found = ranked()
+    assert found.groups.tolist() == [[0, 1, 2], [3, 4, -1]]
+    assert found.members == [[0, 1, 2], [3, 4]]
+    compared = of_sources(found)
+    assert compared.preference[0].tolist() == [2.0, 1.0, 3.0]
+    assert compared.preference[1, :2].tolist() == [0.0, 1.0] and compared.preference[1, 2].isnan()
+    both = joined([found, ranked()])
+    assert both.groups.tolist() == [[0, 1, 2], [3, 4, -1], [5, 6, 7], [8, 9, -1]]
+
+
+def test_pairs_are_compared_two_by_two():
+    """a: the third text beats both others, which nobody compared; b: the second beats the first."""
+    found = ranked(beats=[[], [], [0, 1], [], [0]])
+    assert found.pairs is not None and found.pairs.tolist() == [[2, 0], [2, 1], [4, 3]]
+    compared = of_sources(found)
+    assert compared.groups.tolist() == found.pairs.tolist()
+    assert (compared.preference == torch.tensor([1.0, 0.0])).all()
+    twice = joined([found, found])
+    assert twice.pairs is not None and twice.pairs[3:].tolist() == [[7, 5], [7, 6], [9, 8]]
+    shuffled = [shuffled_scores(found, seed).pairs for seed in range(200)]
+    flipped = [pairs.tolist() != found.pairs.tolist() for pairs in shuffled if pairs is not None]
+    assert 0.8 < np.mean(flipped) < 0.95  # 7 in 8
+    same = [sorted(map(sorted, p.tolist())) for p in shuffled if p is not None]
+    assert same == [[[0, 2], [1, 2], [3, 4]]] * 200
+
+
+def test_margins_go_with_their_groups():
+    table = {"source_id": list("aabb"), "source": [[7]] * 2 + [[8]] * 2, "tokens": [[1], [2]] * 2}
+    table |= {"text": list("uvwx"), "score": [1.0, 0.0, 0.0, 0.0], "margin": [0.5, 0.5, 2.0, 2.0]}
+    found = of_tables([table])
+    assert found.margins is not None and found.margins.tolist() == [0.5, 2.0]
+    compared = of_sources(found)  # b is tied
+    assert compared.tied == 1 and compared.margin is not None
+    assert compared.margin.tolist() == [0.5]
+    assert in_passes(compared, 1, 0, 3).margin is not None

@@ -167,3 +167,14 @@ def test_weights_by_hand(normalized: bool):
 def _softmax(values: list[float]) -> list[float]:
     shares = [math.exp(value / BETA) for value in values]
     return [share / sum(shares) for share in shares]
+
+
+@pytest.mark.parametrize("name", ["avg", "sum", "min", "max"])
+def test_a_group_of_fewer_is_as_if_alone(name: str):
+    """-1 in a group: C is the mean length of those that are there; their values stay."""
+    torch.manual_seed(0)
+    f = Aggregator.of(AggregatorConfig(name, 2.0, False))
+    rewards, mask = torch.randn(5, 4), torch.arange(4) < torch.tensor([4, 1, 3, 2, 4])[:, None]
+    found = f.groups(rewards, mask, torch.tensor([[0, 1, 2], [3, 4, -1]]))
+    assert torch.equal(found[1, :2], f.groups(rewards, mask, torch.tensor([[3, 4]]))[0])
+    assert torch.equal(found[:1], f.groups(rewards, mask, torch.tensor([[0, 1, 2]])))

@@ -84,7 +84,7 @@ def test_shift_order_and_scale_do_not_matter(values: list[float], shift: float, 
 
 
 @pytest.mark.parametrize(
-    ("evaluations", "preference"), [([[1.0]], [[1.0]]), ([[1.0, 2.0]], [[1.0, math.nan]])]
+    ("evaluations", "preference"), [([[1.0]], [[1.0]]), ([[1.0, 2.0]], [[1.0, math.inf]])]
 )
 def test_too_few_candidates_or_a_score_that_is_no_number(evaluations, preference):
     with pytest.raises(ValueError, match="2 candidates"):
@@ -228,3 +228,85 @@ def test_an_empty_side_has_no_auc():
     empty, some = torch.empty(0), torch.ones(2)
     assert math.isnan(auc(empty, some))
     assert math.isnan(stratified_auc(some, empty, some, empty))
+
+
+def linear_extensions(preference: Sequence[float]) -> list[tuple[int, ...]]:
+    """All orders, best first, that the scores of the present candidates allow."""
+    present = [i for i, score in enumerate(preference) if not math.isnan(score)]
+    return [
+        order
+        for order in itertools.permutations(present)
+        if all(preference[a] >= preference[b] for a, b in itertools.pairwise(order))
+    ]
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    "preference",
+    [
+        [3.0, NAN, 1.0, 2.0],
+        [NAN, 1.0, NAN, 2.0],
+        [2.0, 2.0, NAN, 1.0],  # a tie above
+        [1.0, NAN, 2.0, 1.0],  # a tie at the end: the likelihood of the best one alone
+        [5.0, 1.0, 1.0, 1.0],
+        [NAN, 1.0, 1.0, NAN],
+    ],
+)
+def test_candidates_that_are_not_there_are_left_out(preference: list[float]):
+    """Against the mean over all orders, each the product of its draws."""
+    evaluations = torch.tensor([0.3, -1.2, 2.0, 0.7], dtype=torch.double)
+    orders = linear_extensions(preference)
+    chances = [
+        math.prod(
+            (evaluations[order[i]] - evaluations[list(order[i:])].logsumexp(0)).exp().item()
+            for i in range(len(order))
+        )
+        for order in orders
+    ]
+    expected = -math.log(sum(chances) / len(chances))
+    scores = torch.tensor([preference], dtype=torch.double)
+    for odd in (0.0, 1e4, -1e4, NAN, math.inf):
+        given = torch.where(scores[0].isnan(), odd, evaluations)[None].requires_grad_()
+        loss = plackett_luce_nll(given, scores)
+        assert loss.item() == pytest.approx(expected, rel=1e-9)
+        (gradient,) = torch.autograd.grad(loss.sum(), given)
+        assert gradient.isfinite().all() and not gradient[scores.isnan()].any()
+    assert torch.autograd.gradcheck(
+        lambda e: plackett_luce_nll(e, scores), (evaluations[None].clone().requires_grad_(),)
+    )
+
+
+def test_absent_candidates_change_no_bit_of_other_groups():
+    torch.manual_seed(0)
+    evaluations, preference = torch.randn(6, 4), torch.randint(0, 3, (6, 4)).float()
+    alone = plackett_luce_nll(evaluations, preference)
+    padded = torch.cat([preference, torch.full((6, 2), NAN)], -1)
+    wider = plackett_luce_nll(torch.cat([evaluations, torch.randn(6, 2)], -1), padded)
+    assert torch.equal(alone, wider)
+
+
+def test_a_margin_is_trls():
+    """-log sigmoid(e_chosen - e_rejected - margin), either one first."""
+    evaluations = torch.tensor([[1.0, 0.2], [0.1, 0.4], [0.0, 3.0]])
+    preference = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    margin = torch.tensor([0.5, 0.0, 2.0])
+    better = torch.tensor([0.8, -0.3, 3.0])
+    expected = -functional.logsigmoid(better - margin)
+    assert_close(plackett_luce_nll(evaluations, preference, margin), expected)
+    wide = torch.cat([preference, torch.full((3, 1), NAN)], -1)
+    assert_close(
+        plackett_luce_nll(torch.cat([evaluations, margin[:, None]], -1), wide, margin), expected
+    )
+    with pytest.raises(ValueError, match="between two candidates"):
+        plackett_luce_nll(torch.zeros(1, 3), torch.tensor([[3.0, 2.0, 1.0]]), torch.ones(1))
+
+
+def test_measures_leave_out_who_is_not_there():
+    evaluations = torch.tensor([[3.0, 9.0, 1.0], [1.0, 2.0, 0.0], [0.0, 0.0, NAN]])
+    preference = torch.tensor([[2.0, NAN, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0, NAN]])
+    assert informative(preference).tolist() == [True, True, False]
+    assert pair_accuracy(evaluations, preference) == pytest.approx(2 / 4)
+    assert top1_accuracy(evaluations, preference) == pytest.approx(1 / 2)
+    assert math.isnan(pair_accuracy(evaluations.clone().fill_(NAN), preference))

@@ -70,8 +70,8 @@ def _evaluations(ctx: Context, generations: Generations, table: dict) -> Tensor:
     """e of each generation, in the group that it was sampled in."""
     rewards, mask = padded(table["reward"])
     grouped = Aggregator.of(ctx.cfg.aggregator).groups(rewards, mask, generations.groups)
-    out = torch.zeros(len(rewards), dtype=rewards.dtype)
-    return out.scatter(0, generations.groups.flatten(), grouped.flatten())
+    out, there = torch.zeros(len(rewards), dtype=rewards.dtype), generations.groups >= 0
+    return out.scatter(0, generations.groups[there], grouped[there])
 
 
 def _show(
@@ -107,7 +107,7 @@ def _ranking(
         "pair_accuracy": pair_accuracy(chosen, preference),
         "kendall_tau": kendall_tau(chosen, preference),
         "top1_accuracy": top1_accuracy(chosen, preference),
-        "nll": plackett_luce_nll(chosen, preference).mean().item(),
+        "nll": plackett_luce_nll(chosen, preference, comparisons.margin).mean().item(),
         "log_prob_wins": pair_accuracy(log_probs, preference),
     }
     if lengths.min() < lengths.max():

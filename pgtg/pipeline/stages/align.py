@@ -50,6 +50,7 @@ class GroupBatch:
     batch: TokenBatch
     groups: Int[Tensor, "G J"]  # rows into the batch's sequences
     preference: Float[Tensor, "G J"]  # judge's scores; on the CPU
+    margin: Float[Tensor, " G"] | None = None  # of groups of two [nats]; on the CPU
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class PlackettLuce:
 
     def __call__(self, batch: GroupBatch, window: Window) -> Loss:
         evaluations = self.evaluations(batch)
-        losses = plackett_luce_nll(evaluations, batch.preference)
+        losses = plackett_luce_nll(evaluations, batch.preference, batch.margin)
         telling = informative(batch.preference).to(losses.device)
         loss = losses.where(telling, 0.0).sum() / window.sequences
         share = len(batch.groups) / window.sequences
@@ -282,8 +283,10 @@ def heldout_metrics(objective: PlackettLuce, checks: Sequence[GroupBatch]) -> di
     with evaluating(objective.model):
         evaluations = torch.cat(distributed.spread(evaluated, checks))
     preference = torch.cat([batch.preference for batch in checks])
+    margins = [batch.margin for batch in checks if batch.margin is not None]
+    losses = plackett_luce_nll(evaluations, preference, torch.cat(margins) if margins else None)
     return {
-        "align/heldout_nll": plackett_luce_nll(evaluations, preference).double().mean().item(),
+        "align/heldout_nll": losses.double().mean().item(),
         "align/heldout_pair_accuracy": pair_accuracy(evaluations, preference),
     }
 
@@ -327,8 +330,8 @@ def group_batch(
 ) -> GroupBatch:
     """The groups, with each candidate and each source once."""
     groups = comparisons.groups
-    members = sorted(set(groups.flatten().tolist()))
-    place = {member: i for i, member in enumerate(members)}
+    members = sorted(set(groups.flatten().tolist()) - {-1})
+    place = {member: i for i, member in enumerate(members)} | {-1: -1}
     origins = sorted({generations.origin[m] for m in members})
     source_place = {origin: i for i, origin in enumerate(origins)}
     batch = token_batch(
@@ -338,4 +341,5 @@ def group_batch(
         device,
     )
     local = torch.tensor([[place[m] for m in group] for group in groups.tolist()])
-    return GroupBatch(batch, moved(local, device), comparisons.preference.float())
+    margin = None if comparisons.margin is None else comparisons.margin.float()
+    return GroupBatch(batch, moved(local, device), comparisons.preference.float(), margin)

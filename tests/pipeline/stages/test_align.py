@@ -51,7 +51,7 @@ def test_held_out_checks_read_the_model_in_eval_mode():
         modes.append(model.training)
         return batch.preference
 
-    check: Any = SimpleNamespace(preference=torch.tensor([[1.0, 2.0]]))
+    check: Any = SimpleNamespace(preference=torch.tensor([[1.0, 2.0]]), margin=None)
     objective: Any = SimpleNamespace(model=model, evaluations=evaluations)
     found = stage.heldout_metrics(objective, [check, check])
     assert (modes, model.training) == ([False, False], True)
