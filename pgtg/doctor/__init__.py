@@ -15,9 +15,7 @@ __all__ = ["Finding", "Surroundings", "examine", "text_of"]
 
 Check = Callable[[RunConfig | None, Surroundings], Iterator[Finding]]
 CHECKS: dict[str, Check] = {
-    "python": machine.python,
     "packages": machine.packages,
-    "clock": machine.clock,
     "device": machine.device,
     "outputs": machine.outputs,
     "cache": machine.cache,

@@ -8,7 +8,6 @@ import re
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,29 +20,16 @@ from pgtg.pipeline.plan.room import nearest_folder
 from pgtg.runs.entries import size_limit
 from pgtg.runs.locks import acquire
 
-SKEW_S = 5.0  # a disk's clock may differ so much from ours
 SLOWER = 1.5  # a 16-bit product that takes so much longer than a 32-bit one is no help
 
 
-def python(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
-    """The interpreter against the range in pyproject."""
-    from packaging.specifiers import SpecifierSet
-
-    asked, found = requirements()[0], platform.python_version()
-    if SpecifierSet(asked).contains(found, prereleases=True):
-        yield good("python", f"{found} at {sys.executable}")
-    else:
-        fix = "make the environment with another Python: python3.12 -m venv .venv"
-        yield problem("python", f"{found} is not in {asked}", fix)
-
-
 def packages(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
-    """Each dependency against its range, and which of the extras are there."""
+    """Each dependency against its range, as pgtg was installed with."""
     from packaging.requirements import Requirement
 
+    listed = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
+    needed = [one for one in listed if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong = []
-    listed = [Requirement(text) for text in requirements()[1]]
-    needed = [r for r in listed if r.marker is None or r.marker.evaluate({"extra": ""})]
     for one in needed:
         try:
             found = importlib.metadata.version(one.name)
@@ -56,34 +42,8 @@ def packages(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
         fix = f"{sys.executable} -m pip install '{one.name}{one.specifier}'"
         yield problem("packages", f"{one.name} {text}", fix)
     if not wrong:
-        yield good("packages", f"{len(needed)} packages, all in pgtg's ranges")
-
-
-def requirements() -> tuple[str, list[str]]:
-    """Python's range and the dependencies: of pyproject.toml in a checkout, else of the wheel."""
-    file = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    if file.is_file():
-        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        return project["requires-python"], list(project["dependencies"])
-    about = importlib.metadata.metadata(DISTRIBUTION)
-    return str(about["Requires-Python"]), importlib.metadata.requires(DISTRIBUTION) or []
-
-
-def clock(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
-    """Not behind our own files, and not apart from the disk's: last uses and logs rest on it."""
-    now, ours = time.time(), Path(__file__).stat().st_mtime
-    fix = "set the clock: sudo timedatectl set-ntp true"
-    if now < ours - SKEW_S:
-        shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(now))
-        yield problem("clock", f"it is {shown} here, before pgtg's own files were written", fix)
-        return
-    folder = nearest_folder(around.outputs)
-    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder) as file:
-        apart = Path(file.name).stat().st_mtime - time.time()
-        if abs(apart) > SKEW_S:
-            yield warning("clock", f"the disk of {folder} is {apart:+.0f} s apart from us", fix)
-            return
-    yield good("clock", time.strftime("%Y-%m-%d %H:%M:%S %z"))
+        found = f"Python {platform.python_version()}, {len(needed)} packages"
+        yield good("packages", f"{found}, all in pgtg's ranges")
 
 
 def device(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:

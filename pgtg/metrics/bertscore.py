@@ -1,35 +1,30 @@
-"""BERTScore F1 by the bert-score package: no idf, no baseline rescaling, in [0, 100].
+"""BERTScore F1: no idf, no baseline rescaling, in [0, 100].
 
-The model is read from this machine only, never downloaded in the middle of a run, loaded at the
-first score and kept loaded. bert-score's functions do the mathematics; what is done around them:
+Each token of one text is matched with the most similar token of the other, by the cosine of their
+contextual states; precision and recall are the means over the tokens of either text, F1 joins them.
+Tokens that frame a text ([CLS], [SEP]) are matched with, but count nothing.
 
-- Batches are formed here, by length and then first appearance. `BERTScorer.score` takes them from a
-  Python set, whose order changes with the hash seed, and with it the last bits of the scores.
-- Empty texts score 0 here: bert-score asks the tokenizer for
-  `build_inputs_with_special_tokens`, which transformers 5 no longer has.
-- A folder without tokenizer files is refused: Transformers makes up a tokenizer without a token,
-  by which all texts are alike.
-- The tokenizer's length limit is lowered to the model's positions where it has none (1e30 overflows
-  in the fast tokenizers). Texts that are cut are counted, see `BertScore.describe`.
-- Weights are float32 whatever the checkpoint's dtype.
-
-Left out: baseline rescaling (local models have no baseline) and idf.
+Source: Zhang et al. 2020, arXiv:1904.09675; as the package bert-score 0.3 computes it (a test
+compares them). Different from it: the same bits whatever the hash seed (its batches follow the
+order of a Python set), an empty text scores 0, and weights are float32 whatever the checkpoint's.
+The model is read from this machine only, loaded at the first score and kept loaded. Texts longer
+than it reads are cut and counted, see `BertScore.describe`.
 """
 
-import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pgtg.config import MetricsConfig
+from pgtg.config import DEPTHS, MetricsConfig
 from pgtg.errors import ConfigError, MissingResourceError
 
-DEFAULT_MODEL, DEFAULT_LAYERS = "roberta-large", 17  # bert-score's choice for English
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_MODEL, DEFAULT_LAYERS = "roberta-large", 17  # the paper's choice for English
 CHUNK = 256  # examples whose embeddings are in memory together
 BATCH = 64  # texts encoded together
 _GIVE = "give metrics.bertscore_model=/path/to/model metrics.bertscore_layers=n"
@@ -58,7 +53,7 @@ class BertScore:
     def describe(self) -> Mapping[str, Any]:
         """As every metric; `truncated_texts` counts the distinct texts cut so far."""
         return {
-            "implementation": f"bert-score {version('bert-score')}",
+            "implementation": "pgtg",
             "transformers": version("transformers"),
             "model": self.label,
             "layers": self.layers,
@@ -82,83 +77,83 @@ class BertScore:
         return {self.columns[0]: scores}
 
     def _score_chunk(self, rows: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
-        scorer = _load(self.model, self.layers, self.device)
         every = dict.fromkeys(text for row in rows for text in (row[0], *row[1]) if text.strip())
-        embedded = self._embed(scorer, every)
+        embedded = self._embed(every)
         return [
             100.0 * max(_f1(embedded.get(text), embedded.get(other)) for other in others)
             for text, others in rows
         ]
 
-    def _embed(self, scorer: Any, texts: Iterable[str]) -> dict[str, tuple[Any, Any]]:
-        """For each text its token embeddings [tokens, width] and token weights [tokens]."""
-        from bert_score.utils import get_bert_embedding
+    def _embed(self, texts: Iterable[str]) -> dict[str, tuple["Tensor", "Tensor"]]:
+        """For each text its tokens' states of norm 1 [tokens, width] and weights [tokens]."""
+        import torch
 
-        lengths = {text: self._length(scorer, text) for text in texts}
-        order = sorted(lengths, key=lambda text: -lengths[text])  # stable: ties as they came
-        embedded = {}
+        model, tokenizer, limit = _load(self.model, self.layers, self.device)
+        ids = {text: tokenizer(text.strip(), verbose=False)["input_ids"] for text in texts}
+        self.cut |= {text for text, tokens in ids.items() if len(tokens) > limit}
+        order = sorted(ids, key=lambda text: -len(ids[text]))  # stable: ties as they came
+        frame, embedded = [tokenizer.cls_token_id, tokenizer.sep_token_id], {}
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
-            states, mask, weights = get_bert_embedding(
-                batch, scorer._model, scorer._tokenizer, _weights(scorer), device=scorer.device
+            read = tokenizer(
+                [text.strip() for text in batch],
+                max_length=limit,
+                truncation=True,
+                padding=True,
+                padding_side="right",
+                return_tensors="pt",
             )
+            tokens, mask = read["input_ids"], read["attention_mask"]
+            with torch.no_grad():
+                states = model(tokens.to(model.device), attention_mask=mask.to(model.device))[0]
             for row, text in enumerate(batch):
                 n = int(mask[row].sum())
-                embedded[text] = (states[row, :n].cpu(), weights[row, :n].cpu())
+                found = states[row, :n].cpu()
+                counts = [token not in frame for token in tokens[row, :n].tolist()]
+                embedded[text] = (found / found.norm(dim=-1, keepdim=True), torch.tensor(counts))
         return embedded
 
-    def _length(self, scorer: Any, text: str) -> int:
-        """Length [tokens] before any cut; notes the text when it will be cut."""
-        tokens = len(scorer._tokenizer(text.strip(), verbose=False)["input_ids"])
-        if tokens > scorer._tokenizer.model_max_length:
-            self.cut.add(text)
-        return tokens
 
-
-def _weights(scorer: Any) -> dict[int, float]:
-    """Weight per token id: 1, and 0 for the tokens that frame a text."""
-    weights: dict[int, float] = defaultdict(lambda: 1.0)
-    weights[scorer._tokenizer.sep_token_id] = 0.0
-    weights[scorer._tokenizer.cls_token_id] = 0.0
-    return weights
-
-
-def _f1(text: tuple[Any, Any] | None, reference: tuple[Any, Any] | None) -> float:
+def _f1(
+    text: tuple["Tensor", "Tensor"] | None, reference: tuple["Tensor", "Tensor"] | None
+) -> float:
     """F1 of one pair in [-1, 1]; 0 when one of them is empty."""
-    if text is None or reference is None:
+    if text is None or reference is None or not text[1].any() or not reference[1].any():
         return 0.0
-    import torch
-    from bert_score.utils import greedy_cos_idf
-
-    sides = []
-    for states, weights in (reference, text):  # cloned: the function normalises in place
-        mask = torch.ones(1, len(states), dtype=torch.bool)
-        sides += [states[None].clone(), mask, weights[None].clone()]
-    return float(greedy_cos_idf(*sides)[2])
+    similar = text[0] @ reference[0].T
+    precision = similar.amax(1)[text[1]].mean().item()
+    recall = similar.amax(0)[reference[1]].mean().item()
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 @lru_cache(maxsize=2)
-def _load(model: str, layers: int, device: str | None) -> Any:
-    """A BERTScorer, kept loaded: loading costs seconds, scoring a batch does not."""
-    from bert_score import BERTScorer
+def _load(folder: str, layers: int, device: str | None) -> tuple[Any, Any, int]:
+    """The encoder up to a layer, its tokenizer, and the most tokens that it reads; kept loaded."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    from pgtg.models.loading import keep_first_layers
     from pgtg.models.structure import positions
-    from pgtg.models.trust import check_folder
+    from pgtg.models.trust import check_folder, load, unloadable
 
-    check_folder(model)
     try:
-        scorer = BERTScorer(
-            model_type=model, num_layers=layers, device=device, use_fast_tokenizer=True
-        )
-    except (OSError, ValueError, ImportError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise MissingResourceError(f"bertscore cannot load {model}: {reason}; {_GIVE}") from error
-    scorer._model.float()
-    limit = positions(scorer._model)
+        check_folder(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        keep_first_layers(config, layers)
+        unread = ("pooler.", "decoder.")
+        model = load(folder, AutoModel, config, unread=unread, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # libraries answer odd folders with errors of any kind
+        raise unloadable(folder, "BERTScore's model", error) from error
+    if config.is_encoder_decoder:
+        model = model.get_encoder()
+    if tokenizer.pad_token is None:  # any will do, since padding is masked
+        tokenizer.pad_token = tokenizer.eos_token
+    limit = positions(model)
     if limit is None:  # relative positions: as long as it was trained on
-        limit = getattr(scorer._model.config, "max_position_embeddings", None) or 512
-    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
-    return scorer
+        limit = max(getattr(config, "max_position_embeddings", None) or 0, 0) or 512
+    limit = min(tokenizer.model_max_length, limit)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, limit
 
 
 def build_bertscore(model: str | None, layers: int | None, device: str | None = None) -> BertScore:
@@ -166,15 +161,13 @@ def build_bertscore(model: str | None, layers: int | None, device: str | None = 
 
     Raises:
         ConfigError: Only one of model and layers is given, or the model has fewer layers.
-        MissingResourceError: Package or model is not on this machine; says what fixes it.
+        MissingResourceError: The model is not on this machine; says what fixes it.
     """
     if (model is None) != (layers is None):
         raise ConfigError(
             "metrics.bertscore_model and metrics.bertscore_layers go together: give both, or none "
             f"for {DEFAULT_MODEL} with {DEFAULT_LAYERS} layers"
         )
-    if find_spec("bert_score") is None:
-        raise MissingResourceError("bertscore needs the package: run `pip install bert-score`")
     label = model or DEFAULT_MODEL
     folder = _find(label)
     _check(folder, label, layers := layers or DEFAULT_LAYERS)
@@ -202,34 +195,15 @@ def _find(model: str) -> Path:
 
 
 def _check(folder: Path, label: str, layers: int) -> None:
-    if not (folder / "config.json").is_file() or not any(
-        [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    ):
+    from pgtg.models.loading import load_tokenizer, tokenizer_misfit
+
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise MissingResourceError(f"bertscore: {label} has no config.json or no weights; {_GIVE}")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    depth = config.get("num_hidden_layers", config.get("num_layers", config.get("encoder_layers")))
-    if layers < 1 or (isinstance(depth, int) and layers > depth):
+    tokenizer, config, _ = load_tokenizer(str(folder))
+    depth = next((d for name in DEPTHS if (d := getattr(config, name, None)) is not None), 0)
+    if not 1 <= layers <= depth:
         raise ConfigError(f"metrics.bertscore_layers={layers}: {label} has layers 1 to {depth}")
-    if "t5" in str(folder) and "t5" not in str(config.get("model_type")):
-        raise MissingResourceError(
-            f"bertscore: bert-score takes {folder} for a T5 model because its path contains 't5': "
-            "move or link it to another name"
-        )
-    _check_tokenizer(folder, label, config.get("vocab_size"))
-
-
-def _check_tokenizer(folder: Path, label: str, rows: Any) -> None:
-    from transformers import AutoTokenizer
-
-    from pgtg.models.loading import tokenizer_misfit
-    from pgtg.models.trust import check_folder, unloadable
-
-    check_folder(str(folder))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # libraries answer odd folders with errors of any kind
-        raise unloadable(str(folder), "tokenizer", error) from error
-    if line := tokenizer_misfit(tokenizer, rows if isinstance(rows, int) else 2**31):
+    if line := tokenizer_misfit(tokenizer, getattr(config, "vocab_size", None) or 2**31):
         raise ConfigError(f"metrics.bertscore_model={label}: {line}")
 
 

@@ -57,7 +57,7 @@ def load_language_model(
         check_folder(path)
         config = AutoConfig.from_pretrained(path, **options)
         if layers is not None:
-            _keep_first_layers(config, layers)
+            keep_first_layers(config, layers)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = load(path, auto, config, dtype=getattr(torch, dtype), revision=revision)
         keep_layers(model)
@@ -123,7 +123,7 @@ def load_tokenizer(
     return tokenizer, config, generation
 
 
-def _keep_first_layers(config: Any, layers: int) -> None:
+def keep_first_layers(config: Any, layers: int) -> None:
     """Shorten the config's stacks, so that loading leaves the upper layers out."""
     for name in DEPTHS:
         depth = getattr(config, name, None)

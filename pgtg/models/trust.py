@@ -31,13 +31,14 @@ REFUSED = {
 }
 
 
-def load(path: str, auto: Any, config: Any, **options: Any) -> Any:
+def load(path: str, auto: Any, config: Any, *, unread: tuple[str, ...] = (), **options: Any) -> Any:
     """The model of a folder or hub id by an Auto class, if the files hold all its weights.
 
     Args:
         path: Folder or hub id; `check_folder` has seen it.
         auto: E.g. AutoModelForCausalLM.
         config: Its config, perhaps shortened.
+        unread: How names of weights begin that may be missing, since nobody reads them.
         options: For `from_pretrained`.
 
     Raises:
@@ -51,8 +52,8 @@ def load(path: str, auto: Any, config: Any, **options: Any) -> Any:
     model, found = auto.from_pretrained(path, config=config, **options)
     _require_sizes(path, found["mismatched_keys"])
     parameters = dict(model.named_parameters())
-    left_out = sorted(name for name in found["missing_keys"] if name in parameters)
-    missing = [name for name in left_out if not _computed(model, name)]
+    left_out = {name for name in found["missing_keys"] if not name.startswith(unread)}
+    missing = [n for n in sorted(left_out & {*parameters}) if not _computed(model, n)]
     if missing:
         raise MissingResourceError(
             f"model {path!r} lacks {len(missing)} of the weights of a {type(model).__name__} "

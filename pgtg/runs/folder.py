@@ -84,7 +84,7 @@ FOREIGN = ("wandb", ".hydra")  # other tools' folders inside a run folder: left 
 # Keys that change no bit of a result, so that they may differ when a run is resumed.
 NEUTRAL = ("run_dir", "logger", "quiet", "cache", "keep_rounds", "judge.workers")
 PACKAGES = ("pgtg", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
-PACKAGES += ("datasets", "hydra-core", "omegaconf", "rouge-score", "nltk", "bert-score", "wandb")
+PACKAGES += ("datasets", "hydra-core", "omegaconf", "rouge-score", "nltk", "wandb")
 
 
 class RunFolder:
