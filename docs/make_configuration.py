@@ -45,6 +45,8 @@ def table(file: Path, section: str) -> str:
     text = file.read_text(encoding="utf-8")
     first = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     head = " ".join(line[2:] for line in first if "@package" not in line)
+    if base := re.search(r"^  - (\w+) # what is not said here$", text, re.MULTILINE):
+        head += f" All else is as in {file.parent.name}={base[1]}."
     lines = ["| key | type | value | |", "|---|---|---|---|"]
     for key, value, comment in rows(file, section):
         if key.split(".")[0] in ("defaults", "hydra"):

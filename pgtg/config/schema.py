@@ -77,10 +77,10 @@ class FewshotConfig:
     """A classification data set: its classes, its few examples, and how a classifier reads it."""
 
     labels: list[str] = MISSING
-    text: list[str] = MISSING
-    label: str = MISSING
+    text: list[str] = field(default_factory=lambda: ["text"])
+    label: str = "label"
     shots: int = MISSING
-    folders: list[str] = MISSING
+    folders: list[str] = field(default_factory=list)
     masked: dict[str, TemplateConfig] = field(default_factory=dict)
     causal: dict[str, TemplateConfig] = field(default_factory=dict)
     label_map: dict[str, str] = field(default_factory=dict)
@@ -89,8 +89,8 @@ class FewshotConfig:
 @dataclass
 class ColumnsConfig:
     id: str | None = None
-    source: str = MISSING
-    references: list[str] = MISSING
+    source: str = "source"
+    references: list[str] = field(default_factory=lambda: ["target"])
 
 
 @dataclass
@@ -176,11 +176,11 @@ class PolicyConfig:
     revision: str | None = None
     dtype: str = MISSING
     trainable_layers: int | None = None
-    prefix: str = MISSING
-    suffix: str = MISSING
-    target_prefix: str = MISSING
-    max_source_tokens: int = MISSING
-    max_target_tokens: int = MISSING
+    prefix: str = ""
+    suffix: str = ""
+    target_prefix: str = ""
+    max_source_tokens: int = 1024
+    max_target_tokens: int = 128
     dropout: bool = MISSING
     tiny_t5: TinyT5Config | None = None
     tiny_lm: TinyLMConfig | None = None
@@ -223,8 +223,8 @@ class RewardConfig:
 @dataclass
 class AggregatorConfig:
     name: str = MISSING
-    temperature: float = MISSING
-    length_normalized: bool = MISSING
+    temperature: float = 2.0
+    length_normalized: bool = False
 
 
 @dataclass
@@ -320,7 +320,7 @@ class PromptConfig:
 @dataclass
 class MetricsConfig:
     names: list[str] = MISSING
-    sentence_splitter: str = MISSING
+    sentence_splitter: str = "regex"
     bertscore_model: str | None = None
     bertscore_layers: int | None = None
     tokenizer: str = "default"
@@ -330,16 +330,16 @@ class MetricsConfig:
 class EvaluateConfig:
     splits: list[str] = MISSING
     examples: int | None = None
-    decodings: list[str] = MISSING
+    decodings: list[str] = field(default_factory=lambda: ["greedy"])
     reference: str = "as_given"
-    start_policy: bool = MISSING
+    start_policy: bool = False
     diagnose: int = MISSING
 
 
 @dataclass
 class LoggerConfig:
     name: str = MISSING
-    project: str = MISSING
+    project: str = "pgtg"
     entity: str | None = None
     group: str | None = None
     mode: str | None = None
@@ -352,7 +352,7 @@ class RunConfig:
     task: str = MISSING
     name: str = MISSING
     seed: int = MISSING
-    data_seed: int | None = MISSING
+    data_seed: int | None = None
     device: str = MISSING
     tf32: bool = MISSING
     deterministic: bool = MISSING

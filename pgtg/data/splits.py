@@ -82,7 +82,7 @@ def load_split(
     """
     if cfg.name not in SOURCES:
         raise ConfigError(f"data.name={cfg.name!r} is not read from rows: give files or hub")
-    unset = [key for key in ("source", "references") if getattr(cfg.columns, key) in ("???", [])]
+    unset = [key for key in ("source", "references") if not getattr(cfg.columns, key)]
     problems = [f"data.columns.{key} is not set: name the column" for key in unset]
     if cfg.path is None:
         problems.append("data.path is not set: give a file, a folder or a hub id")

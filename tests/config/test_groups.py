@@ -1,6 +1,7 @@
 """Every file under conf/: it composes, its keys are commented, and its names are the code's."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,11 @@ def test_every_file_has_a_title_and_every_key_a_comment(path: Path):
         lines = lines[: lines.index("hydra:")]
     bare = [line for line in lines if _holds_value(line) and "#" not in line]
     assert bare == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_no_key_stands_where_it_means_nothing(path: Path):
+    assert not re.findall(r".*# .*\b(?:not used|only for)\b.*", path.read_text(encoding="utf-8"))
 
 
 def _holds_value(line: str) -> bool:

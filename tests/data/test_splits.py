@@ -343,7 +343,7 @@ def test_broken_files_are_named_with_their_place(tmp_path, name, content, messag
 
 def test_config_that_names_too_little():
     with pytest.raises(ConfigError) as caught:
-        load_split(DataConfig("files"), "train")
+        load_split(DataConfig("files", columns=ColumnsConfig(None, "", [])), "train")
     assert [p.split()[0] for p in caught.value.problems] == [
         "data.columns.source",
         "data.columns.references",
