@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pgtg.config import RunConfig
+from pgtg.config import FitConfig, RunConfig
 from pgtg.config.compose import run_config
 
 # rouge1 and K = 3: a policy this small seldom gets METEOR's stages to tell its generations apart.
@@ -51,6 +51,25 @@ TINY = [
     "logger=none",
     "threads=1",
 ]
+
+FIT = FitConfig(
+    updates=4,
+    micro_batch=8,
+    accumulate=1,
+    optimizer="adamw",
+    lr=2e-3,
+    weight_decay=0.01,
+    clip=1.0,
+    schedule="plateau",
+    plateau_factor=0.7,
+    plateau_patience=0,
+    validate_every=2,
+    patience=0,
+    keep="best",
+    checkpoint_every=0,
+    precision="no",
+    gradient_checkpointing=False,
+)
 
 # one round, nothing else
 SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false")

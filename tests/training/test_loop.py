@@ -24,12 +24,11 @@ from pgtg.training.loop import FitResult, fit
 from pgtg.training.state import load_weights
 from pgtg.training.update import Training, Where
 from pgtg.types import Loss, Window
+from tests.support.tiny import FIT
 
-CFG = FitConfig(
+CFG = replace(
+    FIT,
     updates=6,
-    micro_batch=8,
-    accumulate=1,
-    optimizer="adamw",
     lr=0.05,
     weight_decay=0.1,
     clip=0.5,
@@ -37,11 +36,7 @@ CFG = FitConfig(
     plateau_factor=0.5,
     plateau_patience=1,
     validate_every=0,
-    patience=0,
-    keep="best",
     checkpoint_every=1,
-    precision="no",
-    gradient_checkpointing=False,
 )
 WHERE = Where(7, "align", 0)
 

@@ -107,14 +107,14 @@ def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Art
     where = Where(ctx.cfg.seed, "align", round, head or control, round * ctx.cfg.reward.fit.updates)
     shuffle = method_of(ctx.cfg, control).shuffle_scores
     if fresh:
-        stream = FreshComparisons(ctx, round, control, working, shuffle)
-        metrics, probe = _train_fresh(ctx, model, stream, working, inputs, where)
+        stream = _of_the_policy(ctx, FreshComparisons(ctx, round, control, working, shuffle))
     else:
         rounds = [read_generations(artifact, "train") for artifact in samples]
         if shuffle:
             seeds = [derive_seed(ctx.cfg.seed, "shuffle", i) for i in replayed]
             rounds = [shuffled_scores(one, seed) for one, seed in zip(rounds, seeds, strict=True)]
-        metrics, probe = _train(ctx, model, joined(rounds), samples[-1], working, inputs, where)
+        stream = _of_samples(ctx, joined(rounds), samples[-1], round)
+    metrics, probe = _train(ctx, model, stream, working, inputs, where)
     if before is not None:
         metrics |= _fresh(ctx, before, samples[-1])
     save_reward_model(model, working / "reward", probe, tokenizer)
@@ -123,18 +123,27 @@ def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Art
     )
 
 
-def _train(
-    ctx: Context,
-    model: RewardModel,
-    pool: Generations,
-    samples: Artifact,
-    working: Path,
-    inputs: str,
-    where: Where,
-) -> tuple[dict[str, float], TokenBatch]:
-    """Fit, and put the kept weights into the model. Returns metrics and a probe batch."""
-    cfg = ctx.cfg.reward.fit
-    objective = PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator))
+@dataclass(frozen=True)
+class Comparing:
+    """What one training of the reward model compares.
+
+    Args:
+        windows: The micro-batches of an update; each is made when it is called.
+        checks: What it is checked on after an update, by default the last one; None: it is not.
+        ahead: Whether the next update's batches may be made before this one has ended.
+        count: After so many updates: what they have cost, and left out.
+        groups: Number of them; 0 where each update makes its own.
+    """
+
+    windows: Callable[[int], list[Callable[[], GroupBatch]]]
+    checks: Callable[[int | None], list[GroupBatch]] | None
+    ahead: bool
+    count: Callable[[int], dict[str, float]]
+    groups: int
+
+
+def _of_samples(ctx: Context, pool: Generations, samples: Artifact, round: int) -> Comparing:
+    """Groups of the round's samples, checked on the held-out ones."""
     compared = ctx.task.all_comparisons(pool)
     if not len(compared):
         raise DataError(
@@ -142,90 +151,72 @@ def _train(
             f"{len(pool.sources)} sources: there is no preference to learn from; try a higher "
             "sample.temperature or another judge"
         )
-    checks = _checks(ctx, samples)
-    seed = derive_seed(ctx.cfg.seed, "align", where.round)
+    seed, held = derive_seed(ctx.cfg.seed, "align", round), _checks(ctx, samples)
 
     def windows(step: int) -> list[Callable[[], GroupBatch]]:
-        parts = ctx.task.comparisons(pool, cfg, seed, step)
+        parts = ctx.task.comparisons(pool, ctx.cfg.reward.fit, seed, step)
         return [partial(group_batch, pool, part, ctx.device) for part in parts]
+
+    checks = (lambda _: held) if held else None
+    tied: dict[str, float] = {"align/tied_groups_skipped": compared.tied}
+    return Comparing(windows, checks, True, lambda _: tied, len(compared) + compared.tied)
+
+
+def _of_the_policy(ctx: Context, fresh: FreshComparisons) -> Comparing:
+    """Groups of prompts that are sampled and judged for each update, checked on others on dev."""
+    cfg, checked = ctx.cfg.reward.fit, ctx.cfg.prompt and ctx.cfg.prompt.fresh_checks
+    size = cfg.micro_batch * cfg.accumulate
+
+    def windows(step: int) -> list[Callable[[], GroupBatch]]:
+        prompts, chosen = fresh.update(step, size)
+        return [
+            partial(group_batch, prompts, part, ctx.device)
+            for part in chosen.split(cfg.micro_batch)
+        ]
+
+    def checks(step: int | None) -> list[GroupBatch]:
+        return [group_batch(*found, ctx.device) for found in fresh.checks(size, step)]
+
+    return Comparing(windows, checks if checked else None, False, fresh.commit, 0)
+
+
+def _train(
+    ctx: Context, model: RewardModel, comparing: Comparing, working: Path, inputs: str, where: Where
+) -> tuple[dict[str, float], TokenBatch]:
+    """Fit, and put the kept weights into the model. Returns metrics and a probe batch."""
+    cfg, checks = ctx.cfg.reward.fit, comparing.checks
+    objective = PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator))
+
+    def validate(step: int | None = None) -> dict[str, float]:
+        found = checks(step) if checks else []
+        # a policy that has settled on one prompt leaves nothing to order
+        return heldout_metrics(objective, found) if found else {"align/heldout_nll": 0.0}
 
     model.train()
     result = fit(
         model,
-        windows,
+        comparing.windows,
         objective,
         cfg,
         where=where,
         folder=working,
         inputs=inputs,
         log=ctx.log,
-        validate=(lambda: heldout_metrics(objective, checks)) if checks else None,
+        validate=validate if checks else None,
         select="align/heldout_nll",
-        ahead=True,
+        ahead=comparing.ahead,
     )
     if cfg.keep == "best" and result.best is not None:
         load_weights(model, result.best)
     Artifact(working / "state").remove()
     model.eval()
     kept = result.best_step if cfg.keep == "best" and checks else result.steps
-    metrics = heldout_metrics(objective, checks) if checks else {}
-    metrics |= {
-        "align/updates": result.steps,
-        "align/kept_update": kept,
-        "align/tied_groups_skipped": compared.tied,
-    }
-    _say(ctx, where, metrics, len(compared) + compared.tied)
-    probe = checks[0] if checks else windows(0)[0]()
-    return metrics, probe.batch
-
-
-def _train_fresh(
-    ctx: Context,
-    model: RewardModel,
-    stream: FreshComparisons,
-    working: Path,
-    inputs: str,
-    where: Where,
-) -> tuple[dict[str, float], TokenBatch]:
-    """`_train` on prompts that are sampled and judged for each update, checked on others on dev."""
-    cfg, objective = ctx.cfg.reward.fit, PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator))
-    size, checked = cfg.micro_batch * cfg.accumulate, ctx.cfg.prompt and ctx.cfg.prompt.fresh_checks
-
-    def windows(step: int) -> list[Callable[[], GroupBatch]]:
-        prompts, chosen = stream.update(step, size)
-        parts = chosen.split(cfg.micro_batch)
-        return [partial(group_batch, prompts, part, ctx.device) for part in parts]
-
-    def validate(step: int | None = None) -> dict[str, float]:
-        found = stream.checks(size, step)
-        batches = [group_batch(prompts, groups, ctx.device) for prompts, groups in found]
-        # a policy that has settled on one prompt leaves nothing to order
-        return heldout_metrics(objective, batches) if batches else {"align/heldout_nll": 0.0}
-
-    model.train()
-    result = fit(
-        model,
-        windows,
-        objective,
-        cfg,
-        where=where,
-        folder=working,
-        inputs=inputs,
-        log=ctx.log,
-        validate=validate if checked else None,
-        select="align/heldout_nll",
-    )
-    if cfg.keep == "best" and result.best is not None:
-        load_weights(model, result.best)
-    Artifact(working / "state").remove()
-    model.eval()
-    kept = result.best_step if cfg.keep == "best" and checked else result.steps
-    metrics = validate(kept) if checked else {}
+    metrics = validate(kept) if checks else {}
     metrics |= {"align/updates": result.steps, "align/kept_update": kept}
-    prompts, groups = stream.update(result.steps - 1, size)
-    metrics |= stream.commit(result.steps)
-    _say(ctx, where, metrics, 0)
-    return metrics, group_batch(prompts, groups, ctx.device).batch
+    probe = comparing.windows(result.steps - 1)[0]().batch
+    metrics |= comparing.count(result.steps)
+    _say(ctx, where, metrics, comparing.groups)
+    return metrics, probe
 
 
 def _say(ctx: Context, where: Where, metrics: Mapping[str, float], groups: int) -> None:

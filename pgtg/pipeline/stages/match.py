@@ -49,36 +49,24 @@ def match(ctx: Context, round: int, control: str) -> Artifact | None:
     parents = ctx.parents(round + 1 if trained else 0, control)
     part = ctx.settings("match") | {"round": round}
     inputs = hash_of(parents, part | {"control": control, "prompts": left})
-    if not ctx.made(artifact, inputs):
-        _make(ctx, artifact, inputs, round, control, trained, left)
-    return artifact
-
-
-def _make(
-    ctx: Context,
-    artifact: Artifact,
-    inputs: str,
-    round: int,
-    control: str,
-    trained: bool,
-    number: int,
-) -> None:
+    if ctx.made(artifact, inputs):
+        return artifact
     working = artifact.working(inputs)
     lm, codec = ctx.load_policy(round + 1, control) if trained else ctx.load_start()
     ctx.to_decode(lm)
     record = Record(working / "judged.train", 1, ctx.cfg.sample.max_new_tokens)
     size = BLOCK * prompt_task(ctx).options.pool
-    with ctx.log.progress(f"match.{control} round {round}", number) as bar:
-        for start in range(0, number, size):
-            own = range(start, min(start + size, number))
-            if record.made < own.stop:
-                keys: list[Key] = [(ctx.cfg.seed, "match", round, i) for i in own]
+    with ctx.log.progress(f"match.{control} round {round}", left) as bar:
+        for start in range(0, left, size):
+            steps = range(start, min(start + size, left))
+            if record.made < steps.stop:
+                keys: list[Key] = [(ctx.cfg.seed, "match", round, i) for i in steps]
                 tokens, _ = draw(ctx, lm, codec, 1, keys)
                 scores = judge(ctx, codec, tokens, "train")
                 record.put(start, tokens, scores.mean(-1, dtype="float64"))
-            bar.advance(len(own))
-    metrics = write_judged(working, {"train": record}, {"train": number}, "match")
-    artifact.commit(
+            bar.advance(len(steps))
+    metrics = write_judged(working, {"train": record}, {"train": left}, "match")
+    return artifact.commit(
         inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, control=control
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from pgtg.config import FitConfig, TinyLMConfig
+from pgtg.config import TinyLMConfig
 from pgtg.data.worlds import reviews
 from pgtg.data.worlds.reviews import GroundTruth
 from pgtg.models.tiny.lm import build_causal, build_masked, build_tokenizer
@@ -18,26 +18,9 @@ from pgtg.pipeline.recipes import teaching
 from pgtg.runs.log import RunLog
 from tests.data.worlds.test_reviews import CONFIG
 from tests.support.sim_device import NAME
+from tests.support.tiny import FIT
 
 WORDS = [".", "the", "plot", "was", "dull", "truly", "bad", "good"]  # ids from 5
-FIT = FitConfig(
-    updates=4,
-    micro_batch=8,
-    accumulate=1,
-    optimizer="adamw",
-    lr=2e-3,
-    weight_decay=0.01,
-    clip=1.0,
-    schedule="plateau",
-    plateau_factor=0.7,
-    plateau_patience=0,
-    validate_every=2,
-    patience=0,
-    keep="best",
-    checkpoint_every=0,
-    precision="no",
-    gradient_checkpointing=False,
-)
 TINY = TinyLMConfig(d_model=16, layers=1, heads=2, fit=FIT)
 
 

@@ -72,16 +72,13 @@ def test_kept_weights_are_put_into_the_model(
         return SimpleNamespace(best=best, best_step=1, steps=3)
 
     check: Any = SimpleNamespace(batch="probe")
-    compared = MagicMock(tied=0)
-    compared.__len__.return_value = 4
     monkeypatch.setattr(stage, "fit", fit)
-    monkeypatch.setattr(stage, "_checks", lambda *_: [check])
     monkeypatch.setattr(stage, "heldout_metrics", lambda *_: {})
     monkeypatch.setattr(stage, "_say", lambda *_: None)
     ctx = MagicMock(cfg=tiny(f"reward.fit.keep={keep}"))
-    ctx.task.all_comparisons.return_value = compared
-    where, pool, samples = Where(0, "align", 0), MagicMock(), MagicMock()
-    metrics, probe = stage._train(ctx, model.eval(), pool, samples, tmp_path, "", where)
+    comparing = stage.Comparing(lambda _: [lambda: check], lambda _: [check], True, lambda _: {}, 4)
+    where = Where(0, "align", 0)
+    metrics, probe = stage._train(ctx, model.eval(), comparing, tmp_path, "", where)
     assert model.weight.item() == {"best": 5.0, "last": 7.0}[keep]
     assert metrics["align/kept_update"] == {"best": 1, "last": 3}[keep]
     assert probe == "probe" and not model.training
