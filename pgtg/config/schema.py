@@ -91,6 +91,14 @@ class ColumnsConfig:
     id: str | None = None
     source: str = "source"
     references: list[str] = field(default_factory=lambda: ["target"])
+    chosen: str | None = None
+    rejected: str | None = None
+    completions: str | None = None
+    ranks: str | None = None
+    scores: str | None = None
+    pairs: str | None = None
+    margin: str | None = None
+    tools: str | None = None
 
 
 @dataclass
@@ -110,6 +118,9 @@ class DataConfig:
     fewshot: FewshotConfig | None = None
     reviews: ReviewsConfig | None = None
     quoting: str = "auto"
+    format: str | None = None
+    validation_share: float | None = None
+    as_chat: bool = False
 
 
 @dataclass

@@ -59,6 +59,18 @@ def _from_files(cfg: DataConfig, split: str) -> Table:
     return tables[0] if len(tables) == 1 else _chained(tables, f"{files[0].parent}/{split}")
 
 
+def has_file(cfg: DataConfig, split: str) -> bool:
+    """Whether files or a `save_to_disk` folder hold the split under a name of its own; a hub's are
+    not asked for."""
+    path = Path(str(cfg.path)).expanduser()
+    if cfg.name != "files" or path.is_file():
+        return False
+    saved = saved_splits(path) if path.is_dir() else None
+    if saved is not None:
+        return any(name in saved for name in ALIASES.get(split, (split,)))
+    return path.is_dir() and bool(split_files(path, split))
+
+
 def _require_open(file: Path) -> None:
     """Raises DataError if a file cannot be opened: a link to nothing, no right to read it."""
     try:
@@ -84,10 +96,12 @@ def _find(path: Path, split: str, named: str | None) -> list[Path]:
         if not files or not os.path.lexists(files[0]):
             raise DataError(f"data.splits.{split}={named}: no such file in {base}")
         return files
+    if path.is_file() and split == "train":
+        return [path]
     if path.is_file():
         raise DataError(
-            f"data.path={path} is one file: give its folder, and each split's file as data.splits"
-            f".{split}=name"
+            f"data.path={path} is one file, of the training split: give its folder, and each "
+            f"split's file as data.splits.{split}=name"
         )
     found = split_files(path, split)
     if found:

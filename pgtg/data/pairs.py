@@ -1,0 +1,498 @@
+"""Preferences that exist already: a prompt, its completions, and who prefers which.
+
+Formats, by their columns (`data.columns` gives other names):
+
+- *pairs*, TRL's: `chosen`, `rejected`, and `prompt`, or without it the prompt that both begin with;
+  perhaps a `margin`.
+- *rankings*: `completions`, and `ranks` (1 is best, equal is a tie, null is not judged) or `scores`
+  (higher is better).
+- *comparisons*: `completions`, and `pairs` of [i, j, who]: who > 0: i is better, < 0: j, 0: a tie.
+
+Prompts and completions are texts, or conversations: lists of {role, content}, of which the last
+turn is the completion. A conversation becomes a prompt as canonical JSON of its messages, with the
+row's `tools`; what the model reads of it is its chat template's business (`models/chat.py`).
+
+Rows that cannot be used are dropped and counted with their reason, as everywhere (`splits`). Rows
+with the prompt of an earlier row are further preferences of it. A file of plain texts with
+conversations in it is a mistake of the file, and an error.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
+
+import pyarrow as pa
+
+from pgtg.config import ColumnsConfig, DataConfig
+from pgtg.data.adapters import ADAPTERS
+from pgtg.data.rows import Rows, RowWriter
+from pgtg.data.splits import OddRows, Tally, cell, fingerprint, has_split, read_rows, text_problem
+from pgtg.data.tables import SOURCES, Row, has_file
+from pgtg.errors import ConfigError, DataError
+from pgtg.types import DataCounts, Example
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+KEPT = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message
+Turns = list[dict[str, Any]]
+
+_TEXT, _NUMBERS = pa.large_string(), pa.list_(pa.float64())
+SCHEMA = pa.schema(
+    {
+        "id": _TEXT,
+        "prompt": _TEXT,
+        "completions": pa.large_list(_TEXT),
+        "scores": _NUMBERS,
+        "winners": pa.list_(pa.int32()),
+        "losers": pa.list_(pa.int32()),
+        "margin": pa.float64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A prompt with K completions, and what somebody prefers among them.
+
+    Args:
+        id: Of the row.
+        prompt: Text, or the canonical JSON of a conversation.
+        completions: K texts.
+        scores: One of each, higher is better; only their order matters. Of comparisons: how often
+            it won less how often it lost.
+        pairs: (better, other) completions, where only pairs were compared.
+        margin: Of two completions: what the better one is to be above the other [nats].
+    """
+
+    id: str
+    prompt: str
+    completions: tuple[str, ...]
+    scores: tuple[float, ...]
+    pairs: tuple[tuple[int, int], ...] | None = None
+    margin: float | None = None
+
+    @property
+    def best(self) -> int:
+        """The completion that is preferred; the first of several."""
+        return self.scores.index(max(self.scores))
+
+
+class Rankings(Sequence[Ranking]):
+    """The preferences of a split, each made when it is asked for.
+
+    Attributes:
+        conversational: Whether prompts are conversations.
+        formats: Rows by format.
+    """
+
+    def __init__(self, rows: Rows, conversational: bool, formats: Mapping[str, int]):
+        self._rows, self.conversational, self.formats = rows, conversational, dict(formats)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Ranking: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Ranking]: ...
+    def __getitem__(self, index: int | slice) -> Ranking | list[Ranking]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = index + len(self) if index < 0 else index
+        id, prompt, completions, scores, winners, losers, margin = (
+            self._rows.value(name, row) for name in SCHEMA.names
+        )
+        pairs = None if winners is None else tuple(zip(winners, losers, strict=True))
+        return Ranking(id, prompt, tuple(completions), tuple(scores), pairs, margin)
+
+    def ids(self) -> list[str]:
+        """Of all rows; nothing else is read."""
+        return self._rows.column("id")
+
+
+class Chosen(Sequence[Example]):
+    """The preferred completion of each row as its target."""
+
+    def __init__(self, rankings: Rankings):
+        self.rankings = rankings
+
+    def __len__(self) -> int:
+        return len(self.rankings)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        one = self.rankings[index]
+        target = one.completions[one.best]
+        return Example(one.id, one.prompt, (target,), target)
+
+
+class RankingWriter:
+    """Takes the rankings of a split one by one."""
+
+    def __init__(self) -> None:
+        self._rows = RowWriter(SCHEMA)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def append(self, one: Ranking) -> None:
+        values: list[Any] = [one.id, one.prompt, list(one.completions), list(one.scores)]
+        for side in (0, 1):
+            values.append(None if one.pairs is None else [pair[side] for pair in one.pairs])
+        self._rows.append(dict(zip(SCHEMA.names, [*values, one.margin], strict=True)))
+
+    def finish(self) -> Rows:
+        return self._rows.finish()
+
+
+def splits_train(cfg: DataConfig) -> bool:
+    """Whether validation is a share of the training prompts: the data have no split of their own.
+
+    Where a hub's or nobody's file is meant, `data.splits.validation` decides: a name or null.
+    """
+    if cfg.validation_share is None or not has_split(cfg, "validation"):
+        return False
+    return cfg.splits.get("validation") is None and not has_file(cfg, "validation")
+
+
+def read_rankings(
+    cfg: DataConfig, split: str, tally: Tally | None = None
+) -> tuple[Rankings, DataCounts]:
+    """The preferences of one split, and what became of its rows.
+
+    Args:
+        tally: Where to count, for who wants the prompts' fingerprints afterwards.
+
+    Raises:
+        ConfigError: No path, or an unknown format.
+        DataError: Missing file, split or column; unpaired feedback; conversations among plain
+            texts; no usable row.
+        MissingResourceError: A hub data set that is neither in the cache nor within reach.
+    """
+    if cfg.name not in SOURCES:
+        raise ConfigError(f"data.name={cfg.name!r} is not read from rows: give files or hub")
+    if cfg.path is None:
+        raise ConfigError("data.path is not set: give a file, a folder or a hub id")
+    divided = split in ("train", "validation") and splits_train(cfg)
+    table = SOURCES[cfg.name](cfg, "train" if divided else split)
+    writer, reader = RankingWriter(), _Reader(cfg, split, table.name)
+    if cfg.format not in (None, "auto"):
+        rows = ADAPTERS[cfg.format](table.rows)
+        table = replace(table, rows=rows, columns=None, total=None)
+    if divided:
+        rows = _of_share(table.rows, cfg, own=split == "validation")
+        table = replace(table, rows=rows, total=None)
+    counts = read_rows(
+        table,
+        split,
+        reader,
+        lambda there, where: _require_format(there, cfg.columns, where),
+        into=writer,
+        id_column=cfg.columns.id,
+        limit=cfg.limit.get(split),
+        tally=tally,
+    )
+    return Rankings(writer.finish(), bool(reader.conversational), reader.formats), counts
+
+
+def _of_share(rows: Iterable[Row], cfg: DataConfig, *, own: bool) -> Iterator[Row]:
+    """The rows of one side: all rows of a prompt fall to the same, by a hash of the prompt."""
+    assert cfg.validation_share is not None
+    for row in rows:
+        prompt = json.dumps(_prompt_of(row, cfg.columns), sort_keys=True, default=str)
+        digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
+        held = int.from_bytes(digest, "big") < cfg.validation_share * 2**64
+        if held == own:
+            yield row
+
+
+def _prompt_of(row: Row, columns: ColumnsConfig) -> Any:
+    """A row's prompt as it stands there; what an implicit one's chosen and rejected share."""
+    prompt = cell(row, columns.source)
+    if prompt is not None:
+        return prompt
+    chosen, rejected = (cell(row, str(key)) for key in (columns.chosen, columns.rejected))
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        with suppress(_Unusable):
+            return _common(chosen, rejected)
+    return chosen[:-1] if _is_turns(chosen) else chosen
+
+
+def _require_format(there: Sequence[str], columns: ColumnsConfig, where: str) -> None:
+    """Columns from which preferences can be read.
+
+    Raises:
+        DataError: There are none; says what was found.
+    """
+
+    def known(*names: str | None) -> bool:
+        return all(name and name.split(".")[0] in there for name in names)
+
+    if known(columns.chosen, columns.rejected):
+        return
+    if known(columns.completions) and any(
+        known(one) for one in (columns.ranks, columns.scores, columns.pairs)
+    ):
+        return
+    if "label" in there and "completion" in there:
+        raise DataError(
+            f"{where}: unpaired feedback (prompt, completion, label): it says of no text that it "
+            "is better than another of the same prompt; give pairs (chosen, rejected) or rankings"
+        )
+    raise DataError(
+        f"{where}: no preferences in its columns ({', '.join(there)}): expected chosen and "
+        "rejected, or completions with ranks, scores or pairs; data.columns.chosen=... names "
+        "others, data.format=... a published format"
+    )
+
+
+class _Unusable(Exception):
+    """Why a row is dropped."""
+
+
+@dataclass
+class _Reader:
+    """Makes rankings of rows, and remembers what all rows must agree in."""
+
+    cfg: DataConfig
+    split: str
+    where: str
+    conversational: bool | None = None
+    first: str = ""  # id of the row that decided it
+    formats: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, row: Row, name: str, tally: Tally) -> Ranking | None:
+        columns, notes = self.cfg.columns, list[str]()
+        try:
+            if cell(row, str(columns.chosen)) is not None or columns.chosen in row:
+                kind, found = "pairs", self._pair(row, name)
+            else:
+                kind, found = self._completions(row, name, notes)
+            self._seen(found, tally, notes)
+        except _Unusable as problem:
+            tally.note(tally.dropped, str(problem), name)
+            return None
+        for note in notes:
+            tally.note(tally.cut, note, name)
+        self.formats[kind] = self.formats.get(kind, 0) + 1
+        return found
+
+    # --- pairs
+
+    def _pair(self, row: Row, name: str) -> Ranking:
+        columns = self.cfg.columns
+        prompt, chosen, rejected = (
+            cell(row, str(key)) for key in (columns.source, columns.chosen, columns.rejected)
+        )
+        if self._is_talk(name, prompt, chosen, rejected):
+            better, other = (self._talk(prompt, one) for one in (chosen, rejected))
+            if better[0] != other[0]:
+                raise _Unusable("turns before the last differ between chosen and rejected")
+            shared = self._canonical(better[0], row)
+            texts = (better[1], other[1])
+        else:
+            texts = (_text(chosen, "chosen"), _text(rejected, "rejected"))
+            if columns.source not in row and prompt is None:
+                shared = _common(*texts)
+                texts = (texts[0][len(shared) :], texts[1][len(shared) :])
+            else:
+                shared = _text(prompt, "prompt")
+            shared = self._as_turn(shared)
+        _require_texts(texts)
+        if texts[0] == texts[1]:
+            raise _Unusable("chosen equals rejected")
+        margin = cell(row, str(columns.margin))
+        if margin is not None:
+            margin = _number(margin, "margin")
+        return Ranking(name, shared, texts, (1.0, 0.0), None, margin)
+
+    # --- K completions
+
+    def _completions(self, row: Row, name: str, notes: list[str]) -> tuple[str, Ranking]:
+        columns = self.cfg.columns
+        given: Any = cell(row, str(columns.completions))
+        if not isinstance(given, list | tuple):
+            raise _Unusable("missing completions" if given is None else "completions are no list")
+        prompt = cell(row, str(columns.source))
+        if self._is_talk(name, prompt, *given):
+            read = [self._talk(prompt, one) for one in given]
+            if any(turns != read[0][0] for turns, _ in read):
+                raise _Unusable("turns before the last differ between completions")
+            shared, texts = self._canonical(read[0][0] if read else [], row), [t for _, t in read]
+        else:
+            texts = [_text(one, "completion") for one in given]
+            shared = self._as_turn(_text(prompt, "prompt"))
+        _require_texts(texts)
+        compared = cell(row, str(columns.pairs))
+        if compared is not None:
+            kind, (scores, pairs) = "comparisons", _compared(compared, len(texts), notes)
+        else:
+            ranks = cell(row, str(columns.ranks))
+            values = cell(row, str(columns.scores)) if ranks is None else ranks
+            kind, pairs = "rankings", None
+            texts, scores = _ranked(values, texts, notes, sign=1 if ranks is None else -1)
+        if len(texts) < 2:
+            raise _Unusable("fewer than 2 completions")
+        if pairs == () or (pairs is None and min(scores) == max(scores)):
+            raise _Unusable("all tied: nothing is preferred")
+        return kind, Ranking(name, shared, tuple(texts), tuple(scores), pairs)
+
+    # --- texts and conversations
+
+    def _is_talk(self, name: str, prompt: Any, *completions: Any) -> bool:
+        """Whether the row is a conversation, as all rows are or none is.
+
+        Raises:
+            DataError: Others are not.
+        """
+        talk = any(_is_turns(one) for one in (prompt, *completions))
+        if talk and isinstance(prompt, str) and prompt.strip():
+            raise _Unusable("a prompt in plain text with completions in turns")
+        if talk and not all(_is_turns(one) for one in completions):
+            raise _Unusable("completions partly in turns")
+        if self.conversational is None:
+            self.conversational, self.first = talk, name
+        if talk != self.conversational:
+            plain, turns = (self.first, name) if talk else (name, self.first)
+            raise DataError(
+                f"{self.where}: row {plain} is plain text and row {turns} a conversation: "
+                "give them in one form"
+            )
+        return talk
+
+    def _talk(self, prompt: Any, completion: Any) -> tuple[Turns, str]:
+        """Turns before the last one, and its text."""
+        turns = [*_turns(prompt or []), *_turns(completion)]
+        last = turns[-1]
+        if last["role"] != "assistant":
+            raise _Unusable(f"the last turn is the {last['role']}'s, not the assistant's")
+        if not isinstance(last.get("content"), str):
+            raise _Unusable("an answer without text")
+        return turns[:-1], last["content"]
+
+    def _canonical(self, turns: Turns, row: Row) -> str:
+        if not turns:
+            raise _Unusable("empty prompt")
+        tools = cell(row, str(self.cfg.columns.tools))
+        if isinstance(tools, str):
+            try:
+                tools = json.loads(tools)
+            except ValueError as error:
+                raise _Unusable("tools that are no JSON") from error
+        return canonical(turns, tools)
+
+    def _as_turn(self, prompt: str) -> str:
+        """A plain prompt, as a user's turn where the config asks for it."""
+        return canonical([{"role": "user", "content": prompt}]) if self.cfg.as_chat else prompt
+
+    def _seen(self, found: Ranking, tally: Tally, notes: list[str]) -> None:
+        """Whether an earlier row was this one, or had its prompt."""
+        odd = OddRows.of(self.cfg, self.split)
+        prompt, own = fingerprint(found.prompt), fingerprint(repr(replace(found, id="")))
+        earlier = tally.seen.setdefault(prompt, set())
+        if own in earlier:
+            if not odd.repeats:
+                raise _Unusable("duplicate row")
+            notes.append("duplicate row kept")
+        elif earlier:
+            notes.append("prompt of an earlier row: further preferences")
+        earlier.add(own)
+
+
+def canonical(turns: Turns, tools: Any = None) -> str:
+    """A conversation as text: equal where it is the same."""
+    whole = {"messages": turns} | ({"tools": tools} if tools else {})
+    return json.dumps(whole, ensure_ascii=False, sort_keys=True)
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value)
+
+
+def _turns(value: Any) -> Turns:
+    found: Turns = []
+    for turn in value:
+        if not isinstance(turn, Mapping) or "role" not in turn:
+            raise _Unusable("a turn that is no {role, content}")
+        if turn["role"] not in ROLES:
+            raise _Unusable(f"unknown role {str(turn['role'])[:20]!r}")
+        content = turn.get("content")
+        if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
+            raise _Unusable("content that is no text")
+        if isinstance(content, str) and text_problem(content, "turn") == "broken Unicode turn":
+            raise _Unusable("broken Unicode turn")
+        found.append({key: turn[key] for key in KEPT if turn.get(key) is not None})
+    return found
+
+
+def _text(value: Any, what: str) -> str:
+    problem = text_problem(value, what)
+    if problem is not None and not (what != "prompt" and problem.startswith("empty")):
+        raise _Unusable(problem)
+    return value
+
+
+def _require_texts(texts: Sequence[str]) -> None:
+    if not all(text.strip() for text in texts):
+        raise _Unusable("empty completion")
+
+
+def _common(one: str, other: str) -> str:
+    """What both texts begin with, up to the white space before they differ."""
+    both = enumerate(zip(one, other, strict=False))
+    differ = next((i for i, (a, b) in both if a != b), min(len(one), len(other)))
+    end = max((i for i in range(differ) if one[i].isspace()), default=0)
+    if not one[:end].strip():
+        raise _Unusable("no prompt: chosen and rejected begin differently")
+    return one[:end]
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _Unusable(f"a {what} that is no number")
+    return float(value)
+
+
+def _ranked(
+    values: Any, texts: list[str], notes: list[str], *, sign: int
+) -> tuple[list[str], list[float]]:
+    """The completions that were judged, and their scores."""
+    if not isinstance(values, list | tuple):
+        raise _Unusable("missing ranks and scores")
+    if len(values) != len(texts):
+        raise _Unusable("not as many ranks or scores as completions")
+    judged = [i for i, value in enumerate(values) if value is not None]
+    if len(judged) < len(values):
+        notes.append("completions that nobody judged left out")
+    what = "score" if sign > 0 else "rank"
+    return [texts[i] for i in judged], [sign * _number(values[i], what) for i in judged]
+
+
+def _compared(
+    given: Any, completions: int, notes: list[str]
+) -> tuple[list[float], tuple[tuple[int, int], ...]]:
+    """Wins less losses of each completion, and the pairs, the better one first."""
+    scores, pairs = [0.0] * completions, []
+    for one in given if isinstance(given, list | tuple) else [None]:
+        if not isinstance(one, list | tuple) or len(one) != 3:
+            raise _Unusable("a pair that is no [i, j, who]")
+        i, j = (place if type(place) is int else -1 for place in one[:2])
+        if i == j or not (0 <= i < completions and 0 <= j < completions):
+            raise _Unusable("a pair of completions that are not there")
+        who = _number(one[2], "preference of a pair")
+        if not who:
+            notes.append("tied pairs left out")
+            continue
+        better, other = (i, j) if who > 0 else (j, i)
+        pairs.append((better, other))
+        scores[better] += 1
+        scores[other] -= 1
+    return scores, tuple(pairs)
