@@ -22,7 +22,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import pyarrow as pa
@@ -85,11 +85,11 @@ class Rankings(Sequence[Ranking]):
 
     Attributes:
         conversational: Whether prompts are conversations.
-        formats: Rows by format.
+        format: "pairs", "rankings" or "comparisons".
     """
 
-    def __init__(self, rows: Rows, conversational: bool, formats: Mapping[str, int]):
-        self._rows, self.conversational, self.formats = rows, conversational, dict(formats)
+    def __init__(self, rows: Rows, conversational: bool, format: str):
+        self._rows, self.conversational, self.format = rows, conversational, format
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -200,7 +200,7 @@ def read_rankings(
         limit=cfg.limit.get(split),
         tally=tally,
     )
-    return Rankings(writer.finish(), bool(reader.conversational), reader.formats), counts
+    return Rankings(writer.finish(), bool(reader.conversational), reader.format), counts
 
 
 def _of_share(rows: Iterable[Row], cfg: DataConfig, *, own: bool) -> Iterator[Row]:
@@ -266,23 +266,23 @@ class _Reader:
     split: str
     where: str
     conversational: bool | None = None
-    first: str = ""  # id of the row that decided it
-    formats: dict[str, int] = field(default_factory=dict)
+    format: str = ""
+    first: str = ""  # id of the row that decided the format
+    opened: str = ""  # of the row that decided whether rows are conversations
 
     def __call__(self, row: Row, name: str, tally: Tally) -> Ranking | None:
         columns, notes = self.cfg.columns, list[str]()
         try:
             if cell(row, str(columns.chosen)) is not None or columns.chosen in row:
-                kind, found = "pairs", self._pair(row, name)
+                found = self._pair(row, name)
             else:
-                kind, found = self._completions(row, name, notes)
+                found = self._completions(row, name, notes)
             self._seen(found, tally, notes)
         except _Unusable as problem:
             tally.note(tally.dropped, str(problem), name)
             return None
         for note in notes:
             tally.note(tally.cut, note, name)
-        self.formats[kind] = self.formats.get(kind, 0) + 1
         return found
 
     # --- pairs
@@ -312,11 +312,12 @@ class _Reader:
         margin = cell(row, str(columns.margin))
         if margin is not None:
             margin = _number(margin, "margin")
+        self._one_format("pairs", name)
         return Ranking(name, shared, texts, (1.0, 0.0), None, margin)
 
     # --- K completions
 
-    def _completions(self, row: Row, name: str, notes: list[str]) -> tuple[str, Ranking]:
+    def _completions(self, row: Row, name: str, notes: list[str]) -> Ranking:
         columns = self.cfg.columns
         given: Any = cell(row, str(columns.completions))
         if not isinstance(given, list | tuple):
@@ -343,7 +344,17 @@ class _Reader:
             raise _Unusable("fewer than 2 completions")
         if pairs == () or (pairs is None and min(scores) == max(scores)):
             raise _Unusable("all tied: nothing is preferred")
-        return kind, Ranking(name, shared, tuple(texts), tuple(scores), pairs)
+        self._one_format(kind, name)
+        return Ranking(name, shared, tuple(texts), tuple(scores), pairs)
+
+    def _one_format(self, kind: str, name: str) -> None:
+        """Raises DataError if an earlier row had another format."""
+        self.format, self.first = (self.format, self.first) if self.format else (kind, name)
+        if kind != self.format:
+            raise DataError(
+                f"{self.where}: row {self.first} has {self.format} and row {name} {kind}: "
+                "give one format a file"
+            )
 
     # --- texts and conversations
 
@@ -359,9 +370,9 @@ class _Reader:
         if talk and not all(_is_turns(one) for one in completions):
             raise _Unusable("completions partly in turns")
         if self.conversational is None:
-            self.conversational, self.first = talk, name
+            self.conversational, self.opened = talk, name
         if talk != self.conversational:
-            plain, turns = (self.first, name) if talk else (name, self.first)
+            plain, turns = (self.opened, name) if talk else (name, self.opened)
             raise DataError(
                 f"{self.where}: row {plain} is plain text and row {turns} a conversation: "
                 "give them in one form"

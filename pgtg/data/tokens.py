@@ -145,6 +145,7 @@ def description(codec: Codec, example: Example) -> dict[str, Any]:
     tokenizer, backend = codec.tokenizer, getattr(codec.tokenizer, "backend_tokenizer", None)
     about = asdict(replace(codec, tokenizer=None))  # pyright: ignore[reportArgumentType]
     about["tokenizer"] = backend.to_str() if backend is not None else tokenizer.get_vocab()
+    about["chat_template"] = getattr(tokenizer, "chat_template", None)
     about["libraries"] = [version(name) for name in ("tokenizers", "transformers")]
     about["example"] = [codec.encode_source(example.source), codec.encode_target(example.target)]
     return about

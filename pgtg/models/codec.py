@@ -26,6 +26,7 @@ class Codec:
         max_source_tokens: Longest source with prefix, suffix and special tokens.
         max_target_tokens: Longest target with its end token.
         ends: End tokens that the model's configs name in addition to the tokenizer's own.
+        cut_start: Sources that are too long lose their beginning, not their end.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ class Codec:
     max_source_tokens: int
     max_target_tokens: int
     ends: tuple[int, ...] = ()
+    cut_start: bool = False
 
     @cached_property
     def _source_frame(self) -> Frame:
@@ -69,10 +71,14 @@ class Codec:
         Raises:
             ConfigError: Neither tokenizer nor model names one.
         """
-        found = list(dict.fromkeys([*end_tokens(self.tokenizer), *self.ends]))
-        if not found:
+        if not self.known_ends:
             raise ConfigError("policy.path: its tokenizer has no end-of-text token; set one in it")
-        return found
+        return self.known_ends
+
+    @cached_property
+    def known_ends(self) -> TokenIds:
+        """End tokens that tokenizer and model name; perhaps none."""
+        return list(dict.fromkeys([*end_tokens(self.tokenizer), *self.ends]))
 
     def _ids(self, text: str) -> TokenIds:
         return encode(self.tokenizer, text) if text else []
@@ -85,7 +91,7 @@ class Codec:
         return given["input_ids"]
 
     def encode_source(self, text: str) -> tuple[TokenIds, bool]:
-        """Ids of prefix + text + suffix, and whether the text was cut at its end to fit.
+        """Ids of prefix + text + suffix, and whether the text was cut to fit.
 
         Raises:
             ConfigError: Prefix, suffix and special tokens alone leave no room for text.
@@ -107,6 +113,10 @@ class Codec:
                 "tokens leave no room for text; raise it or shorten them"
             )
         bodies = [before + ids for ids in self._batch([self.prefix + text for text in texts])]
+        if self.cut_start:
+            long, most = room - len(before), room
+            whole = [(b if len(b) <= most else before + b[-long:], len(b) > most) for b in bodies]
+            return [(body + tail, cut) for body, cut in whole]
         return [(body[:room] + tail, len(body) > room) for body in bodies]
 
     def encode_targets(self, texts: Sequence[str]) -> list[tuple[TokenIds, bool]]:

@@ -47,7 +47,7 @@ def plackett_luce_nll(
     absent = preference.isnan()
     if evaluations.shape[-1] < 2 or preference.isinf().any():
         raise ValueError(f"need >= 2 candidates and finite scores, got {tuple(preference.shape)}")
-    if margin is not None and bool(((~absent).sum(-1) > 2).any()):
+    if margin is not None and bool(((~absent).sum(-1) > 2)[margin.cpu() != 0].any()):
         raise ValueError("a margin is between two candidates, and a group has more")
     scores = preference.masked_fill(absent, -math.inf)  # they come last
     order = scores.argsort(dim=-1, descending=True, stable=True)

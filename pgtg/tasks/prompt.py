@@ -133,7 +133,9 @@ class PromptTask:
     ) -> PromptCodec:
         policy, frame = self.cfg.policy, ("", "", "")
         length = policy.max_target_tokens
-        return PromptCodec(tokenizer, False, *frame, length, length, tuple(ends), policy.start_text)
+        return PromptCodec(
+            tokenizer, False, *frame, length, length, tuple(ends), start_text=policy.start_text
+        )
 
     def allowed(self, tokenizer: Any) -> Sequence[int] | None:
         """In the generated world the candidate words; otherwise every token."""
