@@ -12,7 +12,7 @@ ARGS ?=
 RESULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bench results-quickstart results-scitldr \
+.PHONY: help setup train train-preferences test bench results-quickstart results-scitldr \
 	docs torture check lint format types clean
 
 help: ## show this list
@@ -40,6 +40,9 @@ test: $(READY) ## run the default tests (ARGS="-m slow" runs others)
 
 bench: $(READY) ## time each phase against a calibrating matmul (ARGS="--threads 2")
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+train-preferences: $(READY) ## learn token rewards from 200 example pairs and improve a tiny LM on them
+	$(BIN)/pgtg train preferences experiment=preferences_example $(ARGS)
 
 results-quickstart: $(READY) ## tables of docs/results.md: 4 aggregators x 3 seeds, plain MLE, controls
 	$(BIN)/pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1,2 $(RESULTS) \

@@ -171,7 +171,10 @@ def completed(task: str, saved: Mapping[str, Any]) -> tuple[dict[str, Any], list
 
     method = dict(saved.get("method") or {}).get("name")
     known = [f"method={method}"] if method in methods_of(task) else []
-    return fill(saved, asdict(run_config(task, known)), ""), added
+    cfg = composed(task, known).cfg  # some tasks have no default for where their data lie
+    defaults = OmegaConf.to_object(_filled(cfg, sorted(OmegaConf.missing_keys(cfg))))
+    assert isinstance(defaults, RunConfig)
+    return fill(saved, asdict(defaults), ""), added
 
 
 def composed(

@@ -91,10 +91,12 @@ class JudgeSpec(Spec):
 
     Args:
         prompts: It judges prompts, not texts; the prompt task builds it itself.
+        absent: It judges nothing; a task whose preferences are stored needs no judge.
         options: Its section of the config, a subclass of `JudgeConfig`.
     """
 
     prompts: bool = False
+    absent: bool = False
     options: Any = TextJudgeConfig
 
 

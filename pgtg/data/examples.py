@@ -25,7 +25,7 @@ class Examples(Sequence[Example]):
     """
 
     def __init__(self, split: str, base: Sequence[Example], rows: np.ndarray | None = None):
-        self.split, self._base = split, base
+        self.split, self.base = split, base
         self.rows = np.arange(len(base)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -37,11 +37,11 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: slice) -> "Examples": ...
     def __getitem__(self, index: int | slice) -> "Example | Examples":
         if isinstance(index, slice):
-            return Examples(self.split, self._base, self.rows[index])
-        return self._base[int(self.rows[index])]
+            return Examples(self.split, self.base, self.rows[index])
+        return self.base[int(self.rows[index])]
 
     def __iter__(self) -> Iterator[Example]:
-        return (self._base[row] for row in self.rows.tolist())
+        return (self.base[row] for row in self.rows.tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -50,13 +50,13 @@ class Examples(Sequence[Example]):
 
     def chosen(self, rows: Sequence[int] | np.ndarray) -> "Examples":
         """The examples at these places."""
-        return Examples(self.split, self._base, self.rows[np.asarray(rows, dtype=np.int64)])
+        return Examples(self.split, self.base, self.rows[np.asarray(rows, dtype=np.int64)])
 
     def ids(self) -> list[str]:
         """Their ids; no text is read."""
-        if isinstance(self._base, StoredExamples):
-            return self._base.ids(self.rows.tolist())
-        return [self._base[row].id for row in self.rows.tolist()]
+        if isinstance(self.base, StoredExamples):
+            return self.base.ids(self.rows.tolist())
+        return [self.base[row].id for row in self.rows.tolist()]
 
     def named(self, ids: Iterable[str]) -> dict[str, Example]:
         """Those of the examples that have one of these ids, by id."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgtg.config import RunConfig, classifier_of
-from pgtg.config.registry import TASKS
+from pgtg.config.registry import JUDGES, TASKS
 from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
 from pgtg.doctor.machine import memory_bytes
@@ -154,6 +154,9 @@ def judge(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     if classifier is not None:
         path = classifier.path
         yield good("judge", f"classifier {path}" if path else "a tiny classifier of the set-up")
+        return
+    if JUDGES[cfg.judge.name].absent:
+        yield good("judge", "none: the preferences exist already")
         return
     from pgtg.judges import build_judge
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pgtg.config.registry import TASKS
+from pgtg.config.registry import JUDGES, TASKS
 from pgtg.explain.credit import Explained, explained
 from pgtg.explain.runs import Read, Run, labelled, open_run, read
 from pgtg.explain.shading import Scale
@@ -41,7 +41,11 @@ class Credit:
     def order(self) -> str:
         """Of the texts of a group, in words."""
         if all(entry.score is not None for group in self.groups for entry in group.entries):
-            return f"in the order of the judge {self.runs[0].cfg.judge.name}, best first"
+            judge = JUDGES[self.runs[0].cfg.judge.name]
+            by = (
+                "as they were ranked" if judge.absent else f"in the order of the judge {judge.name}"
+            )
+            return f"{by}, best first"
         return f"not judged, so in the order of {self.runs[0].label}, best first"
 
 

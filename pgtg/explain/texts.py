@@ -10,6 +10,7 @@ from typing import Any
 from pgtg.config.inputs import settings
 from pgtg.config.registry import TASKS, nearest
 from pgtg.data.comparisons import distinct
+from pgtg.data.examples import Examples
 from pgtg.data.generations import of_tables, read_generations
 from pgtg.data.splits import counts_line, text_problem
 from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceError
@@ -155,7 +156,7 @@ def _drawn(run: Run, split: str, n: int | None, log: RunLog) -> Texts:
     policy.verify()
     with open_task(run.cfg, run.folder.path) as task:
         ctx = opened(run.cfg, run.folder, log, task)
-        examples: Sequence[Example] = task.examples(split)[:n]  # pyright: ignore
+        examples: Examples = task.examples(split)[:n]  # pyright: ignore
         for counts in task.counts.values():
             log.say(counts_line(counts))
         kind, ranked = f"new generations of the trained policy on {split}", task.preferences
@@ -163,7 +164,7 @@ def _drawn(run: Run, split: str, n: int | None, log: RunLog) -> Texts:
             log.say(f"drawing and judging {len(examples)} x {ranked.copies} generations of {split}")
             generations = _generations(ctx, policy.path, examples, split, ranked.copies)
         else:
-            generations = of_tables([ranked.columns(examples, run.codec)])
+            generations = of_tables([ranked.columns(examples, run.codec)[0]])
             kind = f"ranked texts of {split}"
     found = _by_source(run, generations, None, {example.id: example for example in examples})
     return Texts(found, kind)

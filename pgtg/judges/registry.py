@@ -1,9 +1,16 @@
 """The judges, in words; imports nothing heavy."""
 
 from pgtg.config.registry import JudgeSpec
-from pgtg.config.schema import ClassifierJudgeConfig
+from pgtg.config.schema import ClassifierJudgeConfig, JudgeConfig
 
 JUDGES = (
+    JudgeSpec(
+        "none",
+        "nothing is judged (preferences that exist already)",
+        "",
+        absent=True,
+        options=JudgeConfig,
+    ),
     JudgeSpec("meteor", "METEOR with WordNet synonyms", "pgtg.judges:meteor"),
     JudgeSpec(
         "meteor_stem",

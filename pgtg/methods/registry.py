@@ -9,7 +9,7 @@ from pgtg.config.registry import MethodSpec
 from pgtg.methods.options import Reinforce, Sparse, WeightedMLE
 
 TARGETS = frozenset({"targets"})
-GUIDED = frozenset({"samples", "judge", "reward", "targets"})
+GUIDED = frozenset({"samples", "reward", "targets"})
 SEARCH = frozenset({"samples", "judge", "classifier"})
 
 METHODS = (

@@ -29,8 +29,9 @@ class ChatCodec(Codec):
     """
 
     @cached_property
-    def _around(self) -> tuple[TokenIds, TokenIds]:
-        """Ids that the template puts before an answer, beyond what asks for one, and its end.
+    def _around(self) -> tuple[TokenIds, str, TokenIds]:
+        """Ids that the template puts before an answer, beyond what asks for one; the white space
+        that begins it; and what ends it.
 
         Raises:
             ConfigError: There is no template, or an answer does not follow what asks for it.
@@ -49,21 +50,24 @@ class ChatCodec(Codec):
                 "policy.path: its chat template writes an answer otherwise than it asks for one, "
                 f"so that no prompt can be told from its completion: {whole[:200]!r}"
             )
-        special, ends = set(self.tokenizer.all_special_ids), set(self.known_ends)
+        # white space alone is the answer's own: tokenizers join it to the first word
+        opened, space = ("", opening) if not opening.strip() else (opening, "")
+        added: Any = getattr(self.tokenizer, "added_tokens_decoder", {})
+        special = {number for number, token in added.items() if token.special}
         after = self._ids(closing)
         for place, number in enumerate(after):
-            if number in ends or number in special:
-                return self._ids(opening), after[: place + 1]
+            if number in special or number in self.known_ends:
+                return self._ids(opened), space, after[: place + 1]
         if not self.known_ends:
             raise ConfigError(
                 "policy.path: neither its chat template nor its tokenizer ends a text"
             )
-        return self._ids(opening), [*after, *self.known_ends[:1]]
+        return self._ids(opened), space, [*after, *self.known_ends[:1]]
 
     @cached_property
     def eos_ids(self) -> TokenIds:
         """All tokens that end an answer; the template's own first."""
-        return list(dict.fromkeys([self._around[1][-1], *self.known_ends]))
+        return list(dict.fromkeys([self._around[2][-1], *self.known_ends]))
 
     def _written(self, turns: Sequence[dict[str, Any]], tools: Any, *, asks: bool) -> str:
         """A conversation as the template writes it.
@@ -100,6 +104,7 @@ class ChatCodec(Codec):
 
     def encode_targets(self, texts: Sequence[str]) -> list[tuple[TokenIds, bool]]:
         """Ids of answers with the token that ends them, and whether they were cut to fit."""
-        end, room = self._around[1], self.max_target_tokens
-        whole = [[*ids, *end] for ids in self._batch(texts)]
+        _, space, end = self._around
+        whole = [[*ids, *end] for ids in self._batch([space + text for text in texts])]
+        room = self.max_target_tokens
         return [(ids[:room], len(ids) > room) for ids in whole]

@@ -190,6 +190,30 @@ def _pairs(
     return won, pairs, (pairs > 0) & ~broken
 
 
+def pair_margins(
+    evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]
+) -> Float[Tensor, " P"]:
+    """e of the better candidate less e of the other one, of each strictly ordered pair [nats]."""
+    ordered = preference[:, :, None] > preference[:, None, :]
+    return (evaluations[:, :, None] - evaluations[:, None, :])[ordered]
+
+
+def calibration_error(margins: Float[Tensor, " P"], *, bins: int = 10) -> float:
+    """Expected calibration error [0, 1] of the Bradley–Terry probabilities sigmoid(margin).
+
+    Each pair's confidence is the probability of the side that it favours, in [0.5, 1]; the error is
+    the mean over pairs of |share right - mean confidence| of their bin, bins of equal width.
+    Naeini et al. 2015. NaN without a pair, or with a NaN.
+    """
+    if not margins.numel() or margins.isnan().any():
+        return float("nan")
+    confidence = margins.abs().double().sigmoid()
+    right = torch.where(margins == 0, 0.5, (margins > 0).double())
+    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    off = torch.zeros(bins, dtype=torch.double).index_add(0, place, right - confidence)
+    return (off.abs().sum() / len(margins)).item()
+
+
 def kendall_tau(evaluations: Float[Tensor, "G J"], preference: Float[Tensor, "G J"]) -> float:
     """Goodman–Kruskal form of Kendall's tau [-1, 1]: concordant minus discordant over their sum.
 

@@ -14,7 +14,14 @@ Absent = Mapping[str, str]
 KINDS = ("highest", "random")  # tokens that are deleted
 PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
 MANY_ROUNDS = 4  # more of them are shown by the first and the last only
-NOT_COMPARED = ("tokens", "boilerplate", "rouge1", "rouge2", "rougeL")  # in the tables only
+NOT_COMPARED = (
+    "tokens",
+    "kl_to_start",
+    "boilerplate",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+)  # in the tables only
 
 
 def show(log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], absent: Absent) -> None:
@@ -25,7 +32,7 @@ def show(log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], abse
         columns = list(next(iter(rows.values())))
         examples = next(iter(results.values()))["examples"]
         log.table(
-            f"{title}, {decoding} decoding, {examples} examples (mean over examples, [0, 100])",
+            f"{title}, {decoding} decoding, {examples} examples (means over examples)",
             ["policy", *columns],
             [
                 [name, *(round(mean[column], 2) for column in columns)]
@@ -196,13 +203,21 @@ def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
     planted = any(cell is not None for row in rows[1:] for cell in row[3:])
     columns = ["token reward", "pairs %", "fresh %"]
     columns += ["boilerplate", "facts", "boilerplate|p", "facts|p"]
-    title = f"token rewards, {PARTS[part]}: pairs ordered as the judge does (fresh: by the reward "
+    title = (
+        f"token rewards, {PARTS[part]}: pairs ordered as they are preferred (fresh: by the reward "
+    )
     title += "model of the round before)"
     if planted:
         title += "; AUC of content over boilerplate and of right over wrong facts (|p: within "
         title += "strata of equal log-probability)"
     width = len(columns) if planted else 3
     ctx.log.table(title, columns[:width], [row[:width] for row in rows])
+    names = {"kendall_tau": "Kendall tau", "margin": "margin [nats]"}
+    names |= {"calibration_error": "calibration error"}
+    given = {name: found.get(f"aggregate/{part}_{key}") for key, name in names.items()}
+    said = [f"{name} {value:.3f}" for name, value in given.items() if value is not None]
+    if said:
+        ctx.log.say(f"{ctx.cfg.reward.head} on {PARTS[part]}: {', '.join(said)}")
     return {f"reward/{key.removeprefix('aggregate/')}": value for key, value in found.items()}
 
 

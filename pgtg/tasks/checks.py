@@ -4,17 +4,46 @@ from collections.abc import Iterator
 
 from pgtg.config import PromptConfig, RunConfig, classifier_of
 from pgtg.config.checks import local_model
-from pgtg.config.registry import JUDGES
+from pgtg.config.registry import JUDGES, nearest
+from pgtg.data.adapters import ADAPTERS
+
+
+def _judge(cfg: RunConfig, *, needed: bool) -> Iterator[str]:
+    """What is wrong with a judge of texts."""
+    if cfg.judge.name not in JUDGES:
+        return  # `config.checks` says so
+    judge = JUDGES[cfg.judge.name]
+    if judge.prompts:
+        yield f"judge: {judge.name} judges prompts; choose a text judge, e.g. judge=meteor_stem"
+    if judge.absent and needed:
+        yield f"judge: {judge.name} judges nothing; choose a text judge, e.g. judge=meteor_stem"
 
 
 def summarize(cfg: RunConfig) -> Iterator[str]:
     """What the summarize task needs."""
-    if cfg.judge.name in JUDGES and JUDGES[cfg.judge.name].prompts:
-        yield f"judge: {cfg.judge.name} judges prompts; choose a text judge, e.g. judge=meteor_stem"
+    yield from _judge(cfg, needed=True)
+    if cfg.data.format is not None:
+        yield "data.format: preferences are for `pgtg train preferences`; choose data=files"
     if cfg.data.fewshot is not None:
         yield "data.fewshot: only the prompt task has it; leave it out"
     if cfg.data.name in ("files", "hub") and not cfg.data.columns.references:
         yield "data.columns.references: empty; name at least one column, e.g. [summary]"
+
+
+def preferences(cfg: RunConfig) -> Iterator[str]:
+    """What the preferences task needs."""
+    yield from _judge(cfg, needed=False)
+    data = cfg.data
+    if data.format is None:
+        yield f"data: {data.name} holds no preferences; choose data=pairs, or write a yaml like it"
+    elif data.format not in ADAPTERS:
+        yield f"data.format: there is no '{data.format}'{nearest(data.format, ADAPTERS)}"
+    if data.validation_share is not None and not 0 < data.validation_share < 1:
+        yield f"data.validation_share: found {data.validation_share}, expected in (0, 1) or null"
+    held, fit = cfg.sample.heldout_sources, cfg.reward.fit
+    watched = fit.keep == "best" or fit.patience or fit.schedule == "plateau"
+    if not held and (watched or cfg.improve.keep == "best"):
+        yield "sample.heldout_sources: found 0, but keep=best, patience and plateau need some"
 
 
 def prompt(cfg: RunConfig) -> Iterator[str]:

@@ -14,6 +14,16 @@ TASKS = (
         check="pgtg.tasks.checks:summarize",
     ),
     TaskSpec(
+        "preferences",
+        "prompts with completions that somebody has ranked: reward-weighted MLE on the best",
+        "pgtg.tasks.preferences:make",
+        gives=frozenset({"samples", "reward", "targets"}),
+        controls=("uniform", "shuffled"),
+        evaluation="pgtg.pipeline.evaluation.preferences:PreferencesEvaluation",
+        plan="pgtg.pipeline.plan.preferences",
+        check="pgtg.tasks.checks:preferences",
+    ),
+    TaskSpec(
         "prompt",
         "prompts of a few tokens for a frozen classifier LM: REINFORCE",
         "pgtg.tasks.prompt:make",

@@ -55,10 +55,13 @@ class Sampled:
 class Stored(Protocol):
     """Preferences that exist already: somebody has ranked these texts."""
 
-    def columns(self, examples: Sequence[Example], codec: Codec) -> Columns:
+    def columns(self, examples: Examples, codec: Codec) -> tuple[Columns, list[str]]:
         """The ranked texts of sources, below each other: source_id, source, tokens, text, score.
 
         The sources in the order of `examples`; token ids are cut as the policy's are.
+
+        Returns:
+            The columns, and the ids of rows with a text that was cut.
         """
         ...
 

@@ -286,7 +286,7 @@ def test_help_shows_examples(calls: Calls):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["train", ""], ["prompt", "summarize"]),
+        (["train", ""], ["preferences", "prompt", "summarize"]),
         (["train", "summarize", "agg"], ["aggregator="]),
         (["train", "summarize", "aggregator", "="], ["avg", "max", "min", "sum"]),
         (["train", "summarize", "aggregator", "=", ""], ["avg", "max", "min", "sum"]),

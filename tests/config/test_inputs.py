@@ -13,6 +13,7 @@ import torch
 
 from pgtg.config import RunConfig, known_keys
 from pgtg.config.inputs import LOCAL, NEUTRAL, STAGES, portable, settings
+from pgtg.config.registry import TASKS
 from pgtg.methods.context import Context
 from pgtg.pipeline import reuse
 from pgtg.pipeline.evaluation import evaluation_of
@@ -27,14 +28,17 @@ from pgtg.pipeline.stages.sample import sample
 from pgtg.pipeline.stages.score import score
 from pgtg.runs.folder import RunFolder, content_hash
 from pgtg.runs.log import RunLog
+from pgtg.tasks.preferences import PreferencesTask
 from pgtg.tasks.prompt import PromptTask
-from pgtg.tasks.summarize import SummarizeTask
+from pgtg.tasks.texts import TextTask
 from tests.support.tiny import tiny
+from tests.support.tiny_preferences import tiny_preferences
 from tests.support.tiny_prompt import tiny_prompt
 
 CONFIGS = {
     "summarize": tiny("method.controls=[uniform]"),
     "prompt": tiny_prompt("method.controls=[sparse]", "prompt.baselines=[manual]"),
+    "preferences": tiny_preferences(),
 }
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
@@ -59,8 +63,10 @@ def only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             f"pgtg.pipeline.stages.{module}.hash_of", lambda _, part: content_hash(part)
         )
-    for task in (PromptTask, SummarizeTask):
+    for task in (PromptTask, TextTask):
         monkeypatch.setattr(task, "segments", lambda _: [2, 2])
+    monkeypatch.setattr(PreferencesTask, "contents", lambda *_: "theirs")
+    monkeypatch.setattr(PreferencesTask, "heldout", lambda _: [])
     spent = {"": {"train": 9}, "sparse": {"train": 1}}
     monkeypatch.setattr(matching, "judged_prompts", lambda c, i, control, *_: spent[control])
 
@@ -72,10 +78,10 @@ def evaluation(task: str) -> Evaluation:
 
 def hashes(cfg: RunConfig, folder: Path) -> dict[str, str]:
     """Hash of the inputs of each stage under a config."""
-    task = SummarizeTask(cfg) if cfg.task == "summarize" else PromptTask(cfg, folder)
+    task = TASKS[cfg.task].load()(cfg, folder)
     log = RunLog(None, mute=True)
     ctx = Context(cfg, RunFolder(folder), log, task, torch.device("cpu"), [0])
-    control = "uniform" if cfg.task == "summarize" else "sparse"
+    control = "sparse" if cfg.task == "prompt" else "uniform"
     asks = {
         "sample": lambda: sample(ctx, 0),
         "align": lambda: align(ctx, 0),
@@ -144,7 +150,7 @@ def test_every_key_moves_a_hash_or_is_neutral(only_asked: None, tmp_path: Path):
     for task, found in both.items():
         for key, stages in found.items():
             assert bool(stages) != neutral(key), (task, key, stages)
-    seen = both["summarize"].keys() | both["prompt"].keys()
+    seen = set().union(*both.values())
     whole = tuple(f"data.fewshot.{kind}." for kind in ("masked", "causal"))  # mappings of sections
     unseen = set(known_keys()) - SECTIONS - seen - {*OF_METHODS}
     assert {key for key in unseen if not key.startswith(whole)} == set()

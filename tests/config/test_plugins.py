@@ -96,7 +96,7 @@ def test_a_plugins_things_are_as_ours(plugin: Path, tmp_path: Path):
 
 def test_a_plugins_names_are_listed_checked_and_refused_without_it(plugin: Path, tmp_path: Path):
     listed = pgtg("ls", "methods", "--plugin", plugin, cwd=tmp_path).stdout
-    assert "mine" in listed and "as mle (summarize; needs targets)" in listed
+    assert "mine" in listed and "as mle (summarize, preferences; needs targets)" in listed
     listed = pgtg("ls", "judges", "--plugin", plugin, cwd=tmp_path).stdout
     assert "short  " in listed and "the shortest text" in listed
     shown = pgtg(

@@ -136,7 +136,8 @@ def test_a_split_that_cannot_be_found_says_what_is_there(tmp_path):
     with pytest.raises(DataError, match=r"data.splits.train=gone.csv: no such file"):
         load_split(config(tmp_path, splits={"train": "gone.csv"}), "train")
     with pytest.raises(DataError, match="is one file"):  # or train and test would be the same rows
-        load_split(config(tmp_path / "training.jsonl"), "train")
+        load_split(config(tmp_path / "training.jsonl"), "test")
+    assert len(load_split(config(tmp_path / "training.jsonl"), "train")[0]) == len(ROWS)
     with pytest.raises(DataError, match="null: this data has no test split"):
         load_split(config(tmp_path, splits={"test": None}), "test")
     (tmp_path / "notes.txt").write_text("x")

@@ -16,9 +16,11 @@ from torch.testing import assert_close
 from pgtg.ops.ranking import (
     EXACT,
     auc,
+    calibration_error,
     informative,
     kendall_tau,
     pair_accuracy,
+    pair_margins,
     plackett_luce_nll,
     stratified_auc,
     tied_nll,
@@ -310,3 +312,21 @@ def test_measures_leave_out_who_is_not_there():
     assert pair_accuracy(evaluations, preference) == pytest.approx(2 / 4)
     assert top1_accuracy(evaluations, preference) == pytest.approx(1 / 2)
     assert math.isnan(pair_accuracy(evaluations.clone().fill_(NAN), preference))
+
+
+def test_margins_are_those_of_the_ordered_pairs():
+    evaluations = torch.tensor([[1.0, 4.0, 2.0], [0.5, 0.5, NAN]])
+    preference = torch.tensor([[3.0, 2.0, 2.0], [1.0, 2.0, NAN]])
+    found = pair_margins(evaluations, preference)
+    assert sorted(found.tolist()) == [-3.0, -1.0, 0.0]
+
+
+def test_calibration_is_the_gap_between_confidence_and_share_right():
+    """Ten pairs of confidence 0.8, of which eight are right: none; all wrong: 0.8."""
+    eight = math.log(4.0)
+    right = torch.tensor([eight] * 8 + [-eight] * 2)
+    assert calibration_error(right) == pytest.approx(0.0, abs=1e-7)
+    assert calibration_error(-right.abs()) == pytest.approx(0.8)
+    mixed = torch.cat([right, torch.tensor([math.log(19.0)] * 10)])  # 0.95, all right: 0.05 off
+    assert calibration_error(mixed) == pytest.approx(0.025)
+    assert math.isnan(calibration_error(torch.tensor([])))

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from pgtg.config import RunConfig
+from pgtg.data.examples import Examples
 from pgtg.data.splits import has_split
 from pgtg.methods.context import Context
 from pgtg.metrics import build_metrics, compute, unread, unread_line
 from pgtg.models.codec import Codec
+from pgtg.models.language import LanguageModel
 from pgtg.pipeline.evaluation.system import Results, Rows, System
 from pgtg.pipeline.findings import show, verdicts
 from pgtg.pipeline.stages.improve import kept_policy
@@ -20,7 +22,7 @@ from pgtg.pipeline.stages.lines import lines
 from pgtg.runs.folder import content_hash
 from pgtg.runtime.device import pick_device
 from pgtg.tasks.summarize import scored_against
-from pgtg.types import Example
+from pgtg.types import Example, TokenIds
 
 NOTED = 0.02  # share of the references' letters that a metric may miss without a word
 
@@ -89,7 +91,9 @@ class TextEvaluation:
                     bar.advance()
             texts = [codec.decode(found[i]) for i in range(len(examples))]
             columns = compute(self.present, texts, references) | task.check_texts(texts, examples)
-            columns["tokens"] = [float(len(found[i])) for i in range(len(examples))]
+            tokens = [found[i] for i in range(len(examples))]
+            columns |= self.more(ctx, lm, codec, examples, tokens, name)
+            columns["tokens"] = [float(len(ids)) for ids in tokens]
             results["decodings"][name] = {
                 "decoding": asdict(sampler.decoding),
                 "mean": {column: sum(row) / len(row) for column, row in columns.items()},
@@ -100,6 +104,18 @@ class TextEvaluation:
                 for i, (e, text) in enumerate(zip(examples, texts, strict=True))
             ]
         return results, samples
+
+    def more(
+        self,
+        ctx: Context,
+        lm: LanguageModel,
+        codec: Codec,
+        examples: Examples,
+        tokens: Sequence[TokenIds],
+        decoding: str,
+    ) -> dict[str, list[float]]:
+        """Further columns of what a policy wrote, a value for each example."""
+        return {}
 
     def show(self, ctx: Context, title: str, split: str, results: Mapping[str, Results]) -> None:
         show(ctx.log, title, results, self.absent)

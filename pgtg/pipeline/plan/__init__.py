@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgtg.config import RunConfig, classifier_of
-from pgtg.config.registry import TASKS, resolve
+from pgtg.config.registry import JUDGES, TASKS, resolve
 from pgtg.config.sizes import show_size
 from pgtg.pipeline.plan.models import ModelSizes, model_sizes
 from pgtg.pipeline.plan.room import Room, require_room, room_for
@@ -66,11 +66,11 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
     said = check_models(cfg, fetch=fetch)
     build_metrics(cfg.metrics)  # what is missing is said where it is n/a
     classifier = classifier_of(cfg)
-    if classifier is None:
+    if classifier is None and not JUDGES[cfg.judge.name].absent:
         from pgtg.judges import build_judge
 
         build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
-    elif classifier.path is not None:
+    elif classifier is not None and classifier.path is not None:
         from pgtg.judges.classifier import check_classifier, check_pair
 
         named = classifier.path, classifier.revision

@@ -136,12 +136,16 @@ def _tiny_t5(cfg: RunConfig) -> ModelSize:
     return ModelSize(number, number, FLOAT32, _text_bytes(model, tokenizer), model.config)
 
 
+WORDS = [f"word{i}" for i in range(1000)]  # about as many as small data of one's own have
+
+
 def _tiny_lm(cfg: RunConfig) -> ModelSize:
     from pgtg.data.worlds.reviews import vocabulary
     from pgtg.models.tiny.lm import build_causal
 
-    assert cfg.policy.tiny_lm is not None and cfg.data.reviews is not None
-    model, tokenizer = build_causal(vocabulary(cfg.data.reviews), cfg.policy.tiny_lm, 0)
+    assert cfg.policy.tiny_lm is not None
+    words = vocabulary(cfg.data.reviews) if cfg.data.reviews is not None else WORDS
+    model, tokenizer = build_causal(words, cfg.policy.tiny_lm, 0)
     number = sum(p.numel() for p in model.parameters())
     trained = 0 if cfg.policy.adaptor is not None else number
     return ModelSize(number, trained, FLOAT32, _text_bytes(model, tokenizer), model.config)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pgtg.config import RunConfig
 from pgtg.methods.context import Context
-from pgtg.pipeline.recipes import tiny_lms, tiny_t5
+from pgtg.pipeline.recipes import tiny_lms, tiny_t5, tiny_text
 from pgtg.runs.folder import Artifact
 
 
@@ -33,10 +33,13 @@ class Recipe:
 
 TINY_T5 = Recipe("warm start of a tiny T5", 2, tiny_t5.depends_on, tiny_t5.make)
 TINY_LMS = Recipe("training of the tiny language models", 1, tiny_lms.depends_on, tiny_lms.make)
+TINY_TEXT = Recipe("training of a tiny language model", 1, tiny_text.depends_on, tiny_text.make)
 
 
 def recipe_for(cfg: RunConfig) -> Recipe | None:
     """The recipe that the config asks for; None where all models are pretrained."""
     if cfg.policy.tiny_t5 is not None:
         return TINY_T5
-    return TINY_LMS if cfg.policy.tiny_lm is not None else None
+    if cfg.policy.tiny_lm is None:
+        return None
+    return TINY_LMS if cfg.data.reviews is not None else TINY_TEXT

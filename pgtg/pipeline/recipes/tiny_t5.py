@@ -108,7 +108,7 @@ def _fit(
         rows = rng.permutation(len(encoded))[place : place + size]
         rows = sorted(rows, key=lambda i: len(encoded[i][0]))
         parts = [rows[i : i + cfg.micro_batch] for i in range(0, len(rows), cfg.micro_batch)]
-        return [partial(_uniform, [encoded[i] for i in part], ctx.device) for part in parts]
+        return [partial(uniform_batch, [encoded[i] for i in part], ctx.device) for part in parts]
 
     def validate() -> dict[str, float]:
         return {f"{stage}/heldout_token_nll": token_nll(lm, checked, ctx.device)}
@@ -133,7 +133,10 @@ def _fit(
     return validate() if held else {}
 
 
-def _uniform(rows: Sequence[tuple[list[int], list[int]]], device: torch.device) -> SupervisedBatch:
+def uniform_batch(
+    rows: Sequence[tuple[list[int], list[int]]], device: torch.device
+) -> SupervisedBatch:
+    """Pairs of source and target, each target's tokens of equal weight."""
     batch = token_batch(
         [source for source, _ in rows], [target for _, target in rows], range(len(rows)), device
     )

@@ -17,8 +17,10 @@ from pgtg.ops.credit import relations, spread
 from pgtg.ops.masking import masked_mean
 from pgtg.ops.ranking import (
     auc,
+    calibration_error,
     kendall_tau,
     pair_accuracy,
+    pair_margins,
     plackett_luce_nll,
     stratified_auc,
     top1_accuracy,
@@ -110,6 +112,9 @@ def _ranking(
         "nll": plackett_luce_nll(chosen, preference, comparisons.margin).mean().item(),
         "log_prob_wins": pair_accuracy(log_probs, preference),
     }
+    margins = pair_margins(chosen, preference)
+    found["margin"] = margins.mean().item()
+    found["calibration_error"] = calibration_error(margins)
     if lengths.min() < lengths.max():
         found["longer_wins"] = pair_accuracy(lengths, preference)
         found["shorter_wins"] = pair_accuracy(-lengths, preference)

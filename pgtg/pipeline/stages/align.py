@@ -309,6 +309,11 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
     return build_reward_model(backbone.to(ctx.device), spec, seed), tokenizer
 
 
+def fresh_reward_model(ctx: Context):
+    """The reward model as the method's starts, and its tokenizer."""
+    return _reward_model(ctx, None, ctx.cfg.reward.head)
+
+
 def random_reward_model(ctx: Context) -> RewardModel:
     """The reward model as it would start, its head drawn at full size: it knows nothing."""
     model, _ = _reward_model(ctx, None, ctx.cfg.reward.head)

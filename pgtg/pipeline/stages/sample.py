@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pgtg.data.comparisons import Comparisons
+from pgtg.data.examples import Examples
 from pgtg.data.generations import read_part
 from pgtg.methods import method_of
 from pgtg.methods.context import Context
@@ -119,13 +120,19 @@ def _stored(ctx: Context, artifact: Artifact, ranked: Stored, round: int) -> Art
     working, metrics = artifact.working(inputs), dict[str, float]()
     _, codec = ctx.load_start()
     for part, examples in ctx.task.to_sample(round).items():
+        assert isinstance(examples, Examples)  # stored texts lie with their split
+        shortened: list[str] = []
         for start in range(0, len(examples), ctx.cfg.sample.chunk):
             chunk = examples[start : start + ctx.cfg.sample.chunk]
             path = working / part / f"{start // ctx.cfg.sample.chunk:05d}.parquet"
             path.parent.mkdir(exist_ok=True)
-            write_table(path, ranked.columns(chunk, codec))
+            columns, cut = ranked.columns(chunk, codec)
+            write_table(path, columns)
+            shortened += cut
         generations = read_part(working, part)
         found = summary(generations, ctx.task.all_comparisons(generations))
+        _say_cut(ctx, part, ctx.task.sources(examples, codec).cut, shortened, len(examples))
+        found["texts_cut"] = len(shortened)
         metrics |= {f"sample/{part}_{name}": value for name, value in found.items()}
     ctx.log.metrics("sample", round, 0, metrics)
     return artifact.commit(
@@ -135,6 +142,22 @@ def _stored(ctx: Context, artifact: Artifact, ranked: Stored, round: int) -> Art
         round=round,
         judge=described(ctx.task),
     )
+
+
+def _say_cut(ctx: Context, part: str, prompts: int, texts: list[str], rows: int) -> None:
+    """Rows that are too long, counted and named."""
+    policy = ctx.cfg.policy
+    if prompts:
+        ctx.log.warn(
+            f"sample: {prompts} of {rows} {part} prompts lost their beginning to "
+            f"policy.max_source_tokens={policy.max_source_tokens}"
+        )
+    if texts:
+        named = ", ".join(texts[:5]) + (", ..." if len(texts) > 5 else "")
+        ctx.log.warn(
+            f"sample: {len(texts)} of {rows} {part} rows have a completion that was cut to "
+            f"policy.max_target_tokens={policy.max_target_tokens}: {named}"
+        )
 
 
 def _sample_part(

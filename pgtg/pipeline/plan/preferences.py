@@ -1,0 +1,47 @@
+"""`--dry-run` of a run on preferences that exist already: nothing is sampled or judged for them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pgtg.config import RunConfig
+from pgtg.pipeline.plan import summarize
+from pgtg.pipeline.plan.work import Work
+
+
+def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
+    """Rows in each split that the run reads; None for data that would have to be fetched."""
+    from pgtg.tasks.preferences import PreferencesTask
+
+    task = PreferencesTask(cfg)
+    wanted = [s for s in dict.fromkeys(["train", *cfg.evaluate.splits]) if task.has(s)]
+    if cfg.data.name == "hub":
+        return dict.fromkeys(wanted)
+    return {split: len(task.examples(split)) for split in wanted}
+
+
+def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
+    """All that the run does, counted; see `summarize.work`."""
+    sizes = split_sizes(cfg) if sizes is None else sizes
+    found = summarize.work(_bounded(cfg, sizes), sizes)
+    tiny = cfg.policy.tiny_lm
+    return replace(found, sampled=0, set_up=1 if tiny is None else tiny.fit.updates)
+
+
+def describe(cfg: RunConfig, examples: Mapping[str, int | None]) -> dict[str, str]:
+    """The rows of the plan, for splits of so many rows."""
+    rows = summarize.describe(_bounded(cfg, examples), examples)
+    learned = rows.pop("generations", None)
+    rows.pop("judged texts", None)
+    train = examples.get("train")
+    held = cfg.sample.heldout_sources
+    if learned is not None and train is not None:
+        number = min(train, cfg.sample.sources)
+        rows["preferences"] = f"{number:,} of {train:,} rows per round, at most {held:,} to check"
+    return rows
+
+
+def _bounded(cfg: RunConfig, sizes: Mapping[str, int | None]) -> RunConfig:
+    """The config with no more sources than there are."""
+    train = sizes.get("train")
+    sources = cfg.sample.sources if train is None else min(cfg.sample.sources, train)
+    return replace(cfg, sample=replace(cfg.sample, sources=sources))

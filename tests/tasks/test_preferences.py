@@ -1,0 +1,228 @@
+"""The preferences task: rankings that exist already, through a whole run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pgtg.config.compose import run_config
+from pgtg.data.generations import of_tables, read_generations
+from pgtg.errors import ConfigError, DataError
+from pgtg.models.codec import Codec
+from pgtg.models.reward import load_reward_model
+from pgtg.ops.aggregate import Aggregator
+from pgtg.ops.sampling import log_probability
+from pgtg.pipeline.evaluation.preferences import heldout_reward
+from pgtg.pipeline.plan import describe, needs
+from pgtg.pipeline.run import session, train
+from pgtg.runs.files import read_jsonl
+from pgtg.tasks.preferences import PreferencesTask
+from tests.support.finished import finished_run
+from tests.support.tiny import results
+from tests.support.tiny_preferences import TINY_PREFERENCES, tiny_preferences
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(tiny_preferences(), tmp_path_factory)
+
+
+def written(folder: Path, rows: list[dict[str, Any]], name: str = "train") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+class Letters:
+    """A codec of one token a letter; 0 ends."""
+
+    def encode_sources(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        return [([ord(c) for c in text], False) for text in texts]
+
+    def encode_targets(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        whole = [[*(ord(c) for c in text), 0] for text in texts]
+        return [(ids[:6], len(ids) > 6) for ids in whole]
+
+
+def task_of(path: Path, *overrides: str) -> PreferencesTask:
+    own = [f"data.path={path}", "policy=pretrained", "policy.path=someone/model"]
+    return PreferencesTask(run_config("preferences", [*own, *overrides]))
+
+
+def test_the_rankings_are_the_generations_of_the_sample_stage(tmp_path: Path):
+    rows = [
+        {"prompt": "a", "completions": ["one", "twelve", "three"], "ranks": [2, 1, None]},
+        {"prompt": "b", "completions": ["x", "y", "z"], "ranks": [1, 2, 2]},
+    ]
+    task = task_of(written(tmp_path / "d", rows), "data.validation_share=null")
+    codec: Any = Letters()
+    columns, cut = task.preferences.columns(task.examples("train"), codec)
+    assert cut == ["0"] and "margin" not in columns and "beats" not in columns
+    found = of_tables([columns])
+    assert found.texts == ["one", "twelve", "x", "y", "z"]
+    assert found.tokens[1] == [ord(c) for c in "twelve"]
+    compared = task.all_comparisons(found)
+    assert compared.groups.tolist() == [[0, 1, -1], [2, 3, 4]]
+    expected = [[-2.0, -1.0, 9.0], [-1.0, -2.0, -2.0]]
+    assert (
+        compared.preference.nan_to_num(9).tolist() == torch.tensor(expected).nan_to_num(9).tolist()
+    )
+    assert [e.target for e in task.examples("train")] == ["twelve", "x"]
+
+
+def test_comparisons_and_margins_reach_the_loss(tmp_path: Path):
+    rows = [{"prompt": "a", "completions": ["p", "q", "r"], "pairs": [[0, 1, -2], [2, 1, -1]]}]
+    task = task_of(written(tmp_path / "d", rows), "data.validation_share=null")
+    codec: Any = Letters()
+    found = of_tables([task.preferences.columns(task.examples("train"), codec)[0]])
+    assert found.pairs is not None and found.pairs.tolist() == [[1, 0], [1, 2]]
+    rows = [{"prompt": "a", "chosen": "p", "rejected": "q", "margin": 1.5}]
+    rows += [{"prompt": "b", "chosen": "p", "rejected": "q"}]
+    task = task_of(written(tmp_path / "e", rows), "data.validation_share=null")
+    found = of_tables([task.preferences.columns(task.examples("train"), codec)[0]])
+    compared = task.all_comparisons(found)
+    assert compared.margin is not None and compared.margin.tolist() == [1.5, 0.0]
+
+
+def test_contents_are_those_of_all_completions(tmp_path: Path):
+    def contents(name: str, **changed: Any) -> str:
+        row = {"prompt": "a", "completions": ["p", "q"], "scores": [1.0, 0.0]} | changed
+        task = task_of(written(tmp_path / name, [row]), "data.validation_share=null")
+        return task.contents("train")
+
+    first = contents("first")
+    assert first == contents("same")
+    changes: list[dict[str, Any]] = [
+        {"prompt": "b"},
+        {"completions": ["p", "r"]},
+        {"scores": [2.0, 0.0]},
+    ]
+    assert len({first, *(contents(f"x{i}", **c) for i, c in enumerate(changes))}) == 4
+
+
+def test_a_share_of_the_prompts_validates_where_there_is_only_train(tmp_path: Path):
+    rows = [
+        {"prompt": f"p{i // 2}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(400)
+    ]
+    file = written(tmp_path / "d", rows) / "train.jsonl"
+    task = task_of(file, "data.validation_share=0.25")
+    train, held = ({e.source for e in task.examples(s)} for s in ("train", "validation"))
+    assert not train & held and len(train | held) == 200
+    assert 30 < len(held) < 70
+    assert task.has("validation") and not task.has("test")
+    assert not task_of(file, "data.validation_share=null").has("validation")
+
+
+def test_a_whole_run_and_the_same_again(finished: Path, tmp_path: Path):
+    """Two rounds; what a second process makes is the same to the bit, and nothing is redone."""
+    again = tmp_path / "again"
+    train(tiny_preferences(), again)
+    assert results(again) == results(finished)
+    before = (again / "metrics.jsonl").read_bytes()
+    final = train(tiny_preferences(), again)
+    assert (again / "metrics.jsonl").read_bytes() == before
+    assert {"validation/greedy/win_rate", "validation/sample/kl_to_start"} <= final.keys()
+    assert 0 <= final["reward/heldout_calibration_error"] <= 1
+
+
+def test_figures_are_what_they_say(finished: Path):
+    """Log-probabilities and wins from the run's own models, one text at a time."""
+    with session(tiny_preferences(), finished, False) as ctx:
+        rows = read_jsonl(finished / "eval" / "validation" / "pgtg" / "samples_sample.jsonl")
+        task = ctx.task
+        assert isinstance(task, PreferencesTask)
+        model = heldout_reward(ctx)
+        assert model is not None
+        lm, codec = ctx.load(finished / "policy")
+        start, _ = ctx.load_start()
+        aggregator = Aggregator.of(ctx.cfg.aggregator)
+        for row, one in zip(rows, task.rankings("validation"), strict=True):
+            best, worst = one.completions[0], one.completions[1]
+
+            def log_prob(model: Any, ids: list[int], prompt: str = one.prompt) -> np.ndarray:
+                read = codec.encode_source(prompt)[0]
+                whole = torch.tensor([read + ids])
+                logits = model.model(whole).logits[:, len(read) - 1 : -1]
+                return log_probability(logits, torch.tensor([ids])).detach().numpy()[0]
+
+            chosen, other = (codec.encode_target(text)[0] for text in (best, worst))
+            scores = row["scores"]
+            assert scores["chosen_log_prob"] == pytest.approx(log_prob(lm, chosen).mean(), abs=1e-4)
+            prefers = log_prob(lm, chosen).mean() > log_prob(lm, other).mean()
+            assert scores["prefers_chosen"] == 100.0 * prefers
+            ours = row["tokens"]
+            assert scores["kl_to_start"] == pytest.approx(
+                log_prob(lm, ours).sum() - log_prob(start, ours).sum(), abs=1e-4
+            )
+            values = ctx.per_token(
+                model, [codec.encode_source(one.prompt)[0]], [ours, chosen], [0, 0]
+            )
+            rewards = torch.zeros(2, max(map(len, values)))
+            mask = torch.zeros_like(rewards, dtype=torch.bool)
+            for i, value in enumerate(values):
+                rewards[i, : len(value)], mask[i, : len(value)] = torch.from_numpy(value), True
+            mine, its = aggregator.groups(rewards, mask, torch.tensor([[0, 1]]))[0].tolist()
+            assert scores["win_rate"] == (100.0 if mine > its else 50.0 if mine == its else 0.0)
+
+
+def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
+    guided = load_reward_model(finished / "rounds" / "00" / "align" / "reward")
+    held = load_reward_model(finished / "eval" / "heldout_reward" / "reward")
+    pairs = zip(guided.parameters(), held.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    samples = finished / "rounds" / "00" / "sample"
+    with session(tiny_preferences(), finished, False) as ctx:
+        own = read_generations(ctx.artifact(0, "sample"), "heldout")
+        task = ctx.task
+        assert isinstance(task, PreferencesTask)
+        kept = {one.completions[0] for one in task.rankings("validation")}
+    assert kept <= set(own.texts) and (samples / "heldout").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["judge=classifier"], "judge: classifier judges prompts"),
+        (["data.format=trl"], "data.format: there is no 'trl'"),
+        (["data.validation_share=1.5"], "data.validation_share: found 1.5, expected in (0, 1)"),
+        (["sample.heldout_sources=0"], "sample.heldout_sources: found 0, but keep=best"),
+        (["data=newswire"], "data: newswire holds no preferences"),
+        (["method=sparse"], "method.name: 'sparse' needs classifier, judge, which the task"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(overrides: list[str], said: str):
+    with pytest.raises(ConfigError) as error:
+        run_config("preferences", [*TINY_PREFERENCES, *overrides])
+    assert any(line.startswith(said) for line in error.value.problems), error.value.problems
+
+
+def test_preferences_are_for_their_task():
+    with pytest.raises(ConfigError, match=r"data.format: preferences are for `pgtg train pref"):
+        run_config("summarize", ["data=pairs", "data.path=x", "policy=t5_small"])
+    with pytest.raises(ConfigError, match="judge: none judges nothing"):
+        run_config("summarize", ["judge=none"])
+
+
+def test_unpaired_feedback_is_refused(tmp_path: Path):
+    rows = [{"prompt": "a", "completion": "b", "label": True}]
+    task = task_of(written(tmp_path / "d", rows), "data.validation_share=null")
+    with pytest.raises(DataError, match="unpaired feedback"):
+        task.examples("train")
+
+
+def test_the_plan_counts_rows_and_nothing_judged():
+    text = describe(tiny_preferences())
+    assert "24 of 24 rows per round" in text and "judged" not in text
+    assert needs(tiny_preferences()) is not None
+
+
+def test_long_prompts_lose_their_beginning(finished: Path):
+    with session(tiny_preferences(), finished, False) as ctx:
+        codec = ctx.load_start()[1]
+        assert isinstance(codec, Codec) and codec.cut_start
+        whole = codec.encode_source("the plot was neat but")[0]
+        short = Codec(codec.tokenizer, False, "", "", "", 3, 9, cut_start=True)
+        assert short.encode_source("the plot was neat but") == (whole[-3:], True)
