@@ -9,6 +9,11 @@ HEADS = (
         "pgtg.models.reward:PaperHead",
     ),
     RewardHeadSpec(
+        "linear",
+        "the state after a_t -> one linear layer; exported as it is",
+        "pgtg.models.reward:LinearHead",
+    ),
+    RewardHeadSpec(
         "state_action",
         "the states before and after a_t, a_t's embedding and their product -> MLP",
         "pgtg.models.reward:StateActionHead",

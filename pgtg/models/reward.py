@@ -5,6 +5,7 @@ Heads, each a function of the state s_t before a token and the token a_t itself:
 - `paper`: the state after a_t, through an MLP; the paper's, and the released code's.
 - `state_action`: states before and after a_t, a_t's embedding, and state-before times embedding,
   through an MLP; the state after a_t need not remember how a_t had been predicted.
+- `linear`: the state after a_t, through one linear layer; what other libraries read as well.
 - `logprob`: log-probability of a_t under the reward net's own LM head, scaled and shifted; starts
   as the confidence of the LM, and is trained from there.
 
@@ -34,6 +35,7 @@ from pgtg.runs.folder import read_json, save_tensors, write_json
 from pgtg.types import TokenBatch
 
 HEAD_JSON, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
+MAX_MLP_WIDTH = 2**24  # far above any; a stranger's file may claim more than there are numbers for
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,15 @@ def mlp(inputs: int, width: int) -> nn.Sequential:
     """
     layers = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 1))
     for layer in (layers[0], layers[2]):
-        assert isinstance(layer, nn.Linear)
-        nn.init.xavier_uniform_(layer.weight, gain=1e-4)
-        nn.init.constant_(layer.bias, -1e-4)
+        _begin_small(layer)
     return layers
+
+
+def _begin_small(layer: nn.Module) -> None:
+    """Weights and bias near 0, so that all tokens start with about the same reward."""
+    assert isinstance(layer, nn.Linear)
+    nn.init.xavier_uniform_(layer.weight, gain=1e-4)
+    nn.init.constant_(layer.bias, -1e-4)
 
 
 class PaperHead(nn.Module):
@@ -67,6 +74,18 @@ class PaperHead(nn.Module):
 
     def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
         return self.mlp(lm.states(batch)[:, 1:].float()).squeeze(-1)
+
+
+class LinearHead(nn.Module):
+    """z_t = w · (state after a_t) + b; starts as small as the MLPs do."""
+
+    def __init__(self, width: int, spec: HeadSpec):
+        super().__init__()
+        self.score = nn.Linear(width, 1)
+        _begin_small(self.score)
+
+    def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        return self.score(lm.states(batch)[:, 1:].float()).squeeze(-1)
 
 
 class StateActionHead(nn.Module):
@@ -102,6 +121,12 @@ class LogProbHead(nn.Module):
 
     def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
         return self.scale * log_probability(lm.logits(batch).float(), batch.tokens) + self.shift
+
+
+def head_size(width: int, spec: HeadSpec) -> int:
+    """Weights of a head on a backbone of this width; it is built without memory."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in HEADS[spec.head].load()(width, spec).parameters())
 
 
 class RewardModel(nn.Module):
@@ -169,24 +194,30 @@ def load_reward_model(folder: Path) -> RewardModel:
     if not (folder / HEAD_JSON).is_file():
         raise ArtifactError(f"{folder}: no {HEAD_JSON} here; a saved reward model has one")
     spec = _head_spec(folder)
+    room = plain_file(folder / HEAD_WEIGHTS, max_bytes=2**40).st_size
     backbone, _ = load_language_model(str(folder))
+    if 4 * head_size(backbone.width, spec) > room:
+        raise _unfit(folder)
     model = RewardModel(backbone, spec)
     load_module(model.head, folder / HEAD_WEIGHTS)
     return model
 
 
 def _head_spec(folder: Path) -> HeadSpec:
-    """What reward_head.json says, if it fits the weights next to it.
+    """What reward_head.json says.
 
     Raises:
-        ArtifactError: No head that this pgtg knows, or one wider than the file of its weights.
+        ArtifactError: No head that this pgtg knows.
     """
     found = read_json(folder / HEAD_JSON)
     names = [field.name for field in fields(HeadSpec)]
     if isinstance(found, dict) and sorted(found) == sorted(names):
         head, bound, width = (found[name] for name in names)
         known = head in HEADS and bound in list(BOUNDS) and type(width) is int
-        room = plain_file(folder / HEAD_WEIGHTS, max_bytes=2**40).st_size
-        if known and width >= 1 and (head == "logprob" or 4 * width <= room):
+        if known and 1 <= width <= MAX_MLP_WIDTH:
             return HeadSpec(head, bound, width)
-    raise ArtifactError(f"{folder / HEAD_JSON} describes no reward head that fits: make it again")
+    raise _unfit(folder)
+
+
+def _unfit(folder: Path) -> ArtifactError:
+    return ArtifactError(f"{folder / HEAD_JSON} describes no reward head that fits: make it again")

@@ -24,6 +24,7 @@ from pgtg.models.reward import (
     HeadSpec,
     RewardModel,
     build_reward_model,
+    head_size,
     load_reward_model,
     save_reward_model,
 )
@@ -60,7 +61,9 @@ def by_hand(built: RewardModel, source: list[int], tokens: list[int]) -> Tensor:
     """Rewards [T] from the head's formula, on plain forwards of one sequence alone."""
     states, logits = alone(built.backbone, source, tokens)
     weights = {name: p.detach() for name, p in built.head.named_parameters()}
-    if built.spec.head == "logprob":
+    if built.spec.head == "linear":
+        z = (states[1:] @ weights["score.weight"].T + weights["score.bias"]).squeeze(-1)
+    elif built.spec.head == "logprob":
         chosen = logits.log_softmax(-1)[range(len(tokens)), tokens]
         z = weights["scale"] * chosen + weights["shift"]
     else:
@@ -130,6 +133,24 @@ def test_the_paper_s_head_starts_at_one_reward_everywhere(family: str):
     bound = 1e-4 * math.sqrt(6 / (16 + 2048))  # Xavier-uniform with gain 1e-4
     assert 0.95 * bound < first.weight.abs().max() <= bound
     assert (first.bias == -1e-4).all() and (last.bias == -1e-4).all()
+
+
+def test_the_linear_head_starts_as_small_and_moves_at_once():
+    """One reward everywhere, and a gradient on each weight: the states themselves."""
+    built = build_reward_model(build("llama"), HeadSpec("linear", "softplus", 1), seed=3)
+    found = built(batch())
+    assert_close(found, torch.full_like(found, 0.5487), rtol=0, atol=2e-4)
+    assert isinstance(layer := built.head.get_submodule("score"), nn.Linear)
+    bound = 1e-4 * math.sqrt(6 / (16 + 1))
+    assert 0.5 * bound < layer.weight.abs().max() <= bound and (layer.bias == -1e-4).all()
+    found[batch().mask].sum().backward()
+    assert layer.weight.grad is not None and (layer.weight.grad.abs() > 1e-3).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_is_counted_as_it_is_built(head: str):
+    built = build_reward_model(build("gpt2"), HeadSpec(head, "softplus", 7), seed=0)
+    assert head_size(16, built.spec) == sum(p.numel() for p in built.head.parameters())
 
 
 @pytest.mark.parametrize("head", HEADS)

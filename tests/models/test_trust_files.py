@@ -229,6 +229,8 @@ def test_tensors_that_claim_more_than_the_file_has(tmp_path: Path, model: Path, 
     "change",
     [
         {"mlp_width": 10**12},
+        {"mlp_width": 10**6},
+        {"mlp_width": 10**30},
         {"mlp_width": "8"},
         {"mlp_width": True},
         {"head": "os.system"},

@@ -262,7 +262,10 @@ def test_heldout_findings_are_those_of_the_files(
 
 @pytest.mark.parametrize(
     "head",
-    ["state_action", *(pytest.param(h, marks=pytest.mark.slow) for h in ("paper", "logprob"))],
+    [
+        "state_action",
+        *(pytest.param(h, marks=pytest.mark.slow) for h in ("paper", "linear", "logprob")),
+    ],
 )
 def test_every_head_learns_the_judges_order(sampled: Path, tmp_path: Path, head: str):
     """Over-fitted to the few groups there are: the training loss falls well below its start."""

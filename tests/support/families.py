@@ -171,7 +171,8 @@ def fare(kind: str, name: str) -> Outcome:
         heads, note = tuple(HEADS), ""
         found = [str(one) for one in misfits(use) if one.fatal]
         if found and "choose reward.head=paper" in found[0]:
-            heads, note = ("paper", "logprob"), "not with reward.head=state_action"
+            heads = tuple(head for head in HEADS if head != "state_action")
+            note = "not with reward.head=state_action"
             found = [str(one) for one in misfits(replace(use, heads=heads)) if one.fatal]
         if found:
             return Outcome("refused", found[0].replace(str(path), "..."))

@@ -119,11 +119,10 @@ def _policy(cfg: RunConfig) -> ModelSize | None:
 
 
 def _head(cfg: RunConfig, width: int) -> int:
-    """Weights of the reward head, see `models.reward`."""
-    if cfg.reward.head == "logprob":
-        return 2
-    inner = width * (4 if cfg.reward.head == "state_action" else 1)
-    return inner * cfg.reward.mlp_width + 2 * cfg.reward.mlp_width + 1
+    """Weights of the reward head."""
+    from pgtg.models.reward import HeadSpec, head_size
+
+    return head_size(width, HeadSpec(cfg.reward.head, cfg.reward.bound, cfg.reward.mlp_width))
 
 
 def _tiny_t5(cfg: RunConfig) -> ModelSize:
