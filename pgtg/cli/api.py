@@ -97,7 +97,8 @@ def evaluate(
 def load_policy(run_dir: str | Path) -> "tuple[LanguageModel, Any]":
     """A run's trained policy, in eval mode on the CPU, and its tokenizer.
 
-    `.model` of the first is a plain Transformers model; `run_dir/policy` is its folder.
+    `.model` of the first is a plain Transformers model; `run_dir/policy` is its folder. Low-rank
+    adapters are merged into the model that the run started from.
 
     Raises:
         ArtifactError: The run has no trained policy yet, or its files are damaged.
@@ -105,14 +106,33 @@ def load_policy(run_dir: str | Path) -> "tuple[LanguageModel, Any]":
     """
     from pgtg.models.adaptor import ADAPTOR_JSON
     from pgtg.models.loading import load_language_model
+    from pgtg.models.lora import LORA_JSON
 
     folder = _part(run_dir, "policy")
+    if (folder / LORA_JSON).is_file():
+        return _merged_policy(Path(run_dir))
     if (folder / ADAPTOR_JSON).is_file():
         raise ConfigError(
             f"{folder}: an adaptor on the frozen model of policy.path; it is no model"
         )
     lm, tokenizer = load_language_model(str(folder))
     return lm.eval(), tokenizer
+
+
+def _merged_policy(run_dir: Path) -> "tuple[LanguageModel, Any]":
+    """A policy of low-rank adapters, merged into the model that the run started from."""
+    from pgtg.explain.runs import open_run
+    from pgtg.methods.context import opened
+    from pgtg.models.lora import merge_lora
+    from pgtg.runs.log import RunLog
+    from pgtg.tasks import open_task
+
+    run = open_run(run_dir)
+    with open_task(run.cfg, run_dir, judged=False) as task:
+        ctx = opened(run.cfg, run.folder, RunLog(None, mute=True), task)
+        lm, codec = ctx.load(_part(run_dir, "policy"))
+    merge_lora(lm)
+    return lm.to("cpu").eval(), codec.tokenizer
 
 
 def load_reward_model(run_dir: str | Path) -> "RewardModel":

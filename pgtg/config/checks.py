@@ -145,6 +145,15 @@ RULES: tuple[Rule, ...] = (
     ("reward.layers", *COUNT),
     ("reward.replay", *NOT_NEGATIVE),
     ("policy.adaptor.width", *COUNT),
+    *(
+        rule
+        for section in ("policy", "reward")
+        for rule in (
+            (f"{section}.lora.rank", *COUNT),
+            (f"{section}.lora.alpha", *POSITIVE),
+            (f"{section}.lora.dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
+        )
+    ),
     ("judge.classifier.share", lambda v: 0 < v <= 1, "in (0, 1]"),
     ("judge.classifier.correct", *POSITIVE),
     ("judge.classifier.wrong", *POSITIVE),
@@ -380,6 +389,9 @@ def _policy(cfg: RunConfig) -> Iterator[str]:
     if tiny and cfg.policy.path:
         found = f"found '{cfg.policy.path}'"
         yield f"policy.path: {found} and a tiny model of the set-up; choose policy=pretrained"
+    for other in ("adaptor", "trainable_layers"):
+        if cfg.policy.lora is not None and getattr(cfg.policy, other) is not None:
+            yield f"policy.{other}: with policy.lora nothing else is trained; leave one out"
     if not tiny and cfg.policy.path is None:
         yield "policy.path: no value; give a folder or hub id of a Transformers model"
 

@@ -180,6 +180,16 @@ class TinyLMConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters, all that is trained of a model then."""
+
+    rank: int = MISSING
+    alpha: float = MISSING
+    dropout: float = 0.0
+    targets: str = "all-linear"
+
+
+@dataclass
 class PolicyConfig:
     """The policy and how text becomes its input."""
 
@@ -196,6 +206,7 @@ class PolicyConfig:
     tiny_t5: TinyT5Config | None = None
     tiny_lm: TinyLMConfig | None = None
     adaptor: AdaptorConfig | None = None
+    lora: LoraConfig | None = None
     start_text: str | None = None
 
 
@@ -228,6 +239,7 @@ class RewardConfig:
     compare_heads: list[str] = MISSING
     score: list[str] = MISSING
     replay: int = MISSING
+    lora: LoraConfig | None = None
     fit: FitConfig = field(default_factory=FitConfig)
 
 

@@ -26,6 +26,7 @@ from pgtg.models.loading import (
     save_language_model,
     train_only_top_layers,
 )
+from pgtg.models.lora import LORA_JSON, add_lora, has_lora, load_lora, save_lora
 from pgtg.ops.sampling import derive_seed
 from pgtg.runs.folder import Artifact, RunFolder
 from pgtg.runs.log import RunLog
@@ -146,6 +147,11 @@ class Context:
 
     def load(self, path: str | Path) -> tuple[LanguageModel, Codec]:
         """A saved policy and its codec."""
+        if (Path(path) / LORA_JSON).is_file():
+            lm, codec = self.load_start()
+            self.choose_trained(lm)
+            load_lora(lm, Path(path))
+            return lm, codec
         if not (Path(path) / ADAPTOR_JSON).is_file():
             return self._load_model(path, None)
         lm, codec = self.load_start()
@@ -175,15 +181,24 @@ class Context:
         return reading_passes(lm, read_dtype(self.cfg.sample.precision, self.device))
 
     def save_policy(self, lm: LanguageModel, codec: Codec, folder: Path) -> None:
-        """A Transformers folder, or the adaptor alone where the language model is frozen."""
-        if self.cfg.policy.adaptor is not None:
+        """A Transformers folder, or what is trained alone where the language model is frozen."""
+        lora = self.cfg.policy.lora
+        if lora is not None:
+            save_lora(lm, lora, self.start_path(), folder)
+            if distributed.is_first():
+                codec.tokenizer.save_pretrained(folder)
+        elif self.cfg.policy.adaptor is not None:
             save_adaptor(lm, folder)
         else:
             save_language_model(lm, codec.tokenizer, folder)
 
     def choose_trained(self, lm: LanguageModel) -> None:
-        """Freeze what policy training leaves as it is."""
-        if self.cfg.policy.adaptor is None:
+        """Freeze what policy training leaves as it is; put in low-rank adapters, if asked for."""
+        lora = self.cfg.policy.lora
+        if lora is not None:
+            if not has_lora(lm):
+                add_lora(lm, lora, derive_seed(self.cfg.seed, "lora"), "policy.lora")
+        elif self.cfg.policy.adaptor is None:
             train_only_top_layers(lm, self.cfg.policy.trainable_layers)
 
     def per_token(

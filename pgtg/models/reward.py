@@ -27,6 +27,7 @@ from pgtg.models.backends.sharding import weights_of
 from pgtg.models.batch import right_padded
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, save_language_model
+from pgtg.models.lora import merge_lora
 from pgtg.models.trust import load_module
 from pgtg.ops.bounds import BOUNDS
 from pgtg.ops.sampling import log_probability, seeded
@@ -168,9 +169,12 @@ def randomize_head(model: RewardModel, seed: int) -> None:
 def save_reward_model(model: RewardModel, folder: Path, probe: TokenBatch, tokenizer) -> None:
     """Write a Transformers folder and the head, then check that it reloads to the same rewards.
 
+    Low-rank adapters of the backbone are merged into its weights.
+
     Raises:
         ArtifactError: The reloaded model gives other rewards on the probe batch.
     """
+    merge_lora(model.backbone)
     save_language_model(model.backbone, tokenizer, folder)
     save_tensors(folder / HEAD_WEIGHTS, weights_of(model.head))
     write_json(folder / HEAD_JSON, asdict(model.spec))

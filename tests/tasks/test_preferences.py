@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from pgtg.cli.api import load_policy
+from pgtg.config import RunConfig
 from pgtg.config.compose import run_config
 from pgtg.data.generations import of_tables, read_generations
 from pgtg.errors import ConfigError, DataError
 from pgtg.models.codec import Codec
+from pgtg.models.lora import has_lora
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.sampling import log_probability
@@ -20,6 +23,7 @@ from pgtg.pipeline.plan import describe, needs
 from pgtg.pipeline.run import session, train
 from pgtg.runs.files import read_jsonl
 from pgtg.tasks.preferences import PreferencesTask
+from pgtg.training import loop
 from tests.support.finished import finished_run
 from tests.support.tiny import results
 from tests.support.tiny_preferences import TINY_PREFERENCES, tiny_preferences
@@ -226,3 +230,56 @@ def test_long_prompts_lose_their_beginning(finished: Path):
         whole = codec.encode_source("the plot was neat but")[0]
         short = Codec(codec.tokenizer, False, "", "", "", 3, 9, cut_start=True)
         assert short.encode_source("the plot was neat but") == (whole[-3:], True)
+
+
+@pytest.fixture(scope="module")
+def lora(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the finished run's policy with adapters of policy and reward model."""
+    return finished_run(lora_config(finished), tmp_path_factory, name="lora")
+
+
+def lora_config(base: Path) -> RunConfig:
+    kept = [word for word in TINY_PREFERENCES if not word.startswith("policy.tiny_lm")]
+    own = ["policy=pretrained_lora", f"policy.path={base / 'policy'}", "reward=lora"]
+    own += ["policy.lora.rank=2", "reward.lora.rank=2", "reward.mlp_width=8", "reward.head=paper"]
+    return run_config("preferences", [*kept, *own])
+
+
+def test_adapters_are_trained_saved_alone_and_merged(finished: Path, lora: Path):
+    """Two rounds; policies are adapters on the start, the reward model is a plain folder."""
+    policy = lora / "policy"
+    assert (policy / "adapter_model.safetensors").is_file()
+    assert not (policy / "model.safetensors").exists()
+    lm, tokenizer = load_policy(lora)
+    start, _ = load_policy(finished)
+    assert not has_lora(lm) and len(tokenizer)
+    pairs = zip(lm.model.parameters(), start.model.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    with session(lora_config(finished), lora, False) as ctx:
+        adapted, codec = ctx.load(policy)
+        ids = torch.tensor([codec.encode_source("the plot was neat but")[0]])
+        assert torch.allclose(adapted.model(ids).logits, lm.model(ids).logits, atol=1e-5)
+    reward = load_reward_model(lora / "rounds" / "01" / "align" / "reward")
+    first = load_reward_model(lora / "rounds" / "00" / "align" / "reward")
+    pairs = zip(reward.backbone.parameters(), first.backbone.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_adapters_resume_to_the_bit(finished: Path, lora: Path, tmp_path: Path, monkeypatch):
+    """Ended in the middle of a training of the second round, and gone on with."""
+    seen = 0
+
+    def stop(*arguments: Any, **named: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 7:
+            raise KeyboardInterrupt
+        return save(*arguments, **named)
+
+    save = loop.save_state
+    monkeypatch.setattr(loop, "save_state", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(lora_config(finished), tmp_path / "again")
+    monkeypatch.undo()
+    train(lora_config(finished), tmp_path / "again")
+    assert results(tmp_path / "again") == results(lora)

@@ -59,6 +59,7 @@ class ModelSizes:
     head: int  # weights of the reward head, float32
     judge: ModelSize | None = None
     adaptor: int = 0  # weights of a trained adaptor, float32
+    lora: bool = False  # whether only low-rank adapters of the policy are trained, and saved
 
     @property
     def reward_saved(self) -> float:
@@ -67,7 +68,9 @@ class ModelSizes:
 
     @property
     def policy_saved(self) -> float:
-        """Bytes of a saved policy: an adaptor alone where the language model is frozen."""
+        """Bytes of a saved policy: adapters alone where the language model is frozen."""
+        if self.lora:
+            return self.policy.changed + self.policy.files
         return float(FLOAT32 * self.adaptor) if self.adaptor else self.policy.saved
 
     @property
@@ -89,9 +92,9 @@ def model_sizes(cfg: RunConfig) -> ModelSizes | None:
             return None
         reward = found or policy
     else:
-        reward = ModelSize(
-            policy.parameters, policy.parameters, policy.item, policy.files, policy.config
-        )
+        number, lora = policy.parameters, cfg.reward.lora
+        trained = number if lora is None else _adapters(cfg.policy.path, lora.rank)
+        reward = ModelSize(number, trained, policy.item, policy.files, policy.config)
     judge, classifier = None, classifier_of(cfg)
     if classifier is not None and classifier.path is not None:
         judge = _pretrained(classifier.path, ITEMS[classifier.dtype])
@@ -102,7 +105,8 @@ def model_sizes(cfg: RunConfig) -> ModelSizes | None:
     if cfg.policy.adaptor is not None:
         inner = cfg.policy.adaptor.width
         adaptor = width * inner + inner + inner * width + width
-    return ModelSizes(policy, reward, _head(cfg, _width(reward.config)), judge, adaptor)
+    head = _head(cfg, _width(reward.config))
+    return ModelSizes(policy, reward, head, judge, adaptor, cfg.policy.lora is not None)
 
 
 def _policy(cfg: RunConfig) -> ModelSize | None:
@@ -175,6 +179,11 @@ def _files(path: str) -> float:
 
 
 def _parameters(config: Any, layers: int | None = None) -> int:
+    return sum(p.numel() for p in _empty(config, layers).parameters())
+
+
+def _empty(config: Any, layers: int | None = None) -> Any:
+    """The model, or its first layers, without weights."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
@@ -185,17 +194,27 @@ def _parameters(config: Any, layers: int | None = None) -> int:
     if any(name.endswith("ForMaskedLM") for name in config.architectures or []):
         kind = AutoModelForMaskedLM
     with torch.device("meta"):
-        return sum(p.numel() for p in kind.from_config(config).parameters())
+        return kind.from_config(config)
 
 
 def _trained(policy: PolicyConfig, parameters: int) -> int:
-    """Weights that are trained: those of the top layers, or all."""
+    """Weights that are trained: those of adapters or of the top layers, or all."""
+    if policy.lora is not None:
+        return _adapters(policy.path, policy.lora.rank)
     config = model_config(policy.path) if policy.trainable_layers is not None else None
     if config is None:
         return parameters
     depth = next(getattr(config, name) for name in DEPTHS if getattr(config, name, None))
     below = max(depth - (policy.trainable_layers or 0), 0)
     return parameters - _parameters(model_config(policy.path), below)
+
+
+def _adapters(path: str | None, rank: int) -> int:
+    """Weights of low-rank adapters, from the model's config; a tiny model's are not counted."""
+    from pgtg.models.lora import trained_weights
+
+    config = model_config(path)
+    return 0 if config is None else trained_weights(_empty(config), rank)
 
 
 def model_config(path: str | None) -> Any:

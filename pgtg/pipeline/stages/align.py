@@ -23,6 +23,7 @@ from pgtg.methods.fresh import FreshComparisons, is_fresh
 from pgtg.models.batch import moved, token_batch
 from pgtg.models.language import evaluating
 from pgtg.models.loading import load_language_model
+from pgtg.models.lora import add_lora
 from pgtg.models.reward import (
     HeadSpec,
     RewardModel,
@@ -104,6 +105,7 @@ def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Art
         return artifact
     working = artifact.working(inputs)
     model, tokenizer = _reward_model(ctx, before, head or ctx.cfg.reward.head)
+    _choose_trained(ctx, model, round)
     where = Where(ctx.cfg.seed, "align", round, head or control, round * ctx.cfg.reward.fit.updates)
     shuffle = method_of(ctx.cfg, control).shuffle_scores
     if fresh:
@@ -310,8 +312,17 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
 
 
 def fresh_reward_model(ctx: Context):
-    """The reward model as the method's starts, and its tokenizer."""
-    return _reward_model(ctx, None, ctx.cfg.reward.head)
+    """The reward model as the method's training starts, and its tokenizer."""
+    model, tokenizer = _reward_model(ctx, None, ctx.cfg.reward.head)
+    _choose_trained(ctx, model, 0)
+    return model, tokenizer
+
+
+def _choose_trained(ctx: Context, model: RewardModel, round: int) -> None:
+    """Put low-rank adapters into the backbone, where asked for: they and the head are trained."""
+    lora = ctx.cfg.reward.lora
+    if lora is not None:
+        add_lora(model.backbone, lora, derive_seed(ctx.cfg.seed, "lora", round), "reward.lora")
 
 
 def random_reward_model(ctx: Context) -> RewardModel:
