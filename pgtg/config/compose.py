@@ -317,18 +317,18 @@ def _with_groups(
     others = {o.key_or_group: o for o in chosen if o not in named and not o.is_hydra_override()}
     others = {group: o for group, o in others.items() if "/" not in group and not o.is_delete()}
     if not others:
-        return _compose(load, task, chosen)[0], []
-    choices = _compose(load, task, named)[1]
+        return _compose(load, task, chosen), []
+    choices = _choices(load, task, named)
     changed = [group for group, o in others.items() if str(o.value()) != choices.get(group)]
     if not changed:
-        return _compose(load, task, chosen)[0], []
+        return _compose(load, task, chosen), []
     without = [*(o for o in chosen if o not in named), _override("experiment=none")]
-    plain, _ = _compose(load, task, without)
+    plain = _compose(load, task, without)
     name = choices.get("experiment")
     if not named and ({"data", "dataset"} & set(changed)):
         why = f"experiment=none: '{name}' is for {_pair(choices)}; experiment=... chooses another"
         return plain, [why]
-    cfg, _ = _compose(load, task, chosen)
+    cfg = _compose(load, task, chosen)
     notes = []
     for section in (SECTIONS.get(group, group) for group in changed):
         lost = _replace(cfg, plain, section)
@@ -385,15 +385,24 @@ def _on_saved(
     return base, problems + [p for p in (_apply(load, base, o) for o in values) if p]
 
 
-def _compose(
+def _compose(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> DictConfig:
+    """The config of the chosen groups, the caller's own."""
+    return _chosen(load, task, parsed)[0].copy()
+
+
+def _choices(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> dict[str, str]:
+    """The option that is taken of each group."""
+    return _chosen(load, task, parsed)[1]
+
+
+def _chosen(
     load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]
 ) -> tuple[DictConfig, dict[str, str]]:
-    """The config, and the option that was taken of each group."""
+    """Both, not to be changed."""
     overrides = tuple(str(o.input_line) for o in parsed)
     if any(source.provider == "command-line" for source in load.repository.get_sources()):
         return _composed(load, task, overrides)
-    cfg, choices = _shipped(task, overrides)
-    return cfg.copy(), choices
+    return _shipped(task, overrides)
 
 
 @lru_cache(maxsize=64)
@@ -523,8 +532,8 @@ def _fillers(load: ConfigLoaderImpl, section: str) -> list[str]:
 
 
 def _filled(cfg: DictConfig, missing: Sequence[str]) -> DictConfig:
-    """A copy in which missing values have a stand-in of their type, so that the rest is checked."""
-    cfg = cfg.copy()
+    """A config whose missing values have a stand-in of their type, so that the rest is checked."""
+    cfg = cfg.copy() if missing else cfg
     for key in missing:
         OmegaConf.update(cfg, key, stand_in(key))
     return cfg

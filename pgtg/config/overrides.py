@@ -11,6 +11,7 @@ Everything here gives the same again when it is applied to its own result.
 import hashlib
 import re
 from collections.abc import Iterator
+from functools import cache, lru_cache
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -115,17 +116,23 @@ def _as_typed(value: str) -> str:
         return f"[{','.join(map(_as_typed, _split(inner[1:-1])))}]"
     if not _readable(f"x={inner}"):
         return value
-    read = OverridesParser.create().parse_override(f"x={inner}").value()
+    read = _parser().parse_override(f"x={inner}").value()
     return quoted(inner) if isinstance(read, int | float) and str(read) != inner else value
 
 
+@lru_cache(maxsize=4096)  # the jobs of a sweep mostly have the same
 def _readable(text: str) -> bool:
     """Whether Hydra's grammar knows what to make of an override."""
     try:
-        OverridesParser.create().parse_override(text)
+        _parser().parse_override(text)
     except HydraException:
         return False
     return True
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
 
 
 def _requoted(value: str) -> str:
@@ -178,7 +185,7 @@ def _unquoted(value: str) -> str:
     inside = value.strip()
     if quote not in ("'", '"') or len(inside) < 2 or not _is_one(inside, quote):
         return value
-    text = OverridesParser.create().parse_override(f"x={inside}").value()
+    text = _parser().parse_override(f"x={inside}").value()
     return re.sub(r"(\\+)\$\{", lambda found: found[1][1::2] + "${", str(text))
 
 

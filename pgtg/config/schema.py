@@ -464,16 +464,16 @@ def _types() -> Mapping[str, Any]:
     """Type of each key and section of the config, by dotted name, with anybody's own options."""
     from pgtg.config.registry import JUDGES, METHODS, resolve  # it rests on this module
 
-    found = dict(_shared_types())
-    for section, registry in (("method", METHODS), ("judge", JUDGES)):
-        for spec in registry.specs:
-            found |= _walk(resolve(spec.options), f"{section}.")
+    specs = [("method", spec) for spec in METHODS.specs] + [("judge", s) for s in JUDGES.specs]
+    return _types_with(tuple((section, resolve(spec.options)) for section, spec in specs))
+
+
+@cache  # a plugin's options are seen when they come; type hints are slow to read
+def _types_with(options: tuple[tuple[str, type], ...]) -> Mapping[str, Any]:
+    found = dict(_walk(RunConfig, ""))
+    for section, kind in options:
+        found |= _walk(kind, f"{section}.")
     return found
-
-
-@cache
-def _shared_types() -> Mapping[str, Any]:
-    return dict(_walk(RunConfig, ""))
 
 
 def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
