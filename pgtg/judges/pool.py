@@ -26,6 +26,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from pgtg.config import JudgeConfig, TextJudgeConfig
@@ -80,8 +81,8 @@ class JudgePool:
             self._start(cfg.workers)
 
     def _start(self, count: int) -> None:
-        self._workers = _start_workers(self._cfg, *self._how, count)
-        self._watch = _Watch(self._workers)
+        self._workers, processes = _start_workers(self._cfg, *self._how, count)
+        self._watch = _Watch(processes)
 
     @property
     def reference(self) -> str:
@@ -142,8 +143,8 @@ class JudgePool:
 class _Watch:
     """Ends worker processes that hang: nothing was finished for HUNG_S seconds, or at the close."""
 
-    def __init__(self, workers: ProcessPoolExecutor):
-        self._processes = list(workers._processes.values())
+    def __init__(self, processes: Sequence[BaseProcess]):
+        self._processes = processes
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._open, self._last, self._hung = 0, 0.0, False
         threading.Thread(target=self._look, daemon=True).start()
@@ -256,7 +257,7 @@ def free_cores() -> int:
 
 def _start_workers(
     cfg: TextJudgeConfig, splitter: str, words: str, count: int
-) -> ProcessPoolExecutor:
+) -> tuple[ProcessPoolExecutor, list[BaseProcess]]:
     import nltk
 
     workers = ProcessPoolExecutor(
@@ -265,10 +266,11 @@ def _start_workers(
         initializer=_begin,
         initargs=(cfg, splitter, words, list(nltk.data.path)),
     )
+    others = multiprocessing.active_children()
     with _apart():
         for _ in range(count):  # each submission starts one process while none is idle
             workers.submit(os.getpid)
-    return workers
+    return workers, [one for one in multiprocessing.active_children() if one not in others]
 
 
 @contextlib.contextmanager

@@ -37,10 +37,19 @@ from pgtg.models.backends.checkpointing import checkpointable_layers, checkpoint
 from pgtg.models.backends.dropout import OwnDropout
 from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.backends.sharding import is_sharded, whole
+from pgtg.models.batch import token_batch
 from pgtg.models.reading import Reading, Sources
 from pgtg.models.sharing import Layout, sharing
 from pgtg.models.special_tokens import end_tokens
-from pgtg.models.structure import Outputs, arguments, layers_of, own_logits, structure
+from pgtg.models.structure import (
+    ODD,
+    Outputs,
+    arguments,
+    build_of,
+    layers_of,
+    own_logits,
+    structure,
+)
 from pgtg.ops.masking import move_padding
 from pgtg.types import TokenBatch, TokenIds
 
@@ -73,6 +82,8 @@ def reading_passes(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None
 
 
 STATES = "last_hidden_state"
+PROBE = [[1, 3, 2, 1], [2, 1]], [[3, 1], [1, 2], [2]]  # ids of two sources, and of what continues
+_proved: dict[tuple[type, str], bool] = {}
 CPU_SLICE = 1024  # source tokens that a CPU encodes at a time
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -120,6 +131,35 @@ class LanguageModel(nn.Module):
         self._masks = masks.ReadyMasks.of(model, layers)
         self.autocast: torch.dtype | None = None  # these two: see `training_passes`
         self.checkpointing = False
+        if not self._proven():
+            self._sharing, self._masks = None, masks.NONE_READY
+
+    @torch.no_grad()
+    def _proven(self) -> bool:
+        """Whether shared sources and ready masks give what Transformers' own passes give.
+
+        Both go by how Transformers names arguments and makes masks, which it may change. Two padded
+        sources and three continuations decide, once for all models of one class and config.
+        """
+        if self._sharing is None and self._masks == masks.NONE_READY:
+            return True
+        key = build_of(self.model)
+        if key not in _proved:
+            ready, training = (self._sharing, self._masks), self.model.training
+            batch = token_batch(*PROBE, [0, 1, 1], self.device)
+            self.model.eval()
+            try:
+                found = self.states(batch)
+                self._sharing, self._masks = None, masks.NONE_READY
+                _proved[key] = _alike(found, self.states(batch), batch.mask)
+            except ConfigError:  # no token to start with: said where a text is read
+                return False
+            except ODD:
+                _proved[key] = False
+            finally:
+                self._sharing, self._masks = ready
+                self.model.train(training)
+        return _proved[key]
 
     @property
     def device(self) -> torch.device:
@@ -354,6 +394,16 @@ class LanguageModel(nn.Module):
         if logits:
             return _call(self.model, self._model_takes, given, "logits")
         return _call(layers_of(self.model), self._layers_take, given, STATES)
+
+
+def _alike(
+    found: Float[Tensor, "N T+1 D"], expected: Float[Tensor, "N T+1 D"], mask: Bool[Tensor, "N T"]
+) -> bool:
+    """Whether states are the same but for rounding, where there are tokens."""
+    apart = (found - expected).abs().amax(-1)
+    apart = torch.cat([apart[:, :1], apart[:, 1:].where(mask, 0.0)], dim=1)
+    bound = 1e-3 if found.dtype in (torch.float32, torch.float64) else 5e-2
+    return apart.max().item() <= bound * expected.abs().max().item()
 
 
 def _call(

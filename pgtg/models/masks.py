@@ -64,6 +64,9 @@ class ReadyMasks:
         return causal(torch.ones(shape, dtype=torch.bool, device=tokens.device), tokens.shape[1])
 
 
+NONE_READY = ReadyMasks(False, False, False, False)
+
+
 def _hands_on(stack: nn.Module, maker: str) -> bool:
     """Whether a stack gives the mask that it gets to Transformers' `maker` and to nothing else."""
     config = getattr(stack, "config", None)

@@ -77,7 +77,13 @@ def taken(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in names}
 
 
-_known: dict[tuple[type, str], Structure] = {}  # models of one class and config are built alike
+def build_of(model: PreTrainedModel) -> tuple[type, str]:
+    """Class and config: models of the same are built alike."""
+    config = model.config
+    return type(model), f"{config._attn_implementation} {config.to_json_string(use_diff=False)}"
+
+
+_known: dict[tuple[type, str], Structure] = {}
 
 
 @torch.no_grad()
@@ -87,9 +93,7 @@ def structure(model: PreTrainedModel) -> Structure:
     Raises:
         ConfigError: The model does not read it as language models do.
     """
-    config = model.config
-    key = type(model), f"{config._attn_implementation} {config.to_json_string(use_diff=False)}"
-    if key not in _known:
+    if (key := build_of(model)) not in _known:
         _known[key] = _tried(model)
     return _known[key]
 

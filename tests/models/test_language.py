@@ -13,8 +13,10 @@ from torch.testing import assert_close
 
 from pgtg.errors import ConfigError
 from pgtg.models import generate as generating
+from pgtg.models import language, masks
 from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
+from pgtg.models.sharing import Layout
 from pgtg.ops.sampling import draw, restrict, uniforms
 from pgtg.types import TokenIds
 from tests.support.tiny_models import (
@@ -220,3 +222,30 @@ def test_states_and_logits_from_one_pass(family: str):
         assert (own is None) == (other is None)
         if own is not None and other is not None:
             assert_close(own, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["mask", "rows", "error"])
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_short_cuts_that_do_not_fit_a_model_are_not_taken(
+    family: str, fault: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Were Transformers to take its masks otherwise, or its attentions to name things otherwise."""
+    monkeypatch.setattr(language, "_proved", {})
+    expected = build(family).states(batch())
+    monkeypatch.setattr(language, "_proved", {})
+    if fault == "mask":
+        monkeypatch.setattr(masks, "bidirectional", lambda mask: mask[:, None, None] & False)
+        monkeypatch.setattr(masks, "causal", lambda mask, tokens: None)
+    elif family == "gpt2":
+        return  # it has no cross-attention
+    elif fault == "rows":
+        monkeypatch.setattr(Layout, "apart", lambda self, states: -self.together(states))
+    else:
+        monkeypatch.setattr(Layout, "together", lambda self, rows: rows[:, :, :-1])
+    lm = build(family)
+    assert lm._sharing is None and lm._masks == masks.NONE_READY
+    assert_close(lm.states(batch()), expected, **CLOSE)
+    monkeypatch.undo()
+    monkeypatch.setattr(language, "_proved", {})
+    found = build(family)
+    assert (found._sharing is not None) == (family == "t5") and found._masks != masks.NONE_READY

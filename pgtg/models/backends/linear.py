@@ -29,6 +29,7 @@ WORTHWHILE = 2**21
 FEWEST_ROWS = 4  # with fewer, weights are read faster than either multiplies
 WIDE = 8192  # outputs from which a layer is an LM head, for which blocks pay
 BLOCK = 1024  # outputs of a block, for each thread
+CHANGED = ("_orig_mod", "base_layer")  # attributes of torch.compile's and PEFT's modules
 MOST_ROWS = 400  # rows of a product by blocks; with more, MKL's copy is soon made up for
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -40,13 +41,20 @@ def onednn_is_faster() -> bool:
 
     PGTG_ONEDNN=0 says no.
     """
-    if os.environ.get("PGTG_ONEDNN") == "0":
+    if os.environ.get("PGTG_ONEDNN") == "0" or not torch.backends.mkldnn.is_available():
         return False
-    if not torch.backends.mkldnn.is_available() or not hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    ):
+    unused = torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor() != "GenuineIntel"
+    return unused and _onednn_multiplies()
+
+
+@torch.no_grad()
+def _onednn_multiplies() -> bool:
+    """Whether torch's operator, which is not public, is there and gives the product."""
+    x, weight = torch.arange(12.0).view(3, 4) - 5, torch.arange(8.0).view(2, 4) - 3
+    try:
+        return torch.allclose(_product(x, weight), functional.linear(x, weight))
+    except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor() != "GenuineIntel"
 
 
 def _vendor() -> str:
@@ -59,10 +67,16 @@ def _vendor() -> str:
 
 
 def with_fast_linears(module: _Module) -> _Module:
-    """The module itself, its linear layers by `linear` from now on where that is faster."""
+    """The module itself, its linear layers by `linear` from now on where that is faster.
+
+    Left as they are: subclasses, layers with a forward of their own (Accelerate's hooks), and all
+    of a module that torch.compile or PEFT have changed.
+    """
+    if any(hasattr(part, mark) for part in module.modules() for mark in CHANGED):
+        return module
     for part in module.modules():
         wide = getattr(part, "out_features", 0) >= WIDE
-        if wide or onednn_is_faster():
+        if (wide or onednn_is_faster()) and "forward" not in vars(part):
             part.__class__ = FAST.get(type(part), type(part))
     return module
 

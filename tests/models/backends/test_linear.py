@@ -148,3 +148,36 @@ def test_the_environment_leaves_all_products_to_torch(monkeypatch: pytest.Monkey
     for value, expected in {"0": False, "1": True, "": True}.items():
         monkeypatch.setenv("PGTG_ONEDNN", value)
         assert file.onednn_is_faster.__wrapped__() is expected
+
+
+def test_what_others_have_changed_is_left_alone(onednn):
+    """torch.compile's and PEFT's modules (by their marks), and a forward of the layer's own."""
+
+    def layers() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    compiled = nn.Module()
+    compiled._orig_mod = layers()  # as torch.compile holds it
+    with_fast_linears(compiled)
+    assert not any(isinstance(part, FastLinear) for part in compiled.modules())
+    adapted = nn.Module()
+    adapted.base_layer, adapted.rest = nn.Linear(4, 4), layers()
+    with_fast_linears(adapted)
+    assert not any(isinstance(part, FastLinear) for part in adapted.modules())
+    hooked = layers()
+    own: Any = hooked[0]
+    own.forward = lambda x: x
+    assert [type(part) for part in with_fast_linears(hooked)] == [nn.Linear, FastLinear]
+
+
+@has_onednn
+def test_the_operator_is_taken_only_where_it_multiplies(monkeypatch: pytest.MonkeyPatch):
+    assert file._onednn_multiplies()
+    monkeypatch.setattr(file, "_product", lambda x, weight: x @ weight.T + 1)
+    assert not file._onednn_multiplies()
+
+    def gone(*args: Any) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(file, "_product", gone)
+    assert not file._onednn_multiplies()
