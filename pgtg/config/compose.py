@@ -327,7 +327,7 @@ def _with_groups(
     name = choices.get("experiment")
     if not named and ({"data", "dataset"} & set(changed)):
         why = f"experiment=none: '{name}' is for {_pair(choices)}; experiment=... chooses another"
-        return plain, [why]
+        return plain, [] if name == "none" else [why]
     cfg = _compose(load, task, chosen)
     notes = []
     for section in (SECTIONS.get(group, group) for group in changed):

@@ -339,6 +339,11 @@ def test_own_data_never_runs_with_the_default_experiment():
     assert composed("prompt", ["dataset=sst2"]).cfg.name == "run"
 
 
+def test_no_experiment_is_left_out_where_none_is_the_default():
+    cfg, problems, notes = composed("preferences", ["data=qa_feedback", "data.path=x"])
+    assert cfg.data.format == "qa_feedback" and not problems and not notes
+
+
 def test_own_experiments_of_any_name_and_depth(tmp_path: Path):
     (tmp_path / "experiment/sub").mkdir(parents=True)
     text = "# @package _global_\ndefaults:\n  - override /judge: rougeL\nsample:\n  k: 7\n"
