@@ -9,8 +9,10 @@ Formats, by their columns (`data.columns` gives other names):
 - *comparisons*: `completions`, and `pairs` of [i, j, who]: who > 0: i is better, < 0: j, 0: a tie.
 
 Prompts and completions are texts, or conversations: lists of {role, content}, of which the last
-turn is the completion. A conversation becomes a prompt as canonical JSON of its messages, with the
-row's `tools`; what the model reads of it is its chat template's business (`models/chat.py`).
+turn is the completion. Completions in turns follow the prompt, or are whole conversations that
+begin with it (TRL allows both), or whose first user turn is a prompt in text. A conversation
+becomes a prompt as canonical JSON of its messages, with the row's `tools`; what the model reads of
+it is its chat template's business (`models/chat.py`).
 
 Rows that cannot be used are dropped and counted with their reason, as everywhere (`splits`). Rows
 with the prompt of an earlier row are further preferences of it. A file of plain texts with
@@ -38,6 +40,8 @@ from pgtg.types import DataCounts, Example
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KEPT = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message
 Turns = list[dict[str, Any]]
+Pairs = tuple[tuple[int, int], ...]
+_Judged = tuple[Turns | str, list[str], list[float], Pairs | None]  # prompt, texts, scores, pairs
 
 _TEXT, _NUMBERS = pa.large_string(), pa.list_(pa.float64())
 SCHEMA = pa.schema(
@@ -71,7 +75,7 @@ class Ranking:
     prompt: str
     completions: tuple[str, ...]
     scores: tuple[float, ...]
-    pairs: tuple[tuple[int, int], ...] | None = None
+    pairs: Pairs | None = None
     margin: float | None = None
 
     @property
@@ -267,16 +271,20 @@ class _Reader:
     where: str
     conversational: bool | None = None
     format: str = ""
-    first: str = ""  # id of the row that decided the format
-    opened: str = ""  # of the row that decided whether rows are conversations
+    first: str = ""  # id of the row that decided both
 
     def __call__(self, row: Row, name: str, tally: Tally) -> Ranking | None:
         columns, notes = self.cfg.columns, list[str]()
         try:
-            if cell(row, str(columns.chosen)) is not None or columns.chosen in row:
-                found = self._pair(row, name)
+            if columns.chosen in row or cell(row, str(columns.chosen)) is not None:
+                kind, (prompt, texts, scores, pairs) = "pairs", self._pair(row)
             else:
-                found = self._completions(row, name, notes)
+                prompt, texts, scores, pairs = self._completions(row, notes)
+                kind = "rankings" if pairs is None else "comparisons"
+            written = self._written(prompt, row)
+            self._one_form(name, kind, talk=not isinstance(prompt, str))
+            margin = self._margin(row)
+            found = Ranking(name, written, tuple(texts), tuple(scores), pairs, margin)
             self._seen(found, tally, notes)
         except _Unusable as problem:
             tally.note(tally.dropped, str(problem), name)
@@ -285,124 +293,76 @@ class _Reader:
             tally.note(tally.cut, note, name)
         return found
 
-    # --- pairs
-
-    def _pair(self, row: Row, name: str) -> Ranking:
+    def _pair(self, row: Row) -> _Judged:
         columns = self.cfg.columns
         prompt, chosen, rejected = (
             cell(row, str(key)) for key in (columns.source, columns.chosen, columns.rejected)
         )
-        if self._is_talk(name, prompt, chosen, rejected):
-            better, other = (self._talk(prompt, one) for one in (chosen, rejected))
-            if better[0] != other[0]:
-                raise _Unusable("turns before the last differ between chosen and rejected")
-            shared = self._canonical(better[0], row)
-            texts = (better[1], other[1])
-        else:
-            texts = (_text(chosen, "chosen"), _text(rejected, "rejected"))
-            if columns.source not in row and prompt is None:
-                shared = _common(*texts)
-                texts = (texts[0][len(shared) :], texts[1][len(shared) :])
-            else:
-                shared = _text(prompt, "prompt")
-            shared = self._as_turn(shared)
-        _require_texts(texts)
+        implicit = prompt is None and columns.source not in row
+        if implicit and isinstance(chosen, str) and isinstance(rejected, str):
+            prompt = _common(chosen, rejected)
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        prompt, texts = _texts(prompt, [chosen, rejected], ["chosen", "rejected"])
         if texts[0] == texts[1]:
             raise _Unusable("chosen equals rejected")
-        margin = cell(row, str(columns.margin))
-        if margin is not None:
-            margin = _number(margin, "margin")
-        self._one_format("pairs", name)
-        return Ranking(name, shared, texts, (1.0, 0.0), None, margin)
+        return prompt, texts, [1.0, 0.0], None
 
-    # --- K completions
-
-    def _completions(self, row: Row, name: str, notes: list[str]) -> Ranking:
+    def _completions(self, row: Row, notes: list[str]) -> _Judged:
         columns = self.cfg.columns
         given: Any = cell(row, str(columns.completions))
         if not isinstance(given, list | tuple):
             raise _Unusable("missing completions" if given is None else "completions are no list")
-        prompt = cell(row, str(columns.source))
-        if self._is_talk(name, prompt, *given):
-            read = [self._talk(prompt, one) for one in given]
-            if any(turns != read[0][0] for turns, _ in read):
-                raise _Unusable("turns before the last differ between completions")
-            shared, texts = self._canonical(read[0][0] if read else [], row), [t for _, t in read]
-        else:
-            texts = [_text(one, "completion") for one in given]
-            shared = self._as_turn(_text(prompt, "prompt"))
-        _require_texts(texts)
+        prompt, texts = _texts(cell(row, str(columns.source)), given, ["completion"] * len(given))
         compared = cell(row, str(columns.pairs))
         if compared is not None:
-            kind, (scores, pairs) = "comparisons", _compared(compared, len(texts), notes)
+            scores, pairs = _compared(compared, len(texts), notes)
         else:
             ranks = cell(row, str(columns.ranks))
             values = cell(row, str(columns.scores)) if ranks is None else ranks
-            kind, pairs = "rankings", None
             texts, scores = _ranked(values, texts, notes, sign=1 if ranks is None else -1)
+            pairs = None
         if len(texts) < 2:
             raise _Unusable("fewer than 2 completions")
         if pairs == () or (pairs is None and min(scores) == max(scores)):
             raise _Unusable("all tied: nothing is preferred")
-        self._one_format(kind, name)
-        return Ranking(name, shared, tuple(texts), tuple(scores), pairs)
+        return prompt, texts, scores, pairs
 
-    def _one_format(self, kind: str, name: str) -> None:
-        """Raises DataError if an earlier row had another format."""
-        self.format, self.first = (self.format, self.first) if self.format else (kind, name)
-        if kind != self.format:
-            raise DataError(
-                f"{self.where}: row {self.first} has {self.format} and row {name} {kind}: "
-                "give one format a file"
-            )
+    def _margin(self, row: Row) -> float | None:
+        given = cell(row, str(self.cfg.columns.margin))
+        return None if given is None else _number(given, "margin")
 
-    # --- texts and conversations
-
-    def _is_talk(self, name: str, prompt: Any, *completions: Any) -> bool:
-        """Whether the row is a conversation, as all rows are or none is.
-
-        Raises:
-            DataError: Others are not.
-        """
-        talk = any(_is_turns(one) for one in (prompt, *completions))
-        if talk and isinstance(prompt, str) and prompt.strip():
-            raise _Unusable("a prompt in plain text with completions in turns")
-        if talk and not all(_is_turns(one) for one in completions):
-            raise _Unusable("completions partly in turns")
-        if self.conversational is None:
-            self.conversational, self.opened = talk, name
-        if talk != self.conversational:
-            plain, turns = (self.opened, name) if talk else (name, self.opened)
-            raise DataError(
-                f"{self.where}: row {plain} is plain text and row {turns} a conversation: "
-                "give them in one form"
-            )
-        return talk
-
-    def _talk(self, prompt: Any, completion: Any) -> tuple[Turns, str]:
-        """Turns before the last one, and its text."""
-        turns = [*_turns(prompt or []), *_turns(completion)]
-        last = turns[-1]
-        if last["role"] != "assistant":
-            raise _Unusable(f"the last turn is the {last['role']}'s, not the assistant's")
-        if not isinstance(last.get("content"), str):
-            raise _Unusable("an answer without text")
-        return turns[:-1], last["content"]
-
-    def _canonical(self, turns: Turns, row: Row) -> str:
-        if not turns:
-            raise _Unusable("empty prompt")
+    def _written(self, prompt: Turns | str, row: Row) -> str:
+        """A prompt as text, a plain one as a user's turn where the config asks for it."""
+        if isinstance(prompt, str):
+            user = {"role": "user", "content": prompt}
+            return canonical([user]) if self.cfg.as_chat else prompt
         tools = cell(row, str(self.cfg.columns.tools))
         if isinstance(tools, str):
             try:
                 tools = json.loads(tools)
             except ValueError as error:
                 raise _Unusable("tools that are no JSON") from error
-        return canonical(turns, tools)
+        return canonical(prompt, tools)
 
-    def _as_turn(self, prompt: str) -> str:
-        """A plain prompt, as a user's turn where the config asks for it."""
-        return canonical([{"role": "user", "content": prompt}]) if self.cfg.as_chat else prompt
+    def _one_form(self, name: str, kind: str, *, talk: bool) -> None:
+        """Remembers what a usable row is.
+
+        Raises:
+            DataError: An earlier one was something else.
+        """
+        if self.conversational is None:
+            self.format, self.conversational, self.first = kind, talk, name
+        if talk != self.conversational:
+            plain, turns = (self.first, name) if talk else (name, self.first)
+            raise DataError(
+                f"{self.where}: row {plain} is plain text and row {turns} a conversation: "
+                "give them in one form"
+            )
+        if kind != self.format:
+            raise DataError(
+                f"{self.where}: row {self.first} has {self.format} and row {name} {kind}: "
+                "give one format a file"
+            )
 
     def _seen(self, found: Ranking, tally: Tally, notes: list[str]) -> None:
         """Whether an earlier row was this one, or had its prompt."""
@@ -429,6 +389,8 @@ def _is_turns(value: Any) -> bool:
 
 
 def _turns(value: Any) -> Turns:
+    if not isinstance(value, list | tuple):
+        raise _Unusable("a prompt that is no list of turns")
     found: Turns = []
     for turn in value:
         if not isinstance(turn, Mapping) or "role" not in turn:
@@ -444,16 +406,60 @@ def _turns(value: Any) -> Turns:
     return found
 
 
+def _texts(
+    prompt: Any, completions: Sequence[Any], names: Sequence[str]
+) -> tuple[Turns | str, list[str]]:
+    """The prompt and the text of each completion; of conversations all turns before the last."""
+    talks = [_is_turns(one) for one in completions]
+    if _is_turns(prompt) or any(talks):
+        if None in completions:
+            raise _Unusable(f"missing {names[list(completions).index(None)]}")
+        if not all(talks):
+            raise _Unusable("prompt and completions partly in turns")
+        read = [_conversation(prompt, one) for one in completions]
+        shared, texts = read[0][0] if read else [], [text for _, text in read]
+        if any(turns != shared for turns, _ in read):
+            raise _Unusable("turns before the last differ")
+        if not shared:
+            raise _Unusable("empty prompt")
+    else:
+        texts = [_text(one, name) for one, name in zip(completions, names, strict=True)]
+        shared = _text(prompt, "prompt")
+    if not all(text.strip() for text in texts):
+        raise _Unusable("empty completion")
+    return shared, texts
+
+
+def _conversation(prompt: Any, completion: Any) -> tuple[Turns, str]:
+    """All turns before the last one, and its text.
+
+    A completion in turns follows its prompt, or is the whole conversation: then it begins with the
+    prompt's turns, or the prompt is a text and its first user turn.
+    """
+    turns = _turns(completion)
+    if isinstance(prompt, str):
+        asked = next((turn for turn in turns if turn["role"] == "user"), {})
+        if prompt.strip() and prompt.strip() != asked.get("content", "").strip():
+            raise _Unusable("a prompt in text that is not the first user turn of its completions")
+    elif prompt is not None:
+        before = _turns(prompt)
+        if turns[: len(before)] != before:
+            if before[-1]["role"] == "user" and turns[0]["role"] in ("system", "developer", "user"):
+                raise _Unusable("a completion that begins otherwise than its prompt")
+            turns = before + turns
+    last = turns[-1]
+    if last["role"] != "assistant":
+        raise _Unusable(f"the last turn is the {last['role']}'s, not the assistant's")
+    if not isinstance(last.get("content"), str):
+        raise _Unusable("an answer without text")
+    return turns[:-1], last["content"]
+
+
 def _text(value: Any, what: str) -> str:
     problem = text_problem(value, what)
     if problem is not None and not (what != "prompt" and problem.startswith("empty")):
         raise _Unusable(problem)
     return value
-
-
-def _require_texts(texts: Sequence[str]) -> None:
-    if not all(text.strip() for text in texts):
-        raise _Unusable("empty completion")
 
 
 def _common(one: str, other: str) -> str:
@@ -487,9 +493,7 @@ def _ranked(
     return [texts[i] for i in judged], [sign * _number(values[i], what) for i in judged]
 
 
-def _compared(
-    given: Any, completions: int, notes: list[str]
-) -> tuple[list[float], tuple[tuple[int, int], ...]]:
+def _compared(given: Any, completions: int, notes: list[str]) -> tuple[list[float], Pairs]:
     """Wins less losses of each completion, and the pairs, the better one first."""
     scores, pairs = [0.0] * completions, []
     for one in given if isinstance(given, list | tuple) else [None]:
