@@ -5,19 +5,15 @@ failed, 2 usage, config or data, 130 Ctrl-C, 143 after saving on SIGTERM. stdout
 stderr the rest. Everything slow is imported inside the commands.
 """
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pgtg.cli.completion import complete_groups, complete_overrides, complete_tasks
+from pgtg.cli.reporting import printable, reporting
 from pgtg.errors import ConfigError, PgtgError
-from pgtg.runtime import distributed, signals
 
 HELP = """Preference-grounded token-level guidance: learn a reward for each token from rankings of
 whole texts, and use it to improve a language model.
@@ -61,79 +57,6 @@ class Cfg(StrEnum):
     job = "job"
     hydra = "hydra"
     all = "all"
-
-
-@contextmanager
-def reporting() -> Iterator[None]:
-    """Turn what a command raises into one line per problem on stderr, and the exit code."""
-    before = {signum: signal.getsignal(signum) for signum in signals.EXIT_CODES}
-    signals.install()
-    try:
-        ensure_home()
-        replace_what_cannot_be_shown()
-        yield
-    except PgtgError as error:
-        for line in str(error).split("\n") if distributed.tells(error) else ():
-            typer.echo(f"error: {printable(line)}", err=True)
-        raise typer.Exit(error.exit_code) from error
-    except signals.Interrupted as stop:
-        if distributed.tells(stop):
-            typer.echo("; ".join([str(stop), *getattr(stop, "__notes__", ())]), err=True)
-        raise typer.Exit(stop.exit_code) from stop
-    except (typer.Exit, typer.Abort, BrokenPipeError):
-        raise
-    except Exception as error:
-        typer.echo(f"error: {printable(unforeseen(error))}", err=True)
-        raise typer.Exit(1) from error
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def replace_what_cannot_be_shown() -> None:
-    """Texts hold any character; a terminal of another encoding shows a sign in its place."""
-    import sys
-
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")
-
-
-def ensure_home() -> None:
-    """A user without a home folder (a container's, named by a number) gets one among the temporary
-    files: caches of ours and of the libraries lie below it.
-
-    Raises:
-        ConfigError: Its place is taken by another user.
-    """
-    import os
-    import tempfile
-
-    if os.path.expanduser("~") != "~":  # noqa: PTH111 (Path.home raises)
-        return
-    home = Path(tempfile.gettempdir()) / f"pgtg-home-{os.getuid()}"
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.is_symlink() or home.stat().st_uid != os.getuid():
-        raise ConfigError(f"this user has no home folder, and {home} is not ours: set HOME")
-    os.environ["HOME"] = str(home)
-    typer.echo(f"note: this user has no home folder; caches go to {home} (set HOME)", err=True)
-
-
-def printable(line: str) -> str:
-    """Control characters as escapes: a stranger's file must not drive the terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
-
-
-def unforeseen(error: Exception) -> str:
-    """One line for an error that nobody foresaw; its traceback goes to a file of its own."""
-    import tempfile
-    import traceback
-
-    first = (str(error).strip() or "no message").splitlines()[0]
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="pgtg-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
-    ) as file:
-        traceback.print_exception(error, file=file)
-    return f"{type(error).__name__}: {first} (unexpected; traceback in {file.name})"
 
 
 Task = Annotated[

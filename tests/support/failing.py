@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from pgtg.cli.main import reporting
+from pgtg.cli.reporting import reporting
 from pgtg.config import RunConfig
 from pgtg.ops import objectives  # noqa: F401 (so that methods are loaded before they are changed)
 from tests.support.finished import finished_run

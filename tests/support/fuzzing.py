@@ -10,7 +10,7 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgtg.cli.main import reporting
+from pgtg.cli.reporting import reporting
 from pgtg.errors import PgtgError
 
 
