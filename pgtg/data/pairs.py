@@ -33,7 +33,7 @@ from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.data.adapters import ADAPTERS
 from pgtg.data.rows import Rows, RowWriter
 from pgtg.data.splits import OddRows, Tally, cell, fingerprint, has_split, read_rows, text_problem
-from pgtg.data.tables import SOURCES, Row, has_file
+from pgtg.data.tables import SOURCES, Row, Table, has_file
 from pgtg.errors import ConfigError, DataError
 from pgtg.types import DataCounts, Example
 
@@ -187,13 +187,20 @@ def read_rankings(
         raise ConfigError("data.path is not set: give a file, a folder or a hub id")
     divided = split in ("train", "validation") and splits_train(cfg)
     table = SOURCES[cfg.name](cfg, "train" if divided else split)
-    writer, reader = RankingWriter(), _Reader(cfg, split, table.name)
     if cfg.format not in (None, "auto"):
         rows = ADAPTERS[cfg.format](table.rows)
         table = replace(table, rows=rows, columns=None, total=None)
     if divided:
         rows = _of_share(table.rows, cfg, own=split == "validation")
         table = replace(table, rows=rows, total=None)
+    return rankings_of(table, cfg, split, tally)
+
+
+def rankings_of(
+    table: Table, cfg: DataConfig, split: str, tally: Tally | None = None
+) -> tuple[Rankings, DataCounts]:
+    """The preferences in the rows of a table; errors as `read_rankings`."""
+    writer, reader = RankingWriter(), _Reader(cfg, split, table.name)
     counts = read_rows(
         table,
         split,

@@ -51,12 +51,20 @@ def _from_files(cfg: DataConfig, split: str) -> Table:
     files = _find(path, split, cfg.splits.get(split))
     if files[0].is_dir():
         return _from_disk(files[0], split, single=True)
-    if format_of(files[0]) not in READERS:
-        raise DataError(f"{files[0]}: unknown format, known: {', '.join(READERS)}")
-    for file in files:
-        _require_open(file)
-    tables = [READERS[format_of(file)](file, cfg.quoting) for file in files]
+    tables = [of_file(file, cfg.quoting) for file in files]
     return tables[0] if len(tables) == 1 else _chained(tables, f"{files[0].parent}/{split}")
+
+
+def of_file(file: Path, quoting: str = "auto") -> Table:
+    """The rows of one file, by its name's ending.
+
+    Raises:
+        DataError: An unknown format, or a file that cannot be opened.
+    """
+    if format_of(file) not in READERS:
+        raise DataError(f"{file}: unknown format, known: {', '.join(READERS)}")
+    _require_open(file)
+    return READERS[format_of(file)](file, quoting)
 
 
 def has_file(cfg: DataConfig, split: str) -> bool:
