@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgtg.runs.folder import Artifact, read_table
@@ -40,7 +40,7 @@ def joined(rounds: Sequence[Generations]) -> Generations:
         pairs=_stacked(
             [None if one.pairs is None else one.pairs + rows[n] for n, one in enumerate(rounds)]
         ),
-        margins=_stacked([one.margins for one in rounds]),
+        margins=_margins(rounds),
         example_scores=np.concatenate(scored) if scored else None,
     )
 
@@ -75,6 +75,15 @@ def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(found) if found and len(found) == len(parts) else None
 
 
+def _margins(rounds: Sequence[Generations]) -> Float[Tensor, " G"] | None:
+    """Those of all groups, 0 where a round has none; None where no round has any."""
+    found = [
+        torch.zeros(len(one.groups), dtype=torch.float64) if one.margins is None else one.margins
+        for one in rounds
+    ]
+    return torch.cat(found) if any(one.margins is not None for one in rounds) else None
+
+
 def _pairs(
     beaten: Sequence[Sequence[int]], rows_of: Mapping[str, Sequence[int]]
 ) -> Int[Tensor, "P 2"] | None:
@@ -107,13 +116,13 @@ def of_tables(tables: Iterable[dict[str, list[Any]]]) -> Generations:
     beaten: list[list[int]] = []
     margins: list[float] = []
     for table in tables:
-        margin_of = table.get("margin", [None] * len(table["source_id"]))
+        margin_of = table.get("margin", [0.0] * len(table["source_id"]))
         for source_id, source, margin in zip(
             table["source_id"], table["source"], margin_of, strict=True
         ):
             if source_id not in sources:
                 sources[source_id] = [ids.setdefault(token, token) for token in source]
-                margins += [] if margin is None else [margin]
+                margins.append(margin)
             own = rows_of.setdefault(source_id, [])
             own.append(len(origin))
             origin.append(len(rows_of) - 1 if len(own) == 1 else origin[own[0]])
@@ -132,6 +141,6 @@ def of_tables(tables: Iterable[dict[str, list[Any]]]) -> Generations:
         scores=scores,
         groups=ragged(list(rows_of.values())),
         pairs=_pairs(beaten, rows_of),
-        margins=torch.tensor(margins, dtype=torch.float64) if margins else None,
+        margins=torch.tensor(margins, dtype=torch.float64) if any(margins) else None,
         example_scores=np.concatenate(details) if details else None,
     )

@@ -289,8 +289,8 @@ class _Reader:
                 prompt, texts, scores, pairs = self._completions(row, notes)
                 kind = "rankings" if pairs is None else "comparisons"
             written = self._written(prompt, row)
+            margin = self._margin(row, of_two=len(texts) == 2 and pairs is None)
             self._one_form(name, kind, talk=not isinstance(prompt, str))
-            margin = self._margin(row)
             found = Ranking(name, written, tuple(texts), tuple(scores), pairs, margin)
             self._seen(found, tally, notes)
         except _Unusable as problem:
@@ -316,40 +316,52 @@ class _Reader:
 
     def _completions(self, row: Row, notes: list[str]) -> _Judged:
         columns = self.cfg.columns
-        given: Any = cell(row, str(columns.completions))
+        given = _unpacked(cell(row, str(columns.completions)))
         if not isinstance(given, list | tuple):
             raise _Unusable("missing completions" if given is None else "completions are no list")
         prompt, texts = _texts(cell(row, str(columns.source)), given, ["completion"] * len(given))
-        compared = cell(row, str(columns.pairs))
+        compared, ranks, values = (
+            _unpacked(cell(row, str(key))) for key in (columns.pairs, columns.ranks, columns.scores)
+        )
         if compared is not None:
             scores, pairs = _compared(compared, len(texts), notes)
+        elif ranks is not None:
+            (texts, scores), pairs = _ranked(ranks, texts, notes, sign=-1), None
         else:
-            ranks = cell(row, str(columns.ranks))
-            values = cell(row, str(columns.scores)) if ranks is None else ranks
-            texts, scores = _ranked(values, texts, notes, sign=1 if ranks is None else -1)
-            pairs = None
+            (texts, scores), pairs = _ranked(values, texts, notes, sign=1), None
         if len(texts) < 2:
             raise _Unusable("fewer than 2 completions")
+        if len(set(texts)) < 2:
+            raise _Unusable("equal completions only")
         if pairs == () or (pairs is None and min(scores) == max(scores)):
             raise _Unusable("all tied: nothing is preferred")
         return prompt, texts, scores, pairs
 
-    def _margin(self, row: Row) -> float | None:
+    def _margin(self, row: Row, *, of_two: bool) -> float | None:
         given = cell(row, str(self.cfg.columns.margin))
-        return None if given is None else _number(given, "margin")
+        if given is None or given == "":
+            return None
+        margin = _number(given, "margin")
+        if margin < 0:
+            raise _Unusable("a negative margin")
+        if margin and not of_two:
+            raise _Unusable("a margin that is not of two ranked completions")
+        return margin
 
     def _written(self, prompt: Turns | str, row: Row) -> str:
         """A prompt as text, a plain one as a user's turn where the config asks for it."""
         if isinstance(prompt, str):
             user = {"role": "user", "content": prompt}
             return canonical([user]) if self.cfg.as_chat else prompt
-        tools = cell(row, str(self.cfg.columns.tools))
-        if isinstance(tools, str):
-            try:
-                tools = json.loads(tools)
-            except ValueError as error:
-                raise _Unusable("tools that are no JSON") from error
-        return canonical(prompt, tools)
+        tools = _unpacked(cell(row, str(self.cfg.columns.tools)))
+        if not isinstance(tools, list | tuple | None):
+            raise _Unusable("tools that are no list")
+        try:
+            text = canonical(prompt, tools)
+            text.encode("utf-8")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise _Unusable("messages or tools that are no JSON in UTF-8") from error
+        return text
 
     def _one_form(self, name: str, kind: str, *, talk: bool) -> None:
         """Remembers what a usable row is.
@@ -479,10 +491,21 @@ def _common(one: str, other: str) -> str:
     return one[:end]
 
 
+def _unpacked(value: Any) -> Any:
+    """A list that stands in a text, as in a csv, is JSON."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value) if value.strip() else None
+    return value
+
+
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _Unusable(f"a {what} that is no number")
-    return float(value)
+    """A finite number, which may stand in a text, as in a csv."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(found := float(value)):
+                return found
+    raise _Unusable(f"a {what} that is no number")
 
 
 def _ranked(
@@ -506,14 +529,13 @@ def _compared(given: Any, completions: int, notes: list[str]) -> tuple[list[floa
     for one in given if isinstance(given, list | tuple) else [None]:
         if not isinstance(one, list | tuple) or len(one) != 3:
             raise _Unusable("a pair that is no [i, j, who]")
-        i, j = (place if type(place) is int else -1 for place in one[:2])
-        if i == j or not (0 <= i < completions and 0 <= j < completions):
+        i, j, who = (_number(value, "part of a pair") for value in one)
+        if i == j or not {i, j} <= {*range(completions)}:
             raise _Unusable("a pair of completions that are not there")
-        who = _number(one[2], "preference of a pair")
         if not who:
             notes.append("tied pairs left out")
             continue
-        better, other = (i, j) if who > 0 else (j, i)
+        better, other = map(int, (i, j) if who > 0 else (j, i))
         pairs.append((better, other))
         scores[better] += 1
         scores[other] -= 1

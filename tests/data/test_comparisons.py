@@ -1,5 +1,7 @@
 """Which generations are compared: within sources, in passes, or in groups drawn from a pool."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -213,3 +215,20 @@ def test_margins_go_with_their_groups():
     assert compared.tied == 1 and compared.margin is not None
     assert compared.margin.tolist() == [0.5]
     assert in_passes(compared, 1, 0, 3).margin is not None
+
+
+def test_margins_where_only_some_chunks_and_rounds_have_any():
+    def table(names: str, margins: list[float]) -> dict[str, list[Any]]:
+        ids = [name for name in names for _ in range(2)]
+        found = {"source_id": ids, "source": [[ord(i)] for i in ids], "tokens": [[1], [2]] * 2}
+        found |= {"text": list("uvwx"), "score": [1.0, 0.0] * 2}
+        return found | ({"margin": [m for m in margins for _ in range(2)]} if any(margins) else {})
+
+    without, some = table("ab", [0.0, 0.0]), table("cd", [0.0, 2.0])
+    found = of_tables([without, some])
+    assert found.margins is not None and found.margins.tolist() == [0, 0, 0, 2]
+    rounds = joined([of_tables([without]), of_tables([some])])
+    assert rounds.margins is not None and rounds.margins.tolist() == [0, 0, 0, 2]
+    assert (
+        of_tables([without]).margins is None and joined([of_tables([without])] * 2).margins is None
+    )

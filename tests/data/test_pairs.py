@@ -1,6 +1,7 @@
 """Preferences that exist already: what each format is read as, and why a row is dropped."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,13 +131,48 @@ def test_comparisons(tmp_path: Path):
     assert counts.truncated == {"tied pairs left out": 1}
 
 
-@pytest.mark.parametrize("form", ["list", "text", "none"])
+def test_numbers_and_lists_in_text(tmp_path: Path):
+    """A csv knows nothing else; a list in a cell is JSON."""
+    table = "prompt,chosen,rejected,margin\np,a,b,1.5\nq,a,b,\nr,a,b,x\ns,a,b, 2 \n"
+    found, counts = read(tmp_path, table)
+    assert [ranking.margin for ranking in found] == [1.5, None, 2.0]
+    assert counts.dropped == {"a margin that is no number": 1}
+    rows = ['p,"[""a"", ""b""]","[1, ""2""]",,', 'q,"[""a"", ""b""]",,"[1, 2]",0.5', "r,a b,[1],,"]
+    found, counts = read(tmp_path, "\n".join(["prompt,completions,ranks,scores,margin", *rows]))
+    assert [(ranking.scores, ranking.margin) for ranking in found] == [
+        ((-1.0, -2.0), None),
+        ((1.0, 2.0), 0.5),
+    ]
+    assert counts.dropped == {"completions are no list": 1}
+
+
+def test_numbers_in_text_within_lists(tmp_path: Path):
+    row = {"prompt": "p", "completions": ["a", "b"], "scores": ["1e1", " 2 "]}
+    assert one(tmp_path, [row]).scores == (10.0, 2.0)
+    row = {"prompt": "p", "completions": ["a", "b"], "pairs": [[0.0, "1", "-1"]]}
+    assert one(tmp_path, [row]).pairs == ((1, 0),)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": "a", "rejected": "b"},
+        {"completions": ["b", "a"], "ranks": [2, 1]},
+        {"completions": ["b", "x", "a"], "scores": [0, None, 1]},
+    ],
+)
+def test_a_margin_is_of_two_ranked_completions(row: Row, tmp_path: Path):
+    found, _ = read(tmp_path, [{"prompt": "p", **row, "margin": 0.5}])
+    assert (found[0].completions[found[0].best], found[0].margin) == ("a", 0.5)
+
+
+@pytest.mark.parametrize("form", ["list", "text", "none", "empty text"])
 def test_tools_stand_with_the_messages(form: str, tmp_path: Path):
     tools = [{"name": "größe", "parameters": {"b": 1, "a": 2}}]
-    given = {"list": tools, "text": json.dumps(tools), "none": None}[form]
+    given = {"list": tools, "text": json.dumps(tools), "none": None, "empty text": ""}[form]
     row = {"prompt": [user("q")], "chosen": [answer("a")], "rejected": [answer("b")]}
     found = one(tmp_path, [{**row, "tools": given}])
-    assert json.loads(found.prompt).get("tools") == (None if form == "none" else tools)
+    assert json.loads(found.prompt).get("tools") == (tools if form in ("list", "text") else None)
 
 
 def test_turns_of_tools_are_kept(tmp_path: Path):
@@ -173,12 +209,67 @@ def test_a_plain_prompt_as_a_users_turn(tmp_path: Path):
 GOOD = {"prompt": "good", "chosen": "a", "rejected": "b"}
 GOOD_TALK = {"prompt": [user("good")], "chosen": [answer("a")], "rejected": [answer("b")]}
 ANSWERS = {key: GOOD_TALK[key] for key in ("chosen", "rejected")}
+TWO = {"prompt": "p", "completions": ["a", "b"]}
+GOOD_TWO, THREE = (
+    {**TWO, "prompt": "good", "ranks": [1, 2]},
+    {**TWO, "completions": ["a", "b", "c"]},
+)
+CALL = {"role": "assistant", "tool_calls": [{"name": "\ud800"}]}
+NO_JSON = "messages or tools that are no JSON in UTF-8"
+NO_MARGIN = "a margin that is not of two ranked completions"
+NO_PAIR = "a pair of completions that are not there"
 
 
 @pytest.mark.parametrize(
     ("good", "bad", "reason"),
     [
+        (GOOD, {**GOOD, "prompt": None}, "missing prompt"),
+        (GOOD, {**GOOD, "prompt": " "}, "empty prompt"),
+        (GOOD, {**GOOD, "prompt": "\ud800"}, "broken Unicode prompt"),
+        (GOOD, {**GOOD, "chosen": None}, "missing chosen"),
+        (GOOD, {**GOOD, "rejected": 3}, "non-string rejected"),
+        (GOOD, {**GOOD, "chosen": "\n"}, "empty completion"),
+        (GOOD, {**GOOD, "chosen": "b"}, "chosen equals rejected"),
+        (GOOD, {**GOOD, "margin": -0.5}, "a negative margin"),
+        (GOOD, {**GOOD, "margin": "high"}, "a margin that is no number"),
+        (GOOD, {**GOOD, "margin": math.nan}, "a margin that is no number"),
+        (GOOD, {**GOOD, "margin": "inf"}, "a margin that is no number"),
+        # rankings
+        (GOOD_TWO, {**TWO, "completions": None}, "missing completions"),
+        (GOOD_TWO, {**TWO, "completions": "a, b"}, "completions are no list"),
+        (GOOD_TWO, {**TWO, "completions": "[" * 10**5}, "completions are no list"),
+        (GOOD_TWO, {**TWO, "completions": ["a", None], "scores": [1, 2]}, "missing completion"),
+        (GOOD_TWO, {**TWO, "completions": ["a"], "scores": [1]}, "fewer than 2 completions"),
+        (GOOD_TWO, {**TWO, "completions": [], "scores": []}, "fewer than 2 completions"),
+        (GOOD_TWO, {**TWO, "completions": ["a", "a"], "ranks": [1, 2]}, "equal completions only"),
+        (GOOD_TWO, {**TWO, "scores": [1, None]}, "fewer than 2 completions"),
+        (GOOD_TWO, {**TWO, "scores": [1, 1]}, "all tied: nothing is preferred"),
+        (GOOD_TWO, {**TWO, "scores": [1, 2, 3]}, "not as many ranks or scores as completions"),
+        (GOOD_TWO, TWO, "missing ranks and scores"),
+        (GOOD_TWO, {**TWO, "scores": 3}, "missing ranks and scores"),
+        (GOOD_TWO, {**TWO, "scores": [1, 10**400]}, "a score that is no number"),
+        (GOOD_TWO, {**TWO, "scores": [1, "9" * 400]}, "a score that is no number"),
+        (GOOD_TWO, {**TWO, "scores": [1, ""]}, "a score that is no number"),
+        (GOOD_TWO, {**TWO, "ranks": [1, True]}, "a rank that is no number"),
+        (GOOD_TWO, {**TWO, "ranks": [1, [2]]}, "a rank that is no number"),
+        (GOOD_TWO, {**THREE, "ranks": [1, 2, 3], "margin": 1}, NO_MARGIN),
+        (GOOD_TWO, {**TWO, "pairs": [[0, 1, 1]], "margin": 1}, NO_MARGIN),
+        # comparisons
+        (GOOD_TWO, {**TWO, "pairs": 3}, "a pair that is no [i, j, who]"),
+        (GOOD_TWO, {**TWO, "pairs": [[0, 1]]}, "a pair that is no [i, j, who]"),
+        (GOOD_TWO, {**TWO, "pairs": [[0, 2, 1]]}, NO_PAIR),
+        (GOOD_TWO, {**TWO, "pairs": [[0, -1, 1]]}, NO_PAIR),
+        (GOOD_TWO, {**TWO, "pairs": [[0, 0.5, 1]]}, NO_PAIR),
+        (GOOD_TWO, {**TWO, "pairs": [[1, 1, 1]]}, NO_PAIR),
+        (GOOD_TWO, {**TWO, "pairs": [[0, 1, None]]}, "a part of a pair that is no number"),
+        (GOOD_TWO, {**TWO, "pairs": [[0, 1, 0]]}, "all tied: nothing is preferred"),
         # conversations
+        (GOOD_TALK, {**GOOD_TALK, "prompt": [user("\ud800")]}, "broken Unicode turn"),
+        (GOOD_TALK, {**GOOD_TALK, "prompt": [user("q"), CALL]}, NO_JSON),
+        (GOOD_TALK, {**GOOD_TALK, "tools": [{"name": "\ud800"}]}, NO_JSON),
+        (GOOD_TALK, {**GOOD_TALK, "tools": "none"}, "tools that are no list"),
+        (GOOD_TALK, {**GOOD_TALK, "tools": "3"}, "tools that are no list"),
+        (GOOD_TALK, {**GOOD_TALK, "tools": {"name": "f"}}, "tools that are no list"),
         (GOOD_TALK, {**ANSWERS, "prompt": 3}, "a prompt that is no list of turns"),
         (GOOD_TALK, {**ANSWERS, "prompt": {"a": 1}}, "a prompt that is no list of turns"),
         (
