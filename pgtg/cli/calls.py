@@ -356,6 +356,48 @@ def explain_run(
     explain(path, Options(split, text, n, html, format, out, tuple(others or ()), quiet))
 
 
+def export_reward(run: Path, out: Path, *, distil: bool, force: bool, quiet: bool) -> None:
+    """A run's reward model as a Transformers token classifier."""
+    _require_folder(out, "--out")
+    stay_offline()
+    from pgtg.export.reward import export_reward as write
+    from pgtg.runs.log import RunLog
+
+    write(run, out, distil=distil, force=force, log=RunLog(None, quiet=quiet))
+
+
+def export_policy(run: Path, out: Path, *, force: bool, quiet: bool) -> None:
+    """A run's policy as a Transformers folder."""
+    _require_folder(out, "--out")
+    stay_offline()
+    from pgtg.export.policy import export_policy as write
+    from pgtg.runs.log import RunLog
+
+    write(run, out, force=force, log=RunLog(None, quiet=quiet))
+
+
+def export_tokens(
+    path: Path,
+    out: Path,
+    text: Path | None,
+    split: str | None,
+    round: int | None,
+    n: int | None,
+    format: str | None,
+    *,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Token rewards as a table."""
+    stay_offline()
+    from pgtg.export.tokens import Asked
+    from pgtg.export.tokens import export_tokens as write
+    from pgtg.runs.log import RunLog
+
+    asked = Asked(text, split, round, n)
+    write(path, out, asked, format=format, force=force, log=RunLog(None, quiet=quiet))
+
+
 def _sweep_dir(override: str) -> str | None:
     """The folder that a user's own hydra.sweep.dir names; it wins over ours."""
     key, _, value = override.partition("=")

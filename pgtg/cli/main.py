@@ -253,6 +253,23 @@ def report(
         report_folders(folders, out, baseline, metrics, split, layout)
 
 
+ExportedReward = Annotated[
+    Path | None,
+    typer.Option("--reward", help="A folder of `pgtg export reward`, in the run folder's place."),
+]
+
+
+def one_of(run: Path | None, reward: Path | None) -> Path:
+    """The folder that reads texts: a run's, or an exported reward model's.
+
+    Raises:
+        ConfigError: Neither is named, or both are.
+    """
+    if (run is None) == (reward is None):
+        raise ConfigError("give a run folder, or --reward FOLDER with an exported reward model")
+    return run or reward or Path()
+
+
 EXPLAIN_EXAMPLES = """
 Examples:
 
@@ -261,12 +278,16 @@ Examples:
   pgtg explain outputs/mine --html credit.html --with outputs/max --with outputs/sum
   pgtg explain outputs/mine --split test --n 200 --out credit.parquet
   pgtg explain outputs/mine --text my.jsonl              your own prompts and completions
+  pgtg explain --reward exported --text my.jsonl         by a reward model of `pgtg export`
 """
 
 
 @app.command(epilog=EXPLAIN_EXAMPLES)
 def explain(
-    path: Annotated[Path, typer.Argument(help="A run folder with a reward model.")],
+    path: Annotated[
+        Path | None, typer.Argument(help="A run folder with a reward model.", show_default=False)
+    ] = None,
+    reward: ExportedReward = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -295,7 +316,97 @@ def explain(
     with reporting():
         from pgtg.cli.calls import explain_run
 
-        explain_run(path, split, text, n, html, format, out, others, quiet=quiet)
+        explain_run(one_of(path, reward), split, text, n, html, format, out, others, quiet=quiet)
+
+
+export = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="What other programs take: a run's reward model, policy, token rewards.",
+)
+app.add_typer(export, name="export")
+RunPath = Annotated[Path, typer.Argument(help="A run folder.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.")]
+Replace = Annotated[bool, typer.Option("--force", help="Replace an earlier export.")]
+
+REWARD_EXAMPLES = """
+Examples:
+
+\b
+  pgtg export reward outputs/mine --out reward           a run with reward.head=linear
+  pgtg export reward outputs/mine --out reward --distil  another head, fitted by a linear one
+"""
+
+
+@export.command("reward", epilog=REWARD_EXAMPLES)
+def export_reward(
+    run: RunPath,
+    out: OutFolder,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="Fit a linear head to a run's that is none.")
+    ] = False,
+    force: Replace = False,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the reward model as a Transformers token classifier, which vLLM serves as well."""
+    with reporting():
+        from pgtg.cli.calls import export_reward as written
+
+        written(run, out, distil=distil, force=force, quiet=quiet)
+
+
+@export.command("policy", epilog="Example: pgtg export policy outputs/mine --out policy")
+def export_policy(
+    run: RunPath,
+    out: OutFolder,
+    force: Replace = False,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the policy as a Transformers folder: weights, tokenizer, decoding, card."""
+    with reporting():
+        from pgtg.cli.calls import export_policy as written
+
+        written(run, out, force=force, quiet=quiet)
+
+
+TOKENS_EXAMPLES = """
+Examples:
+
+\b
+  pgtg export tokens outputs/mine --out tokens.jsonl     the texts that the last round learned from
+  pgtg export tokens outputs/mine --split test --out tokens.parquet
+  pgtg export tokens --reward exported --text my.jsonl --out tokens.jsonl
+"""
+
+
+@export.command("tokens", epilog=TOKENS_EXAMPLES)
+def export_tokens(
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    run: Annotated[Path | None, typer.Argument(help="A run folder.", show_default=False)] = None,
+    reward: ExportedReward = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Your texts: jsonl with prompt, completion.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="The run's texts: train (default), validation or test."),
+    ] = None,
+    round: Annotated[
+        int | None, typer.Option("--round", min=0, help="Whose texts; default: the last.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Prompts; default: all.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="jsonl or parquet.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a reward, an advantage and a weight for each token, with ids and offsets."""
+    with reporting():
+        from pgtg.cli.calls import export_tokens as written
+
+        written(one_of(run, reward), out, text, split, round, n, format, force=force, quiet=quiet)
 
 
 LS_EXAMPLES = """

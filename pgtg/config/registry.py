@@ -82,7 +82,14 @@ class AggregatorSpec(Spec):
 
 @dataclass(frozen=True)
 class RewardHeadSpec(Spec):
-    """A reward head; `code` is an `nn.Module` built of (width of the backbone, its shape)."""
+    """A reward head; `code` is an `nn.Module` built of (width of the backbone, its shape).
+
+    Args:
+        exported: By `pgtg export reward`: "as it is", where it is one linear layer `score` on the
+            state after a token; "distilled" into one, on request; or "never".
+    """
+
+    exported: str = "distilled"
 
 
 @dataclass(frozen=True)

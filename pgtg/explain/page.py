@@ -36,8 +36,8 @@ def as_page(credit: Credit) -> str:
         f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
         f"form-action 'none'; script-src 'sha256-{digest}'"
     )
-    cfg = credit.runs[0].cfg
-    heading = text(f"Token credit: {cfg.task}, {cfg.name}, seed {cfg.seed}")
+    about = credit.runs[0].about
+    heading = text(f"Token credit: {about.task}, {about.name}, seed {about.seed}")
     drawn = Drawing(credit)
     parts = [
         "<!doctype html>",
@@ -114,9 +114,9 @@ class Drawing:
         return (
             f'<p class="legend"><b>{self._labels[number]}</b> '
             f"<span>{low} {swatches} {high}</span>, middle {middle} (median)"
-            f'{right}<br><span class="soft">{text(str(run.folder.path))}: '
-            f"aggregator {text(run.cfg.aggregator.name)}, head {text(run.cfg.reward.head)}, bound "
-            f"{text(run.cfg.reward.bound)}</span></p>"
+            f'{right}<br><span class="soft">{text(str(run.path))}: '
+            f"aggregator {text(run.about.aggregator.name)}, head {text(run.about.head)}, bound "
+            f"{text(run.about.bound)}</span></p>"
         )
 
     def controls(self) -> str:

@@ -57,9 +57,9 @@ def of_text(codec: Codec, text: str) -> tuple[str, list[Piece], bool]:
     ids, cut = codec.encode_target(text)
     if not getattr(codec.tokenizer, "is_fast", False):
         return *of_tokens(codec, ids), cut
-    prefix = len(codec.target_prefix)
+    prefix = len(codec.lead)
     found: Any = codec.tokenizer(
-        codec.target_prefix + text, add_special_tokens=False, return_offsets_mapping=True
+        codec.lead + text, add_special_tokens=False, return_offsets_mapping=True
     )
     body = list(found["input_ids"])
     first = next(n for n in range(len(ids) + 1) if ids[n : n + len(body)] == body[: len(ids) - n])

@@ -1,55 +1,89 @@
-"""A finished (or half-finished) run, opened to have texts read by its reward model."""
+"""Reward models opened to read texts: of a run, finished or half-finished, or of an export."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pgtg.config import RunConfig
 from pgtg.config.compose import completed, run_config
+from pgtg.config.registry import TASKS
 from pgtg.errors import ArtifactError, ConfigError, DataError
 from pgtg.explain import pieces
 from pgtg.explain.credit import Group, Passage, View, views
 from pgtg.explain.pieces import Piece
 from pgtg.methods import method_of
+from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import per_token
 from pgtg.models.budget import token_budget
-from pgtg.models.codec import Codec
+from pgtg.models.codec import Codec, PromptCodec
 from pgtg.models.loading import load_tokenizer
 from pgtg.models.reward import load_reward_model
 from pgtg.models.special_tokens import end_tokens
+from pgtg.models.token_classifier import (
+    About,
+    is_exported,
+    load_reading,
+    load_token_classifier,
+)
 from pgtg.ops.aggregate import Aggregator
 from pgtg.runs.folder import Artifact, RunFolder
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import as_read, read_dtype
 from pgtg.tasks import task_of
 from pgtg.tasks.task import Task
-from pgtg.types import TokenIds
+from pgtg.types import TokenBatch, TokenIds
 
 Cut = tuple[str, Sequence[Piece], bool]  # a text, its tokens, whether its end was cut off
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run with a reward model.
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A reward model, and how it reads texts.
 
     Args:
-        folder: Where it is.
+        path: What was opened: a run folder, or an exported one.
+        about: The run that learned it.
+        codec: How texts become token ids.
+        sourceless: Whether its texts continue nothing.
+        model: Loads it onto a device.
+        device: Name of the one to read on.
+        batch_tokens: Tokens that are read at once, as in the config.
+        label: What tells it from the others that read the same texts, e.g. "avg".
+    """
+
+    path: Path
+    about: About
+    codec: Codec
+    sourceless: bool
+    model: Callable[[torch.device], Callable[[TokenBatch], Tensor]]
+    device: str = "auto"
+    batch_tokens: int | str = "auto"
+    label: str = ""
+
+    @property
+    def aggregator(self) -> Aggregator:
+        return Aggregator.of(self.about.aggregator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Reader):
+    """A run's newest reward model, and what else there is of the run.
+
+    Args:
+        folder: The run folder.
         cfg: Its config.
         task: Its task, without the judge.
-        reward: Its newest reward model.
-        codec: How its models read texts.
-        label: What tells it from the other runs, e.g. "avg".
+        reward: Where the reward model lies.
     """
 
     folder: RunFolder
     cfg: RunConfig
     task: Task
     reward: Artifact
-    codec: Codec
-    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +93,29 @@ class Read:
     views: list[list[View]]  # by group, one a text
     cut_sources: int
     cut_texts: int
+
+
+def open_reader(path: Path) -> Reader:
+    """A run folder, or an exported reward model.
+
+    Raises:
+        ArtifactError: It is neither, or damaged.
+        ConfigError: A run whose method trains no reward model.
+    """
+    if not is_exported(path):
+        return open_run(path)
+    about, codec = load_reading(path)
+
+    def model(device: torch.device) -> Callable[[TokenBatch], Tensor]:
+        return load_token_classifier(path).to(device)
+
+    return Reader(
+        path=path,
+        about=about,
+        codec=codec,
+        sourceless=isinstance(codec, PromptCodec),
+        model=model,
+    )
 
 
 def open_run(path: Path) -> Run:
@@ -86,8 +143,39 @@ def open_run(path: Path) -> Run:
     task = task_of(cfg, folder.path)
     tokenizer, config, generation = load_tokenizer(str(reward.path))
     ends = end_tokens(generation, config)
-    codec = task.codec(tokenizer, bool(config.is_encoder_decoder), ends)
-    return Run(folder, cfg, task, reward, codec)
+
+    def model(device: torch.device) -> Callable[[TokenBatch], Tensor]:
+        found = load_reward_model(reward.path).to(device).eval()
+        as_read(found.backbone, read_dtype(cfg.sample.precision, device))
+        return found
+
+    return Run(
+        path=folder.path,
+        about=_about(cfg),
+        codec=task.codec(tokenizer, bool(config.is_encoder_decoder), ends),
+        sourceless=not TASKS[cfg.task].sources,
+        model=model,
+        device=cfg.device,
+        batch_tokens=cfg.sample.batch_tokens,
+        folder=folder,
+        cfg=cfg,
+        task=task,
+        reward=reward,
+    )
+
+
+def _about(cfg: RunConfig) -> About:
+    weights = WeightedMLE.of(cfg.method)
+    return About(
+        cfg.task,
+        cfg.name,
+        cfg.seed,
+        cfg.reward.head,
+        cfg.reward.bound,
+        cfg.aggregator,
+        weights.transform,
+        weights.reward_to_go,
+    )
 
 
 def _config(saved: dict[str, Any]) -> RunConfig:
@@ -96,31 +184,31 @@ def _config(saved: dict[str, Any]) -> RunConfig:
     return run_config(task, saved=completed(task, saved)[0])
 
 
-def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with short labels that tell them apart: aggregator, and what else differs.
+def labelled(readers: Sequence[Reader]) -> list[Reader]:
+    """The readers with short labels that tell them apart: aggregator, and what else differs.
 
     Raises:
-        ConfigError: Runs of different tasks.
+        ConfigError: They were learned for different tasks.
     """
-    tasks = {run.cfg.task for run in runs}
+    tasks = {reader.about.task for reader in readers}
     if len(tasks) > 1:
         raise ConfigError(f"--with: the runs are of different tasks ({', '.join(sorted(tasks))})")
     columns = {
-        "": [run.cfg.aggregator.name for run in runs],
-        "head ": [run.cfg.reward.head for run in runs],
-        "seed ": [run.cfg.seed for run in runs],
+        "": [reader.about.aggregator.name for reader in readers],
+        "head ": [reader.about.head for reader in readers],
+        "seed ": [reader.about.seed for reader in readers],
     }
     used = {key: values for key, values in columns.items() if len(set(values)) > 1 or not key}
     labels = [
-        ", ".join(f"{key}{values[n]}" for key, values in used.items()) for n in range(len(runs))
+        ", ".join(f"{key}{values[n]}" for key, values in used.items()) for n in range(len(readers))
     ]
-    if len(set(labels)) < len(runs):
+    if len(set(labels)) < len(readers):
         labels = [
-            f"{label} ({run.folder.path.name})" for label, run in zip(labels, runs, strict=True)
+            f"{label} ({reader.path.name})" for label, reader in zip(labels, readers, strict=True)
         ]
-    if len(set(labels)) < len(runs):
+    if len(set(labels)) < len(readers):
         labels = [f"{n}: {label}" for n, label in enumerate(labels, 1)]
-    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+    return [replace(reader, label=label) for reader, label in zip(readers, labels, strict=True)]
 
 
 def alike(a: Codec, b: Codec) -> bool:
@@ -133,47 +221,72 @@ def alike(a: Codec, b: Codec) -> bool:
     return ours.to_str() == theirs.to_str()
 
 
-def read(run: Run, groups: Sequence[Group], sampled_by: Codec) -> Read:
-    """Have the run's reward model read the texts of all groups.
+@dataclass(frozen=True)
+class InTokens:
+    """All texts of some groups in one reader's tokens: sources by group, then texts."""
 
-    Tokens that were sampled are read as they are, never decoded and cut again, as long as the run
-    cuts texts like the one that sampled them; else it reads the same text in its own tokens.
+    sources: list[tuple[TokenIds, bool]]
+    texts: list[list[Cut]]
+
+
+def in_tokens(reader: Reader, groups: Sequence[Group], sampled_by: Codec) -> InTokens:
+    """The groups' sources and texts as a reader cuts them.
+
+    Tokens that were sampled are taken as they are, never decoded and cut again, as long as the
+    reader cuts texts like the one that sampled them; else it has the same text in its own tokens.
 
     Raises:
         DataError: A text that has no token.
     """
-    same = alike(run.codec, sampled_by)
-    sources = [_source(run.codec, group, same) for group in groups]
-    texts = [[_text(run.codec, p, same) for p in group.passages] for group in groups]
+    same = alike(reader.codec, sampled_by)
+    sources = [_source(reader.codec, group, same) for group in groups]
+    texts = [[_text(reader.codec, p, same) for p in group.passages] for group in groups]
     for group, found in zip(groups, texts, strict=True):
         for passage, (_, tokens, _) in zip(group.passages, found, strict=True):
             if not tokens:
                 raise DataError(f"{group.id}: no token in the text {passage.text!r:.60}")
-    rewards = _stored(groups) if run.codec is sampled_by else None
-    if rewards is None:
-        rewards = _rewards(run, [ids for ids, _ in sources], texts)
+    return InTokens(sources, texts)
+
+
+def rewards_in(
+    reader: Reader, groups: Sequence[Group], cut: InTokens, sampled_by: Codec
+) -> list[list[Sequence[float]]]:
+    """Rewards by group and text: those that the run has stored, else by its reward model."""
+    stored = _stored(groups) if reader.codec is sampled_by else None
+    return stored or _rewards(reader, [ids for ids, _ in cut.sources], cut.texts)
+
+
+def read(reader: Reader, groups: Sequence[Group], sampled_by: Codec) -> Read:
+    """Have a reward model read the texts of all groups.
+
+    Raises:
+        DataError: A text that has no token.
+    """
+    cut = in_tokens(reader, groups, sampled_by)
     made = [
-        views([text[:2] for text in found], values, Aggregator.of(run.cfg.aggregator))
-        for found, values in zip(texts, rewards, strict=True)
+        views([text[:2] for text in found], values, reader.aggregator)
+        for found, values in zip(
+            cut.texts, rewards_in(reader, groups, cut, sampled_by), strict=True
+        )
     ]
-    cut_texts = sum(cut for found in texts for _, _, cut in found)
-    return Read(made, sum(cut for _, cut in sources), cut_texts)
+    cut_texts = sum(was for found in cut.texts for _, _, was in found)
+    return Read(made, sum(was for _, was in cut.sources), cut_texts)
 
 
 def rewards_of(
-    run: Run, sources: Sequence[str], texts: Sequence[str]
+    reader: Reader, sources: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[str, Sequence[Piece], Sequence[float], bool]]:
     """Each text as it is read, its pieces, their rewards, and whether it or its source was cut.
 
     Raises:
         DataError: A text that has no token.
     """
-    starts = [run.codec.encode_source(source) for source in sources]
-    found = [pieces.of_text(run.codec, text) for text in texts]
+    starts = [reader.codec.encode_source(source) for source in sources]
+    found = [pieces.of_text(reader.codec, text) for text in texts]
     for text, (_, tokens, _) in zip(texts, found, strict=True):
         if not tokens:
             raise DataError(f"no token in the text {text!r:.60}")
-    values = _rewards(run, [ids for ids, _ in starts], [[text] for text in found])
+    values = _rewards(reader, [ids for ids, _ in starts], [[text] for text in found])
     return [
         (text, tokens, rewards, cut or source_cut)
         for (text, tokens, cut), (_, source_cut), (rewards,) in zip(
@@ -190,9 +303,14 @@ def _source(codec: Codec, group: Group, same: bool) -> tuple[TokenIds, bool]:
 
 
 def _text(codec: Codec, passage: Passage, same: bool) -> Cut:
-    if passage.tokens is not None and same:
-        return *pieces.of_tokens(codec, passage.tokens), False
-    return pieces.of_text(codec, passage.text)
+    if passage.tokens is None or not same:
+        return pieces.of_text(codec, passage.text)
+    text, found = pieces.of_tokens(codec, passage.tokens)
+    if text != passage.text:  # white space of a text that was given, not sampled
+        given, own, _ = pieces.of_text(codec, passage.text)
+        if [piece.id for piece in own] == list(passage.tokens):
+            return given, own, False
+    return text, found, False
 
 
 def _stored(groups: Sequence[Group]) -> list[list[Sequence[float]]] | None:
@@ -204,19 +322,17 @@ def _stored(groups: Sequence[Group]) -> list[list[Sequence[float]]] | None:
 
 
 def _rewards(
-    run: Run, sources: Sequence[TokenIds], texts: Sequence[Sequence[Cut]]
+    reader: Reader, sources: Sequence[TokenIds], texts: Sequence[Sequence[Cut]]
 ) -> list[list[Sequence[float]]]:
-    """Rewards of all tokens by the run's reward model, by group and text."""
-    device = pick_device(run.cfg.device)
-    model = load_reward_model(run.reward.path).to(device).eval()
-    as_read(model.backbone, read_dtype(run.cfg.sample.precision, device))
+    """Rewards of all tokens by the reward model, by group and text."""
+    device = pick_device(reader.device)
     rows = [(number, found) for number, group in enumerate(texts) for _, found, _ in group]
     values = per_token(
-        model,
+        reader.model(device),
         sources,
         [[piece.id for piece in found] for _, found in rows],
         [number for number, _ in rows],
-        batch_tokens=token_budget(run.cfg.sample.batch_tokens),
+        batch_tokens=token_budget(reader.batch_tokens),
         device=device,
     )
     left = iter(values)

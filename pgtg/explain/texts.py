@@ -12,11 +12,13 @@ from pgtg.config.registry import TASKS, nearest
 from pgtg.data.comparisons import distinct
 from pgtg.data.examples import Examples
 from pgtg.data.generations import of_tables, read_generations
+from pgtg.data.pairs import canonical
 from pgtg.data.splits import counts_line, text_problem
 from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceError
 from pgtg.explain.credit import Group, Passage
-from pgtg.explain.runs import Run
+from pgtg.explain.runs import Reader, Run
 from pgtg.methods.context import Context, opened
+from pgtg.models.chat import ChatCodec
 from pgtg.runs.folder import Artifact, hash_of, read_table
 from pgtg.runs.log import RunLog
 from pgtg.tasks import open_task
@@ -34,7 +36,9 @@ class Texts:
     origin: str
 
 
-def of_run(run: Run, split: str | None, n: int | None, log: RunLog) -> Texts:
+def of_run(
+    run: Run, split: str | None, n: int | None, log: RunLog, *, round: int | None = None
+) -> Texts:
     """The last round's judged texts where they suffice, else new ones of the run's policy.
 
     Args:
@@ -42,9 +46,10 @@ def of_run(run: Run, split: str | None, n: int | None, log: RunLog) -> Texts:
         split: Of the sources; None for those that the last round held out. Prompts have no source.
         n: Number of sources; None for all that the last round sampled.
         log: For what the user should know.
+        round: Whose texts; None for the last that has a reward model.
 
     Raises:
-        ConfigError: An unknown split, or any for prompts.
+        ConfigError: An unknown split, or any for prompts; a round without such texts.
         ArtifactError: There is no judged text yet.
     """
     if not TASKS[run.cfg.task].sources:
@@ -53,26 +58,31 @@ def of_run(run: Run, split: str | None, n: int | None, log: RunLog) -> Texts:
                 "--split: a prompt run judges its prompts on the few training examples, so there "
                 "is no split to choose; leave it out"
             )
-        return _prompts(run)
+        return _prompts(run, round)
     if split is not None and split not in SPLITS:
         raise ConfigError(f"--split: there is no split '{split}'{nearest(split, SPLITS)}")
-    round, samples = _last_samples(run)
+    newest, samples = last_samples(run)
+    if round is not None:
+        samples = _samples_of(run, round)
     part = {None: "heldout", "validation": "heldout", "train": "train"}.get(split)
     if part is not None and (samples.path / part).is_dir():
         generations = read_generations(samples, part)
         held = len(generations.sources)
         if split is None or n is None or n <= held:
-            origin = f"{part} generations of round {round}"
-            rewards = _scored(run, round, samples, part)
+            number = newest if round is None else round
+            origin = f"{part} generations of round {number}"
+            rewards = _scored(run, number, samples, part) if number == newest else None
             of = "train" if part == "train" else "validation"
             examples = _examples(run, of, generations.source_ids, log)
             return Texts(_by_source(run, generations, rewards, examples)[:n], origin)
     if split is None:
         raise ArtifactError(f"{samples.path} holds no held-out generations: choose --split")
+    if round is not None:
+        raise ConfigError(f"--round: no round has stored texts of {split}: leave it out")
     return _drawn(run, split, n, log)
 
 
-def _last_samples(run: Run) -> tuple[int, Artifact]:
+def last_samples(run: Run) -> tuple[int, Artifact]:
     """The newest round that has a reward model, and its judged generations."""
     for round in range(len(list((run.folder.path / "rounds").glob("[0-9]*"))) - 1, -1, -1):
         found = run.folder.artifact("rounds", f"{round:02d}", "sample")
@@ -82,6 +92,19 @@ def _last_samples(run: Run) -> tuple[int, Artifact]:
     raise ArtifactError(
         f"{run.folder.path} holds no judged generations any more: choose --split test or --text"
     )
+
+
+def _samples_of(run: Run, round: int) -> Artifact:
+    """The generations of a round that was asked for.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    found = run.folder.artifact("rounds", f"{round:02d}", "sample")
+    if not found.exists():
+        raise ConfigError(f"--round {round}: {run.path} holds no texts of such a round")
+    found.verify()
+    return found
 
 
 def _scored(run: Run, round: int, samples: Artifact, part: str) -> list[list[float]] | None:
@@ -135,11 +158,13 @@ def _by_source(
     return groups
 
 
-def _prompts(run: Run) -> Texts:
-    """The distinct prompts of the last round as one group: all of them compete."""
-    round, samples = _last_samples(run)
+def _prompts(run: Run, asked: int | None) -> Texts:
+    """The distinct prompts of a round as one group: all of them compete."""
+    newest, samples = last_samples(run)
+    round = newest if asked is None else asked
+    samples = samples if asked is None else _samples_of(run, asked)
     generations = read_generations(samples, "train")
-    rewards = _scored(run, round, samples, "train")
+    rewards = _scored(run, round, samples, "train") if round == newest else None
     passages = tuple(_passage(generations, rewards, row) for row in distinct(generations))
     group = Group(f"prompts of round {round}", "", (), passages, generations.sources[0])
     return Texts([group], f"judged prompts of round {round}")
@@ -191,11 +216,11 @@ def _generations(
     return Generations(ids, sources, [i for i, _ in rows], tokens, texts, scores, groups)
 
 
-def of_user(run: Run, path: Path, n: int | None, log: RunLog) -> Texts:
+def of_user(reader: Reader, path: Path, n: int | None, log: RunLog) -> Texts:
     """Texts of a jsonl file with `prompt`, `completion`, and perhaps `reference`, on each line.
 
     Completions of one prompt compete with each other. A prompt run reads no source, so `prompt`
-    may be left out there.
+    may be left out there. A chat model's may be a list of messages; a text is a user's turn.
 
     Raises:
         DataError: No such file, or no usable line in it.
@@ -210,7 +235,7 @@ def of_user(run: Run, path: Path, n: int | None, log: RunLog) -> Texts:
             continue
         total += 1
         try:
-            prompt, completion, reference = _row(raw, run)
+            prompt, completion, reference = _row(raw, reader)
         except DataError as error:
             lost[str(error)] += 1
             lines.setdefault(str(error), []).append(line)
@@ -242,7 +267,7 @@ def _bytes(path: Path) -> bytes:
         raise DataError(f"--text {path}: {error.strerror or error}") from error
 
 
-def _row(raw: bytes, run: Run) -> tuple[str, str, list[str]]:
+def _row(raw: bytes, reader: Reader) -> tuple[str, str, list[str]]:
     """Prompt, completion and references of one line.
 
     Raises:
@@ -254,9 +279,11 @@ def _row(raw: bytes, run: Run) -> tuple[str, str, list[str]]:
         raise DataError("broken JSON") from error
     if not isinstance(row, dict):
         raise DataError("not a JSON object")
-    sourceless = not TASKS[run.cfg.task].sources
+    sourceless = reader.sourceless
     prompt: Any = row.get("prompt", "" if sourceless else None)
     given: Any = row.get("reference")
+    if isinstance(reader.codec, ChatCodec):
+        prompt = _conversation(prompt, row.get("tools"))
     for problem in (
         None if sourceless and prompt == "" else text_problem(prompt, "prompt"),
         text_problem(row.get("completion"), "completion"),
@@ -264,6 +291,24 @@ def _row(raw: bytes, run: Run) -> tuple[str, str, list[str]]:
     ):
         if problem:
             raise DataError(problem)
-    if not run.codec.encode_target(row["completion"])[0]:
+    if not reader.codec.encode_target(row["completion"])[0]:
         raise DataError("completion without a token")
     return prompt, row["completion"], [] if given is None else [given]
+
+
+def _conversation(prompt: Any, tools: Any) -> Any:
+    """A chat model's prompt as canonical JSON; as it is where it is no prompt at all.
+
+    Raises:
+        DataError: A message without role, or without content.
+    """
+    if isinstance(prompt, str) and prompt:
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        return prompt
+    for turn in prompt:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise DataError("a message that is no {role, content}")
+        if not isinstance(turn.get("content"), str):
+            raise DataError("a message without text")
+    return canonical(prompt, tools)

@@ -45,21 +45,38 @@ def explain(path: Path, options: Options) -> None:
 
 def _check(options: Options) -> str | None:
     """The format of --out, after a look at what goes together."""
-    form = options.format
     if options.text is not None and options.split is not None:
         raise ConfigError("--text and --split: the texts are either yours or the run's; give one")
     for name, path in (("--html", options.html), ("--out", options.out)):
         if path is not None and path.is_dir():
             raise ConfigError(f"{name} {path} is a folder: give a file name")
-    if form is not None and form not in FORMATS:
-        raise ConfigError(f"--format: found '{form}', expected one of {', '.join(FORMATS)}")
-    if form is not None and options.out is None:
-        raise ConfigError(f"--format {form} needs --out FILE")
-    if options.out is not None and form is None:
-        form = options.out.suffix.removeprefix(".")
-        if form not in FORMATS:
-            raise ConfigError(f"--out {options.out}: give --format jsonl or --format parquet")
-    return form
+    if options.out is not None:
+        return format_of(options.out, options.format)
+    if options.format in FORMATS:
+        raise ConfigError(f"--format {options.format} needs --out FILE")
+    if options.format is not None:
+        raise _unknown(options.format)
+    return None
+
+
+def format_of(out: Path, format: str | None) -> str:
+    """The format of a table: as asked for, else as the file's name ends.
+
+    Raises:
+        ConfigError: No such format, or a name that tells none.
+    """
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder: give a file name")
+    if format is not None and format not in FORMATS:
+        raise _unknown(format)
+    found = format or out.suffix.removeprefix(".")
+    if found not in FORMATS:
+        raise ConfigError(f"--out {out}: give --format jsonl or --format parquet")
+    return found
+
+
+def _unknown(format: str) -> ConfigError:
+    return ConfigError(f"--format: found '{format}', expected one of {', '.join(FORMATS)}")
 
 
 def table_rows(credit: Credit) -> Iterator[dict[str, Any]]:
@@ -69,9 +86,9 @@ def table_rows(credit: Credit) -> Iterator[dict[str, Any]]:
             for run, view in zip(credit.runs, entry.views, strict=True):
                 yield {
                     "id": group.id,
-                    "run": str(run.folder.path),
+                    "run": str(run.path),
                     "label": run.label,
-                    "aggregator": run.cfg.aggregator.name,
+                    "aggregator": run.about.aggregator.name,
                     "source": group.source,
                     "references": list(group.references),
                     "text": view.text,

@@ -64,6 +64,10 @@ class ChatCodec(Codec):
             )
         return self._ids(opened), space, [*after, *self.known_ends[:1]]
 
+    @property
+    def lead(self) -> str:
+        return self._around[1]
+
     @cached_property
     def eos_ids(self) -> TokenIds:
         """All tokens that end an answer; the template's own first."""
@@ -104,7 +108,7 @@ class ChatCodec(Codec):
 
     def encode_targets(self, texts: Sequence[str]) -> list[tuple[TokenIds, bool]]:
         """Ids of answers with the token that ends them, and whether they were cut to fit."""
-        _, space, end = self._around
-        whole = [[*ids, *end] for ids in self._batch([space + text for text in texts])]
+        _, lead, end = self._around
+        whole = [[*ids, *end] for ids in self._batch([lead + text for text in texts])]
         room = self.max_target_tokens
         return [(ids[:room], len(ids) > room) for ids in whole]

@@ -80,6 +80,11 @@ class Codec:
         """End tokens that tokenizer and model name; perhaps none."""
         return list(dict.fromkeys([*end_tokens(self.tokenizer), *self.ends]))
 
+    @property
+    def lead(self) -> str:
+        """What is written before a target, in one run with it."""
+        return self.target_prefix
+
     def _ids(self, text: str) -> TokenIds:
         return encode(self.tokenizer, text) if text else []
 

@@ -12,6 +12,7 @@ HEADS = (
         "linear",
         "the state after a_t -> one linear layer; exported as it is",
         "pgtg.models.reward:LinearHead",
+        exported="as it is",
     ),
     RewardHeadSpec(
         "state_action",
@@ -22,5 +23,6 @@ HEADS = (
         "logprob",
         "scaled log-probability of a_t under the reward model's own LM head",
         "pgtg.models.reward:LogProbHead",
+        exported="never",
     ),
 )

@@ -144,10 +144,14 @@ class RewardModel(nn.Module):
         self.head = with_fast_linears(HEADS[spec.head].load()(backbone.width, spec))
         self.bound = BOUNDS[spec.bound]
 
+    def raw(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        """z_t, the head's outputs, where the tokens stand; those at padding have no meaning."""
+        z = self.head(self.backbone, right_padded(batch))
+        return z.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0))
+
     def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
         """Token rewards in float32, where the tokens stand; those at padding have no meaning."""
-        rewards = self.bound(self.head(self.backbone, right_padded(batch)))
-        return rewards.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0))
+        return self.bound(self.raw(batch))
 
 
 def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> RewardModel:

@@ -136,7 +136,7 @@ def test_train_and_test_sources(run: Path):
     assert credit.origin == "new generations of the trained policy on test"
     examples = {e.id: e for e in credit.runs[0].task.examples("test")}  # type: ignore
     assert [group.id for group in credit.groups] == [*examples][:2]
-    with JudgePool(credit.runs[0].cfg.judge) as judge:
+    with JudgePool(tiny().judge) as judge:
         for group in credit.groups:
             references = [examples[group.id].references] * len(group.entries)
             texts = [entry.views[0].text for entry in group.entries]

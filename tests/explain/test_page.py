@@ -4,7 +4,7 @@ import html
 import re
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -12,10 +12,10 @@ from pgtg.explain.credit import Explained, Group, Passage, explained, views
 from pgtg.explain.gather import Credit
 from pgtg.explain.page import as_page
 from pgtg.explain.pieces import Piece
-from pgtg.explain.runs import Run
+from pgtg.explain.runs import Reader
 from pgtg.explain.shading import DARK, LEVELS, LIGHT, STRONG, Scale
+from pgtg.models.token_classifier import About
 from pgtg.ops.aggregate import Aggregator
-from pgtg.runs.folder import Artifact, RunFolder
 from tests.support.browser import Page, browser, needs_chromium
 from tests.support.tiny import tiny
 
@@ -57,11 +57,14 @@ def credit(runs: int = 2) -> Credit:
     view = views([(text, found)], [values], Aggregator.of(tiny().aggregator))
     groups = [group("right", right, runs), group("wrong", wrong, runs)]
     groups.append(explained(hostile, [view] * runs))
+    about = About("summarize", "made up", 0, "paper", "softplus", tiny().aggregator)
+    none: Any = None
     opened = [
-        Run(RunFolder(f"run{n}"), tiny(), cast(Any, None), Artifact(Path("x")), cast(Any, None), n)
+        Reader(path=Path(f"run{n}"), about=about, codec=none, sourceless=False, model=none, label=n)
         for n in ("avg", "max<b>")[:runs]
     ]
-    return Credit(groups, opened, [Scale(-1.0, 0.5, 2.0)] * runs, frozenset({99}), "made up")
+    scales = [Scale(-1.0, 0.5, 2.0)] * runs
+    return Credit(groups, opened, scales, frozenset({99}), "made up", "rouge1")
 
 
 def contrast(a: str, b: str) -> float:

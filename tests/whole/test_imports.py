@@ -23,6 +23,7 @@ FLOORS = (  # the lowest first: a room imports from its own floor and from those
     {"pipeline"},
     {"report"},
     {"explain"},
+    {"export"},
     {"doctor"},
     {"cli", "__main__"},
 )
