@@ -12,12 +12,26 @@ from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import Any
 
+from pgtg.config import ColumnsConfig
 from pgtg.data.splits import cell, require_columns
 from pgtg.data.tables import Row
 
 Adapter = Callable[[Iterable[Any]], Iterable[Any]]
 Turns = list[dict[str, Any]]
 
+# what adapters call their columns, and a file of one's own has where the config says nothing else
+COLUMNS = ColumnsConfig(
+    source="prompt",
+    references=[],
+    chosen="chosen",
+    rejected="rejected",
+    completions="completions",
+    ranks="ranks",
+    scores="scores",
+    pairs="pairs",
+    margin="margin",
+    tools="tools",
+)
 SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant"}
 _TRANSCRIPT = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")  # HH-RLHF, Nectar
 _TAGGED = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")  # HelpSteer2

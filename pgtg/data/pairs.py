@@ -19,6 +19,7 @@ with the prompt of an earlier row are further preferences of it. A file of plain
 conversations in it is a mistake of the file, and an error.
 """
 
+import difflib
 import hashlib
 import json
 import math
@@ -30,7 +31,7 @@ from typing import Any, overload
 import pyarrow as pa
 
 from pgtg.config import ColumnsConfig, DataConfig
-from pgtg.data.adapters import ADAPTERS
+from pgtg.data.adapters import ADAPTERS, COLUMNS
 from pgtg.data.rows import Rows, RowWriter
 from pgtg.data.splits import OddRows, Tally, cell, fingerprint, has_split, read_rows, text_problem
 from pgtg.data.tables import SOURCES, Row, Table, has_file
@@ -39,6 +40,7 @@ from pgtg.types import DataCounts, Example
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KEPT = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message
+MISSPELT = 0.82  # how alike a column's name and another are: promts, Prompt; not prompt_id
 Turns = list[dict[str, Any]]
 Pairs = tuple[tuple[int, int], ...]
 _Judged = tuple[Turns | str, list[str], list[float], Pairs | None]  # prompt, texts, scores, pairs
@@ -186,9 +188,11 @@ def read_rankings(
     if cfg.path is None:
         raise ConfigError("data.path is not set: give a file, a folder or a hub id")
     divided = split in ("train", "validation") and splits_train(cfg)
+    published = cfg.format not in (None, "auto")
+    cfg = replace(cfg, columns=COLUMNS) if published else cfg
     table = SOURCES[cfg.name](cfg, "train" if divided else split)
-    if cfg.format not in (None, "auto"):
-        rows = ADAPTERS[cfg.format](table.rows)
+    if published:
+        rows = ADAPTERS[str(cfg.format)](table.rows)
         table = replace(table, rows=rows, columns=None, total=None)
     if divided:
         rows = _of_share(table.rows, cfg, own=split == "validation")
@@ -238,7 +242,7 @@ def _prompt_of(row: Row, columns: ColumnsConfig) -> Any:
 
 
 def _require_format(there: Sequence[str], columns: ColumnsConfig, where: str) -> None:
-    """Columns from which preferences can be read.
+    """Columns from which preferences can be read, and the prompts' if they are not implicit.
 
     Raises:
         DataError: There are none; says what was found.
@@ -247,22 +251,30 @@ def _require_format(there: Sequence[str], columns: ColumnsConfig, where: str) ->
     def known(*names: str | None) -> bool:
         return all(name and name.split(".")[0] in there for name in names)
 
-    if known(columns.chosen, columns.rejected):
-        return
-    if known(columns.completions) and any(
-        known(one) for one in (columns.ranks, columns.scores, columns.pairs)
-    ):
-        return
-    if "label" in there and "completion" in there:
+    pairs = known(columns.chosen, columns.rejected)
+    judged = any(known(one) for one in (columns.ranks, columns.scores, columns.pairs))
+    if not pairs and not (known(columns.completions) and judged):
+        if "label" in there and "completion" in there:
+            raise DataError(
+                f"{where}: unpaired feedback (prompt, completion, label): it says of no text that "
+                "it is better than another of the same prompt; give pairs (chosen, rejected) or "
+                "rankings"
+            )
         raise DataError(
-            f"{where}: unpaired feedback (prompt, completion, label): it says of no text that it "
-            "is better than another of the same prompt; give pairs (chosen, rejected) or rankings"
+            f"{where}: no preferences in its columns ({', '.join(there)}): expected chosen and "
+            "rejected, or completions with ranks, scores or pairs; data.columns.chosen=... names "
+            "others, data.format=... a published format"
         )
-    raise DataError(
-        f"{where}: no preferences in its columns ({', '.join(there)}): expected chosen and "
-        "rejected, or completions with ranks, scores or pairs; data.columns.chosen=... names "
-        "others, data.format=... a published format"
-    )
+    if known(columns.source):
+        return
+    lowered = {name.lower(): name for name in there}
+    close = difflib.get_close_matches(columns.source.lower(), lowered, n=1, cutoff=MISSPELT)
+    if close or columns.source != COLUMNS.source:
+        found = lowered[close[0]] if close else ""
+        hint = f"did you mean {found!r}? data.columns.source={found}; " if close else ""
+        raise DataError(
+            f"{where} has no column {columns.source!r}: {hint}columns: {', '.join(there)}"
+        )
 
 
 class _Unusable(Exception):

@@ -3,34 +3,22 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pgtg.config import ColumnsConfig, DataConfig
+from pgtg.config import DataConfig
 from pgtg.config.groups import CONF
-from pgtg.data.adapters import ADAPTERS
+from pgtg.data.adapters import ADAPTERS, COLUMNS
 from pgtg.data.pairs import Rankings, read_rankings
 from pgtg.errors import DataError
 from pgtg.types import DataCounts
 
 Row = Mapping[str, Any]
 NAMES = [name for name in ADAPTERS if name != "auto"]
-COLUMNS = ColumnsConfig(
-    None,
-    "prompt",
-    [],
-    "chosen",
-    "rejected",
-    "completions",
-    "ranks",
-    "scores",
-    "pairs",
-    "margin",
-    "tools",
-)
 REAL = Path(__file__).parents[3] / "shared/data/qa_feedback/dev_feedback.json.gz"
 
 
@@ -138,7 +126,7 @@ SHAPES = {
 def read(folder: Path, name: str, rows: Sequence[Row], **more: Any) -> tuple[Rankings, DataCounts]:
     file = folder / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    cfg = DataConfig("files", str(folder), columns=COLUMNS, format=name, **more)
+    cfg = DataConfig("files", str(folder), format=name, **{"columns": COLUMNS, **more})
     return read_rankings(cfg, "train")
 
 
@@ -165,6 +153,13 @@ def test_a_row_as_published(name: str, tmp_path: Path):
     else:
         assert not found.conversational and one.prompt == prompt
     assert (one.completions, one.scores, one.pairs) == (completions, scores, pairs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_of_the_config_are_of_no_concern(name: str, tmp_path: Path):
+    other = replace(COLUMNS, id="id", source="question", chosen="good", completions="answers")
+    as_usual, renamed = (read(tmp_path, name, rows_of(name), columns=c) for c in (COLUMNS, other))
+    assert list(renamed[0]) == list(as_usual[0])
 
 
 @pytest.mark.parametrize("name", NAMES)

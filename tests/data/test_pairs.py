@@ -12,12 +12,12 @@ import yaml
 
 from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.config.groups import CONF
+from pgtg.data.adapters import COLUMNS
 from pgtg.data.pairs import Chosen, Ranking, Rankings, read_rankings
 from pgtg.errors import DataError
 from pgtg.types import DataCounts
 
 Row = dict[str, Any]
-COLUMNS = ColumnsConfig(**yaml.safe_load((CONF / "data/pairs.yaml").read_text())["columns"])
 
 
 def system(text: str) -> Row:
@@ -57,6 +57,11 @@ def messages(ranking: Ranking) -> list[Row]:
 
 
 # --- formats
+
+
+def test_columns_of_the_yaml_are_those_of_adapters():
+    named = yaml.safe_load((CONF / "data/pairs.yaml").read_text(encoding="utf-8"))["columns"]
+    assert ColumnsConfig(**named) == COLUMNS
 
 
 def test_pairs(tmp_path: Path):
@@ -336,3 +341,30 @@ def test_a_row_that_cannot_be_used_is_counted(good: Row, bad: Row, reason: str, 
 def test_a_file_of_several_kinds_or_of_none_is_refused(rows: list[Row], said: str, tmp_path: Path):
     with pytest.raises(DataError, match=said):
         read(tmp_path, rows)
+
+
+IMPLICIT = {"chosen": "Q: why? A: so", "rejected": "Q: why? A: no"}
+
+
+@pytest.mark.parametrize("row", [IMPLICIT, {"completions": ["a", "b"], "ranks": [1, 2]}])
+@pytest.mark.parametrize("name", ["promt", "prompts", "Prompt", "PROMPT", "pormpt"])
+def test_a_misspelt_prompt_is_named(name: str, row: Row, tmp_path: Path):
+    """And never read as if there were none."""
+    said = f"has no column 'prompt': did you mean {name!r}\\? data.columns.source={name}; columns: "
+    with pytest.raises(DataError, match=said):
+        read(tmp_path, [{name: "q", **row}])
+
+
+def test_a_column_of_prompts_that_was_asked_for_must_be_there(tmp_path: Path):
+    columns = replace(COLUMNS, source="question")
+    with pytest.raises(DataError, match="has no column 'question': columns: chosen, rejected"):
+        read(tmp_path, [IMPLICIT], columns=columns)
+    assert one(tmp_path, [{"question": "q", **IMPLICIT}], columns=columns).prompt == "q"
+    nested = replace(COLUMNS, source="ask.question")
+    row = {"ask": {"question": "q"}, **IMPLICIT}
+    assert one(tmp_path, [row], columns=nested).prompt == "q"
+
+
+def test_other_columns_are_no_prompts(tmp_path: Path):
+    row = {"prompt_id": "7", "source": "web", "score_chosen": 1.0, **IMPLICIT}
+    assert one(tmp_path, [row]).prompt == "Q: why? A:"
