@@ -23,7 +23,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -40,6 +40,7 @@ from pgtg.types import DataCounts, Example
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KEPT = ("role", "content", "name", "tool_calls", "tool_call_id")  # of a message
+OTHER_SIDE = "on the other side of data.validation_share"  # why a row is not of its split
 MISSPELT = 0.82  # how alike a column's name and another are: promts, Prompt; not prompt_id
 Turns = list[dict[str, Any]]
 Pairs = tuple[tuple[int, int], ...]
@@ -194,17 +195,18 @@ def read_rankings(
     if published:
         rows = ADAPTERS[str(cfg.format)](table.rows)
         table = replace(table, rows=rows, columns=None, total=None)
-    if divided:
-        rows = _of_share(table.rows, cfg, own=split == "validation")
-        table = replace(table, rows=rows, total=None)
-    return rankings_of(table, cfg, split, tally)
+    return rankings_of(table, cfg, split, tally, divided=divided)
 
 
 def rankings_of(
-    table: Table, cfg: DataConfig, split: str, tally: Tally | None = None
+    table: Table, cfg: DataConfig, split: str, tally: Tally | None = None, *, divided: bool = False
 ) -> tuple[Rankings, DataCounts]:
-    """The preferences in the rows of a table; errors as `read_rankings`."""
-    writer, reader = RankingWriter(), _Reader(cfg, split, table.name)
+    """The preferences in the rows of a table; errors as `read_rankings`.
+
+    Args:
+        divided: The table holds both sides of `data.validation_share`.
+    """
+    writer, reader = RankingWriter(), _Reader(cfg, split, table.name, divided)
     counts = read_rows(
         table,
         split,
@@ -218,27 +220,10 @@ def rankings_of(
     return Rankings(writer.finish(), bool(reader.conversational), reader.format), counts
 
 
-def _of_share(rows: Iterable[Row], cfg: DataConfig, *, own: bool) -> Iterator[Row]:
-    """The rows of one side: all rows of a prompt fall to the same, by a hash of the prompt."""
-    assert cfg.validation_share is not None
-    for row in rows:
-        prompt = json.dumps(_prompt_of(row, cfg.columns), sort_keys=True, default=str)
-        digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
-        held = int.from_bytes(digest, "big") < cfg.validation_share * 2**64
-        if held == own:
-            yield row
-
-
-def _prompt_of(row: Row, columns: ColumnsConfig) -> Any:
-    """A row's prompt as it stands there; what an implicit one's chosen and rejected share."""
-    prompt = cell(row, columns.source)
-    if prompt is not None:
-        return prompt
-    chosen, rejected = (cell(row, str(key)) for key in (columns.chosen, columns.rejected))
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        with suppress(_Unusable):
-            return _common(chosen, rejected)
-    return chosen[:-1] if _is_turns(chosen) else chosen
+def _validates(prompt: Turns | str, share: float) -> bool:
+    """By a hash of the prompt alone: the same in all runs, and for all rows of the prompt."""
+    digest = hashlib.blake2b(json.dumps(prompt, sort_keys=True).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
 
 
 def _require_format(there: Sequence[str], columns: ColumnsConfig, where: str) -> None:
@@ -288,6 +273,7 @@ class _Reader:
     cfg: DataConfig
     split: str
     where: str
+    divided: bool  # a share of the prompts validates
     conversational: bool | None = None
     format: str = ""
     first: str = ""  # id of the row that decided both
@@ -300,6 +286,10 @@ class _Reader:
             else:
                 prompt, texts, scores, pairs = self._completions(row, notes)
                 kind = "rankings" if pairs is None else "comparisons"
+            if self.divided:
+                validates = _validates(prompt, float(self.cfg.validation_share or 0))
+                if validates != (self.split == "validation"):
+                    raise _Unusable(OTHER_SIDE)
             written = self._written(prompt, row)
             margin = self._margin(row, of_two=len(texts) == 2 and pairs is None)
             self._one_form(name, kind, talk=not isinstance(prompt, str))

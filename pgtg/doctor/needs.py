@@ -15,7 +15,8 @@ from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.pipeline.plan.room import Room, nearest_folder
 
 READ_AT_MOST = 200 * 10**6  # bytes of data files that are read to check them
-ASKED_FOR = ("beyond limit", "not drawn")  # rows that the config itself leaves out
+# rows that the config itself leaves out
+ASKED_FOR = ("beyond limit", "not drawn", "on the other side of data.validation_share")
 ASK_S = 5.0  # how long the hub may take to answer
 
 

@@ -1,5 +1,6 @@
 """Preferences that exist already: what each format is read as, and why a row is dropped."""
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -368,3 +369,69 @@ def test_a_column_of_prompts_that_was_asked_for_must_be_there(tmp_path: Path):
 def test_other_columns_are_no_prompts(tmp_path: Path):
     row = {"prompt_id": "7", "source": "web", "score_chosen": 1.0, **IMPLICIT}
     assert one(tmp_path, [row]).prompt == "Q: why? A:"
+
+
+# --- a share of the prompts validates
+
+
+def sides(folder: Path, rows: Sequence[Row], **more: Any) -> tuple[Rankings, Rankings]:
+    """What trains and what validates; every row is accounted for on both sides."""
+    found: list[Rankings] = []
+    for split in ("train", "validation"):
+        part, counts = read(folder, rows, split, validation_share=0.3, **more)
+        assert counts.rows == len(rows) == counts.kept + sum(counts.dropped.values())
+        assert counts.dropped["on the other side of data.validation_share"] == len(rows) - len(part)
+        found.append(part)
+    return found[0], found[1]
+
+
+def validates(prompt: Any) -> bool:
+    """The documented rule."""
+    digest = hashlib.blake2b(json.dumps(prompt, sort_keys=True).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < 0.3
+
+
+def test_ids_are_row_numbers_of_the_file_on_both_sides(tmp_path: Path):
+    rows = [{"prompt": f"p{i // 2}", "chosen": f"a{i}", "rejected": "b"} for i in range(100)]
+    train, held = sides(tmp_path, rows)
+    assert sorted(map(int, train.ids() + held.ids())) == list(range(100))
+    for ranking in [*train, *held]:
+        assert ranking.completions[0] == f"a{ranking.id}"
+    assert {r.id for r in held} == {str(i) for i in range(100) if validates(f"p{i // 2}")}
+    assert 15 < len(held) < 45
+
+
+def test_a_prompt_is_on_one_side_however_its_row_is_written(tmp_path: Path):
+    """A function of the prompt alone: not of what else a message holds, of tools or of as_chat."""
+    asked = [[system("s"), user(f"q{i}")] for i in range(40)]
+    expected = [i for i, turns in enumerate(asked) if validates(turns)]
+    assert 4 < len(expected) < 20
+
+    def held(rows: list[Row]) -> list[int]:
+        return [int(i) for i in sides(tmp_path, rows)[1].ids()]
+
+    def row(turns: list[Row], *before: Row) -> Row:
+        answers = [[*before, answer("a")], [*before, answer("b")]]
+        return {"prompt": turns, "chosen": answers[0], "rejected": answers[1]}
+
+    def implicit(turns: list[Row]) -> Row:
+        return {"completions": [[*turns, answer("a")], [*turns, answer("b")]], "ranks": [1, 2]}
+
+    assert held([row(turns) for turns in asked]) == expected
+    assert held([row(turns, *turns) for turns in asked]) == expected
+    assert held([row(turns) | {"tools": [{"name": "f"}]} for turns in asked]) == expected
+    assert (
+        held([row([{**t, "weight": 1, "name": None} for t in turns]) for turns in asked])
+        == expected
+    )
+    assert held([implicit(turns) for turns in asked]) == expected
+    plain = [{**GOOD, "prompt": f"p{i}"} for i in range(40)]
+    ids = [sides(tmp_path, plain, as_chat=as_chat)[1].ids() for as_chat in (False, True)]
+    assert ids[0] == ids[1] == [str(i) for i in range(40) if validates(f"p{i}")]
+
+
+def test_no_prompt_on_one_side_is_said(tmp_path: Path):
+    prompt = next(f"p{i}" for i in range(9) if not validates(f"p{i}"))
+    said = "for the validation split: 1 rows, 1 on the other side of data.validation_share"
+    with pytest.raises(DataError, match=said):
+        read(tmp_path, [{**GOOD, "prompt": prompt}], "validation", validation_share=0.3)

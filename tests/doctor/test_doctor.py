@@ -1,7 +1,9 @@
 """The doctor: each planted problem is named with what fixes it, all at once; nothing is left."""
 
 import fcntl
+import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -212,3 +214,13 @@ def test_no_traceback_in_a_process_of_its_own(tmp_path: Path):
     )
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "data_seed=x: expected a whole number" in done.stdout
+
+
+def test_prompts_that_validate_are_no_lost_rows(around: Surroundings):
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(40)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ["data.path=train.jsonl", "data.validation_share=0.3", "policy.path=x"]
+    cfg = run_config("preferences", own)
+    (found,) = needs.data(cfg, around)
+    sizes = re.findall(r"(?:train|validation) (\d+)", found.text)
+    assert found.state == "ok" and sum(map(int, sizes)) == 40 and len(sizes) == 2
