@@ -187,16 +187,19 @@ def qa_feedback(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _with_passages(question: Any, passages: Any) -> str | None:
-    """The question with what is known, words parted by single spaces; None without either."""
+    """What is known and then the question, words parted by single spaces; None without either.
+
+    The released code has the question first. Here a prompt that is too long loses its beginning.
+    """
     known = _list(passages)
     if not isinstance(question, str) or not question.strip() or known is None:
         return None
-    parts = ["question:", question, *(["context:"] if known else [])]
+    parts = ["context:"] if known else []
     for passage in known:
         if not isinstance(passage, list | tuple) or not passage:
             return None
         parts += [f"wikipage: {passage[0]}", "text:", *map(str, passage[1:])]
-    return " ".join(" ".join([*parts, "answer:"]).split())
+    return " ".join(" ".join([*parts, "question:", question, "answer:"]).split())
 
 
 # --- texts

@@ -115,7 +115,7 @@ SHAPES = {
     ),
     "qa_feedback": (
         QA,
-        "question: Hi, who won? context: wikipage: Cup text: Cup. Won. wikipage: Us text: answer:",
+        "context: wikipage: Cup text: Cup. Won. wikipage: Us text: question: Hi, who won? answer:",
         (" We did.", " They did.", " Nobody.", " You."),
         (0.0, -1.0, 1.0, 0.0),
         ((0, 1), (3, 0), (2, 1), (1, 3)),
