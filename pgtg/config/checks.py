@@ -172,6 +172,7 @@ RULES: tuple[Rule, ...] = (
     ("judge.workers", *NOT_NEGATIVE),
     ("method.entropy", *NOT_NEGATIVE),
     ("method.entropy_target", *POSITIVE),
+    ("method.mle", *NOT_NEGATIVE),
     ("method.reinforce", *NOT_NEGATIVE),
     ("method.token_share", *SHARE),
     ("method.kl", *NOT_NEGATIVE),

@@ -41,10 +41,10 @@ class SupervisedBatch:
 
 @dataclass(frozen=True)
 class Improvement:
-    """L = mean over targets of -sum_t w_t log pi(y_t|s_t) - alpha H + c L_PG.
+    """L = m [mean over targets of -sum_t w_t log pi(y_t|s_t) - alpha H] + c L_PG.
 
-    H is the mean entropy over the targets' tokens and L_PG the mean over sampled tokens of
-    -A_t log pi(a_t|s_t) + kl * KL(pi || pi_start).
+    Where m is 0, targets are not read. H is the mean entropy over the targets' tokens and L_PG the
+    mean over sampled tokens of -A_t log pi(a_t|s_t) + kl * KL(pi || pi_start).
     """
 
     policy: LanguageModel
@@ -58,6 +58,21 @@ class Improvement:
         return Window(len(batch.batch.tokens), tokens, sampled, read, places)
 
     def __call__(self, batch: SupervisedBatch, window: Window) -> Loss:
+        found = self._of_targets(batch, window) if self.cfg.mle else None
+        if batch.sampled is None:
+            assert found is not None  # one of both weights is above 0
+            return found
+        term, metrics = policy_gradient(
+            self.policy, batch.sampled, self.decoding, window, kl=self.cfg.kl
+        )
+        term = self.cfg.reinforce * term
+        return (
+            Loss(term, metrics)
+            if found is None
+            else Loss(found.value + term, {**found.metrics, **metrics})
+        )
+
+    def _of_targets(self, batch: SupervisedBatch, window: Window) -> Loss:
         logits = self.policy.logits(batch.batch).float()
         log_probs = log_probability(logits, batch.batch.tokens)
         nll = weighted_nll(log_probs, batch.weights, batch.batch.mask).sum() / window.sequences
@@ -70,12 +85,7 @@ class Improvement:
             bonus = masked_sum(entropy_bonus(found, self.cfg.entropy_target), mask)
             value = value - self.cfg.entropy * bonus / window.tokens
             metrics["entropy"] = masked_sum(found.detach(), mask) / window.tokens
-        if batch.sampled is not None:
-            term, more = policy_gradient(
-                self.policy, batch.sampled, self.decoding, window, kl=self.cfg.kl
-            )
-            value, metrics = value + self.cfg.reinforce * term, metrics | more
-        return Loss(value, metrics)
+        return Loss(value if self.cfg.mle == 1 else self.cfg.mle * value, metrics)
 
 
 @dataclass(frozen=True)

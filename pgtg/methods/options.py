@@ -43,6 +43,7 @@ class WeightedMLE(_Trained):
 
     NEUTRAL: ClassVar[Mapping[str, Any]] = {
         **_Trained.NEUTRAL,
+        "mle": 1.0,
         "transform": "none",
         "reward_to_go": False,
         "reinforce": 0.0,
@@ -51,6 +52,7 @@ class WeightedMLE(_Trained):
         "samples": 1,
     }
 
+    mle: float = MISSING
     transform: str = MISSING
     reward_to_go: bool = MISSING
     reinforce: float = MISSING
@@ -67,6 +69,8 @@ class WeightedMLE(_Trained):
         return self.reinforce * self.kl > 0
 
     def problems(self) -> Iterator[str]:
+        if not self.mle and not self.reinforce:
+            yield "mle: found 0, and reinforce=0 as well: nothing would be trained"
         if self.baseline == "group" and self.reinforce and self.samples < 2:
             found = f"found {self.samples}"
             yield f"samples: {found}, but baseline=group needs at least 2 generations per source"

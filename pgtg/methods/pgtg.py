@@ -30,6 +30,7 @@ def weigh_shuffled(
 
 
 METHOD = Method("pgtg", STAGES, SupervisedTrainer, weigh, samples=True)
+REINFORCE = Method("reinforce", STAGES, SupervisedTrainer, weigh, samples=True)  # method.mle=0
 RANDOM_REWARD = Method(
     "random_reward_model",
     ("improve",),

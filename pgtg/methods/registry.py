@@ -28,6 +28,13 @@ METHODS = (
         options=Reinforce,
     ),
     MethodSpec(
+        "reinforce",
+        "REINFORCE with learned token rewards on the policy's own generations",
+        "pgtg.methods.pgtg:REINFORCE",
+        GUIDED,
+        options=WeightedMLE,
+    ),
+    MethodSpec(
         "mle",
         "plain MLE: uniform weights, no reward model (summarize)",
         "pgtg.methods.mle:METHOD",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pgtg.config import RunConfig, known_keys
+from pgtg.config import LoraConfig, RunConfig, known_keys
 from pgtg.config.inputs import LOCAL, NEUTRAL, STAGES, portable, settings
 from pgtg.config.registry import TASKS
 from pgtg.methods.context import Context
@@ -40,6 +40,8 @@ CONFIGS = {
     "prompt": tiny_prompt("method.controls=[sparse]", "prompt.baselines=[manual]"),
     "preferences": tiny_preferences(),
 }
+CONFIGS["preferences"].policy.lora = LoraConfig(2, 4.0)
+CONFIGS["preferences"].reward.lora = LoraConfig(2, 4.0)
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
 

@@ -58,10 +58,12 @@ def test_the_tables_import_nothing_heavy():
 
 
 def test_a_method_runs_where_its_needs_are_met():
-    assert set(methods_of("summarize")) == {"pgtg", "mle"}
+    assert set(methods_of("summarize")) == {"pgtg", "reinforce", "mle"}
     assert set(methods_of("prompt")) == {"pgtg", "sparse", "random"}
     assert method_spec("prompt", "pgtg").code != method_spec("summarize", "pgtg").code
-    lacking = "'sparse' needs classifier, which the task summarize lacks; it has pgtg, mle"
+    lacking = (
+        "'sparse' needs classifier, which the task summarize lacks; it has pgtg, reinforce, mle"
+    )
     with pytest.raises(ConfigError, match=lacking):
         method_spec("summarize", "sparse")
     with pytest.raises(ConfigError, match=r"no 'shufled'; did you mean 'shuffled'"):

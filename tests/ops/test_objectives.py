@@ -398,3 +398,16 @@ def test_plackett_luce_accumulates():
         assert_close(summed, whole, rtol=1e-4, atol=1e-6)
         assert added == pytest.approx(metrics)
     assert whole.abs().max() > 1e-2
+
+
+def test_the_weights_of_both_terms_add_up():
+    """m x MLE + c x policy gradient; with m = 0 the targets are not even read."""
+    policy, batch = tiny_lm(), supervised([0, 1, 2, 3], [1, 2])
+    grads = {}
+    for m, c in ((1.0, 0.0), (0.0, 0.7), (2.0, 0.7)):
+        options = replace(OPTIONS, entropy=0.3, mle=m, reinforce=c, kl=0.2)
+        own = batch if c else replace(batch, sampled=None)
+        objective = Improvement(policy, options, Decoding(False, 8, top_k=6))
+        grads[m], metrics = gradients(policy, objective, [own])
+        assert ("weighted_nll" in metrics) is (m > 0)
+    assert_close(grads[2.0], 2 * grads[1.0] + grads[0.0], rtol=1e-4, atol=1e-6)

@@ -1,6 +1,7 @@
 """The preferences task: rankings that exist already, through a whole run."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.sampling import log_probability
 from pgtg.pipeline.evaluation.preferences import heldout_reward
 from pgtg.pipeline.plan import describe, needs
-from pgtg.pipeline.run import session, train
+from pgtg.pipeline.run import run_stage, session, train
 from pgtg.runs.files import read_jsonl
 from pgtg.tasks.preferences import PreferencesTask
 from pgtg.training import loop
@@ -283,3 +284,15 @@ def test_adapters_resume_to_the_bit(finished: Path, lora: Path, tmp_path: Path, 
     monkeypatch.undo()
     train(lora_config(finished), tmp_path / "again")
     assert results(tmp_path / "again") == results(lora)
+
+
+def test_reinforce_learns_from_own_samples_alone(finished: Path, tmp_path: Path):
+    """No target is read: other chosen texts of the same rewards would change nothing."""
+    shutil.copytree(finished, tmp_path / "run")
+    own = ["method=reinforce", "method.samples=2", "method.controls=[]"]
+    run_stage(tiny_preferences(*own), tmp_path / "run", "improve", round=0, force=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    seen = {key for line in lines for key in json.loads(line)}
+    assert any("reinforce" in key for key in seen)
+    with pytest.raises(ConfigError, match="mle: found 0, and reinforce=0"):
+        tiny_preferences("method=reinforce", "method.reinforce=0")
