@@ -5,7 +5,8 @@ nearest known name, wrong types, missing values, and the cross-checks of `config
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -53,10 +54,9 @@ from pgtg.config.registry import (
 from pgtg.errors import ConfigError
 
 VERSION_BASE = "1.3"
-# how Hydra and OmegaConf refuse odd input; some of it trips over their own assertions and types
-REFUSALS = (HydraException, OmegaConfBaseException)
-REFUSALS += (yaml.YAMLError,)  # of an own config file
-REFUSALS += (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+# how Hydra and OmegaConf refuse odd input, and what some of it makes them stumble over (`theirs`)
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+STUMBLES = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 PLUGGABLE: Mapping[str, Registry] = {  # groups whose options may be a plugin's
     "method": METHODS,
     "judge": JUDGES,
@@ -68,6 +68,21 @@ FITTED = {
     "reward": ("fit",),
     "method": ("entropy", "entropy_target", "standardize", "sparse_updates", "sparse_lr"),
 }
+
+
+class Stumbled(HydraException):
+    """Hydra or OmegaConf met odd input by an assertion or a type error of its own."""
+
+
+@contextmanager
+def theirs() -> Iterator[None]:
+    """Around their calls only: there such an error is the input's, elsewhere a fault of ours."""
+    try:
+        yield
+    except REFUSALS:
+        raise
+    except STUMBLES as error:
+        raise Stumbled(str(error)) from error
 
 
 class Composed(NamedTuple):
@@ -211,7 +226,9 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
         problems += [f"{key}: no value; give {key}=..." for key in missing]
-        run = OmegaConf.to_object(_filled(cfg, missing))
+        filled = _filled(cfg, missing)
+        with theirs():
+            run = OmegaConf.to_object(filled)
     except REFUSALS as error:
         raise ConfigError(*problems, one_line(error)) from error
     assert isinstance(run, RunConfig)
@@ -262,7 +279,8 @@ def _other_task(load: ConfigLoaderImpl, override: Override, task: str) -> str | 
         return None
     name = str(override.value())
     try:
-        found = load.repository.load_config(f"experiment/{name}")
+        with theirs():
+            found = load.repository.load_config(f"experiment/{name}")
     except REFUSALS as error:
         return f"experiment={name}: {one_line(error)}"
     own = OmegaConf.select(found.config, "task", default=task) if found is not None else task
@@ -417,17 +435,19 @@ def _shipped(task: str, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[st
 def _composed(
     load: ConfigLoaderImpl, task: str, overrides: Sequence[str]
 ) -> tuple[DictConfig, dict[str, str]]:
-    cfg = load.load_configuration(
-        config_name=task,
-        overrides=list(overrides),
-        run_mode=RunMode.RUN,
-        validate_sweep_overrides=False,
-    )
+    with theirs():
+        cfg = load.load_configuration(
+            config_name=task,
+            overrides=list(overrides),
+            run_mode=RunMode.RUN,
+            validate_sweep_overrides=False,
+        )
     choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
     OmegaConf.set_readonly(cfg.hydra, False)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
-    values = OmegaConf.to_container(cfg, resolve=False)
+    with theirs():
+        values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
     return _typed(task, {str(key): value for key, value in values.items()}), choices
 
@@ -448,7 +468,8 @@ def _typed(task: str, values: Mapping[str, Any]) -> DictConfig:
         own = {option.name for option in fields(options)}
         others = {key.removeprefix(f"{owned}.") for key in known_keys()} - own
         given[owned] = {key: value for key, value in section.items() if key not in others}
-    cfg = OmegaConf.merge(base, given)
+    with theirs():
+        cfg = OmegaConf.merge(base, given)
     assert isinstance(cfg, DictConfig)
     OmegaConf.set_struct(cfg, True)
     return cfg
@@ -489,7 +510,8 @@ def _apply(load: ConfigLoaderImpl, cfg: DictConfig, override: Override) -> str |
         fix = f"choose {' or '.join(options)}" if options else "choose what fills it first"
         return f"{key}: {empty} is null here, so it has no keys; {fix}"
     try:
-        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+        with theirs():
+            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
     except REFUSALS as error:
         expected = expected_type(key)
         if expected is None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pgtg.config import RunConfig, checks, expected_type, is_open, known_keys
+from pgtg.config import RunConfig, checks, compose, expected_type, is_open, known_keys
 from pgtg.config.compose import composed, run_config
 from pgtg.config.groups import CONF
 from pgtg.config.overrides import as_hydra, folder_name
@@ -407,3 +407,17 @@ def test_an_interpolation_that_does_not_end_is_no_mapping():
 def test_every_rule_is_of_a_key_that_there_is():
     assert {key for key, _, _ in checks.RULES} <= set(known_keys())
     assert set(checks.choices()) <= set(known_keys())
+
+
+def test_a_fault_of_ours_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPatch):
+    """Hydra and OmegaConf stumble over odd input; what stumbles in our own code is a bug."""
+
+    def broken(*_: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(compose, "_replace", broken)
+    with pytest.raises(KeyError, match="ours"):
+        run_config("summarize", ["policy=t5_small", "data=files", "experiment=quickstart"])
+    monkeypatch.setattr(compose.OmegaConf, "to_object", broken)
+    with pytest.raises(ConfigError, match="ours"):
+        run_config("summarize", [])

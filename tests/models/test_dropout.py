@@ -95,3 +95,11 @@ def test_routers_of_experts_have_no_noise_when_dropout_is_off():
     lm, inputs = LanguageModel(model), batch()
     real = inputs.mask
     assert_close(lm.train().logits(inputs)[real], lm.eval().logits(inputs)[real])
+
+
+def test_a_rate_that_scales_in_eval_mode_stays():
+    """NLLB-MoE's, by which experts' outputs are scaled where nothing is dropped."""
+    model: Any = build("gpt2").model
+    model.transformer.moe_token_dropout = RATE
+    silence_dropout(model)
+    assert model.transformer.moe_token_dropout == RATE
