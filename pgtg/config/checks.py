@@ -29,6 +29,11 @@ REFERENCES = {
     "as_given": "the references as the data has them",
     "as_trained": "as the policy's targets hold them: cut to fit and decoded",
 }
+JUDGE_DTYPES = {
+    "auto": "bfloat16 on GPUs that have it, else float32",
+    "float32": "32-bit floats",
+    "bfloat16": "16-bit floats; slow on most CPUs",
+}
 # Names that a key may hold where nothing plugs in; tests hold them equal to the tables of code.
 CHOICES: dict[str, dict[str, str]] = {
     "data.name": {
@@ -79,10 +84,13 @@ CHOICES: dict[str, dict[str, str]] = {
         "no": "the type of the weights",
         "bf16": "weights in bf16; slow on many CPUs",
     },
-    "judge.classifier.dtype": {
-        "auto": "bfloat16 on GPUs that have it, else float32",
-        "float32": "32-bit floats",
-        "bfloat16": "16-bit floats; slow on most CPUs",
+    "judge.classifier.dtype": JUDGE_DTYPES,
+    "judge.dtype": JUDGE_DTYPES,
+    "judge.reads": {
+        "auto": "conversations by the chat template, texts as text",
+        "text": "before + prompt + between + completion + after; turns parted by empty lines",
+        "chat": "by the chat template; a plain prompt is a user's turn",
+        "pair": "prompt and completion as the tokenizer's pair of texts",
     },
     "policy.dtype": {"float32": "32-bit floats", "bfloat16": "16-bit floats; slow on most CPUs"},
 }
@@ -170,6 +178,8 @@ RULES: tuple[Rule, ...] = (
     ("reward.mlp_width", *COUNT),
     ("aggregator.temperature", *POSITIVE),
     ("judge.workers", *NOT_NEGATIVE),
+    ("judge.max_tokens", *COUNT),
+    ("judge.batch_tokens", *COUNT),
     ("method.entropy", *NOT_NEGATIVE),
     ("method.entropy_target", *POSITIVE),
     ("method.mle", *NOT_NEGATIVE),
@@ -212,6 +222,7 @@ def check(cfg: RunConfig) -> list[str]:
         return mistyped  # the other checks rest on types
     problems = [*_names(cfg), *_numbers(cfg), *_fits(cfg), *_data(cfg), *_policy(cfg)]
     problems += [*_reward(cfg), *_method(cfg), *_schedule(cfg), *_evaluation(cfg)]
+    problems += [f"judge.{problem}" for problem in cfg.judge.problems()]
     return [*problems, *_of_other_tasks(cfg), *resolve(TASKS[cfg.task].check)(cfg)]
 
 

@@ -44,6 +44,7 @@ NEUTRAL: Mapping[str, str] = {
     "logger": "who is told",
     "keep_rounds": "which weights stay, not what they are",
     "judge.workers": "any number gives the same scores",
+    "judge.batch_tokens": "last bits of sums; part of the cache's key",
     "device": "last bits of sums; part of the cache's key",
     "tf32": "last bits of sums; part of the cache's key",
     "deterministic": "last bits of sums; part of the cache's key",

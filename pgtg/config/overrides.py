@@ -26,11 +26,12 @@ PATHS = (
     "policy.path",
     "reward.path",
     "judge.classifier.path",
+    "judge.path",
     "metrics.bertscore_model",
     "cache",
 )
 TEXTS = re.compile(
-    r"policy\.(prefix|suffix|target_prefix|start_text)"
+    r"policy\.(prefix|suffix|target_prefix|start_text)|judge\.(before|between|after)"
     r"|data\.fewshot\.(masked|causal)\.[^.]+\.(template|instruction)"
 )
 TEXT, TEXT_LIST = PLAIN[str], "a list"  # how the schema names a text, and lists (all of texts)

@@ -97,6 +97,8 @@ class JudgeSpec(Spec):
     """A judge; `code` builds a `TextJudge` of (sentence splitter, tokenizer).
 
     Args:
+        main: It judges in the main process: `code` opens a `judges.judge.Judge` of the config.
+        check: (config, fetch) -> what else is to be said before a run; raises what refuses it.
         prompts: It judges prompts, not texts; the prompt task builds it itself.
         absent: It judges nothing; a task whose preferences are stored needs no judge.
         options: Its section of the config, a subclass of `JudgeConfig`.
@@ -105,6 +107,8 @@ class JudgeSpec(Spec):
     prompts: bool = False
     absent: bool = False
     options: Any = TextJudgeConfig
+    main: bool = False
+    check: Any = ""
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,10 @@ class JudgeConfig:
 
     name: str = MISSING
 
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the options together, each line after the key's own name."""
+        yield from ()
+
 
 @dataclass
 class TextJudgeConfig(JudgeConfig):
@@ -286,6 +290,29 @@ class ClassifierJudgeConfig(JudgeConfig):
     """A judge of prompts: what a frozen classifier LM makes of them."""
 
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+
+@dataclass
+class RewardModelConfig(JudgeConfig):
+    """A judge of texts by a reward model of one number a text."""
+
+    path: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    reads: str = "auto"
+    before: str = ""
+    between: str = ""
+    after: str = ""
+    max_tokens: int | None = None
+    batch_tokens: int | None = None
+
+    def problems(self) -> Iterator[str]:
+        if self.path is None:
+            yield "path: no value; give a folder or hub id of a ...ForSequenceClassification"
+        if self.reads == "chat" and self.after:
+            yield f"after: found {self.after!r}, but the chat template ends a text (judge.reads)"
+        if self.reads == "pair" and self.between:
+            yield f"between: found {self.between!r}, but judge.reads=pair keeps both texts apart"
 
 
 @dataclass
@@ -405,6 +432,14 @@ OWNED = ("method", "judge")  # sections whose keys are those of the thing that t
 def classifier_of(cfg: RunConfig) -> ClassifierConfig | None:
     """The classifier LM that judges prompts; None where texts are judged."""
     return cfg.judge.classifier if isinstance(cfg.judge, ClassifierJudgeConfig) else None
+
+
+def judge_model_of(cfg: RunConfig) -> tuple[str, ClassifierConfig | RewardModelConfig] | None:
+    """The model that judges, with the section of the config that names it; None without one."""
+    if isinstance(cfg.judge, RewardModelConfig):
+        return "judge", cfg.judge
+    classifier = classifier_of(cfg)
+    return None if classifier is None else ("judge.classifier", classifier)
 
 
 def workers_of(cfg: RunConfig) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgtg import DISTRIBUTION
-from pgtg.config import RunConfig, classifier_of, workers_of
+from pgtg.config import RunConfig, judge_model_of, workers_of
 from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
 from pgtg.errors import ConfigError, MissingResourceError
@@ -105,8 +105,8 @@ def _writable(about: str, folder: Path, fix: str) -> Finding:
 
 
 def _dtypes(cfg: RunConfig) -> set[str]:
-    judge = classifier_of(cfg)
-    return {cfg.policy.dtype} | ({judge.dtype} if judge is not None else set())
+    judge = judge_model_of(cfg)
+    return {cfg.policy.dtype} | ({judge[1].dtype} if judge is not None else set())
 
 
 def _bfloat16_ratio(device: str) -> float:

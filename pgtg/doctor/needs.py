@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgtg.config import RunConfig, classifier_of
+from pgtg.config import RunConfig, judge_model_of
 from pgtg.config.registry import JUDGES, TASKS
 from pgtg.config.sizes import show_size
 from pgtg.doctor.finding import Finding, Surroundings, good, problem, warning
@@ -26,9 +26,9 @@ def models(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
         return
     asked = {"policy.path": (cfg.policy.path, cfg.policy.revision)}
     asked["reward.path"] = (cfg.reward.path, cfg.reward.revision)
-    judge = classifier_of(cfg)
+    judge = judge_model_of(cfg)
     if judge is not None:
-        asked["judge.classifier.path"] = (judge.path, judge.revision)
+        asked[f"{judge[0]}.path"] = (judge[1].path, judge[1].revision)
     found = False
     whole = True
     for key, (path, revision) in asked.items():
@@ -151,22 +151,25 @@ def judge(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
     """The judge has what it needs, e.g. WordNet."""
     if cfg is None:
         return
-    classifier = classifier_of(cfg)
-    if classifier is not None:
-        path = classifier.path
-        yield good("judge", f"classifier {path}" if path else "a tiny classifier of the set-up")
+    spec, model = JUDGES[cfg.judge.name], judge_model_of(cfg)
+    if spec.prompts and model is not None:
+        path = model[1].path
+        yield good("judge", f"{spec.name} {path}" if path else "a tiny classifier of the set-up")
         return
-    if JUDGES[cfg.judge.name].absent:
+    if spec.absent:
         yield good("judge", "none: the preferences exist already")
         return
-    from pgtg.judges import build_judge
+    from pgtg.judges.judge import check_judge
 
     try:
-        build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
+        for line in check_judge(cfg):
+            yield warning("judge", line, "")
     except PgtgError as error:
-        yield problem("judge", str(error), "the command above; judge=meteor_stem needs no download")
+        fix = "" if spec.main else "the command above; judge=meteor_stem needs no download"
+        yield problem("judge", str(error), fix)
         return
-    yield good("judge", f"{cfg.judge.name}, splitter {cfg.metrics.sentence_splitter}")
+    more = "" if spec.main else f", splitter {cfg.metrics.sentence_splitter}"
+    yield good("judge", spec.name + more)
 
 
 def metrics(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pgtg.config import RunConfig, classifier_of
 from pgtg.config.registry import nearest
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
 from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader
@@ -312,6 +313,20 @@ def load_classifier(
     tokenizer = _loaded(path, lambda: AutoTokenizer.from_pretrained(path, **options))
     require_pair(path, model, tokenizer)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def check(cfg: RunConfig, *, fetch: bool) -> list[str]:
+    """What the config's classifier must have before its weights are read.
+
+    Raises:
+        ConfigError: Model and tokenizer are no pair.
+        MissingResourceError: It is not there, or no classifier.
+    """
+    judge = classifier_of(cfg)
+    if judge is not None and judge.path is not None:
+        check_classifier(judge.path, judge.revision)
+        check_pair(judge.path, judge.revision)
+    return []
 
 
 def check_classifier(path: str, revision: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""What a classifier LM has answered, kept: each prompt is scored once per list of examples.
+"""What a model has answered, kept: a classifier LM scores each prompt once per list of examples.
 
 One sqlite file holds the answers of one classifier (weights, template, words, rendering, readout)
 to one list of examples; its name is the hash of all that. It is only a cache: shared by stages,
@@ -9,6 +9,7 @@ kept in memory. An answer that comes from the file is what the classifier gave, 
 
 import contextlib
 import json
+import math
 import secrets
 import sqlite3
 import sys
@@ -64,24 +65,23 @@ def _to_stderr(text: str) -> None:
 
 
 class Memo:
-    """Float32 arrays of one shape by prompt, in a sqlite file or in memory.
+    """Float32 arrays of one shape by name, in a sqlite file or in memory.
 
     Args:
         path: The file; None keeps all in memory.
-        shape: (examples, label words); what has another shape in the file is not there.
+        shape: Of each array; what has another size in the file is not there.
         warn: Told once, in one line, when the file is set aside or cannot be used.
     """
 
-    def __init__(self, path: Path | None, shape: tuple[int, int], warn: Warn = _to_stderr):
+    def __init__(self, path: Path | None, shape: tuple[int, ...], warn: Warn = _to_stderr):
         self._path, self._shape, self._warn = path, shape, warn
         self._memory: dict[str, np.ndarray] = {}
         self._file: sqlite3.Connection | None = None
         if path is not None:
             self._guarded(lambda: None)
 
-    def get(self, prompt: Prompt) -> np.ndarray | None:
-        """What was put for this prompt, or None."""
-        key = _key(prompt)
+    def get(self, key: str) -> np.ndarray | None:
+        """What was put under this name, or None."""
         if self._path is None:
             return self._memory.get(key)
         query = "SELECT crc, log_probs FROM answers WHERE prompt = ?"
@@ -89,26 +89,26 @@ class Memo:
         if self._path is None or found is None:
             return None
         crc, blob = found
-        if zlib.crc32(blob) != crc or len(blob) != 4 * self._shape[0] * self._shape[1]:
+        if zlib.crc32(blob) != crc or len(blob) != 4 * math.prod(self._shape):
             return None  # damaged: it is computed and put again
         return np.frombuffer(blob, "<f4").reshape(self._shape).astype(np.float32)
 
-    def put(self, prompt: Prompt, log_probs: np.ndarray) -> None:
-        """Keeps an array of the memo's shape for this prompt."""
-        self.put_all([prompt], [log_probs])
+    def put(self, key: str, values: np.ndarray) -> None:
+        """Keeps an array of the memo's shape under this name."""
+        self.put_all([key], [values])
 
-    def put_all(self, prompts: Sequence[Prompt], log_probs: Sequence[np.ndarray]) -> None:
-        """Keeps an array of the memo's shape for each prompt: all of them or, if killed, none."""
+    def put_all(self, keys: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
+        """Keeps an array of the memo's shape under each name: all of them or, if killed, none."""
         rows = []
-        for prompt, values in zip(prompts, log_probs, strict=True):
+        for key, values in zip(keys, arrays, strict=True):
             if values.shape != self._shape or values.dtype != np.float32:
                 raise ValueError(f"{values.dtype} {values.shape}, not float32 {self._shape}")
             blob = np.ascontiguousarray(values, "<f4").tobytes()
-            rows.append((_key(prompt), zlib.crc32(blob), blob))
+            rows.append((key, zlib.crc32(blob), blob))
         if self._path is not None:
             self._guarded(lambda: self._store(rows))
         if self._path is None:
-            for (key, _, _), values in zip(rows, log_probs, strict=True):
+            for (key, _, _), values in zip(rows, arrays, strict=True):
                 self._memory[key] = values.copy()
 
     def _store(self, rows: Sequence[tuple[str, int, bytes]]) -> None:
@@ -140,7 +140,7 @@ class Memo:
                 self._connected()
                 return action()
         except (sqlite3.Error, OSError, PgtgError) as error:
-            self._warn(f"{self._path} cannot be used ({error}): prompt scores stay in memory")
+            self._warn(f"{self._path} cannot be used ({error}): answers stay in memory")
             self.close()
             self._path = None
             return None
@@ -213,12 +213,12 @@ class PromptScores:
         memo = self._memo(examples, demos)
         asked, done = self._asked.setdefault(split, {}), self._computed.setdefault(split, [0, 0])
         out = np.empty((len(prompts), len(examples), len(self.classifier.words)), np.float32)
-        rows: dict[Prompt, list[int]] = {}  # of each distinct prompt
+        rows: dict[str, list[int]] = {}  # of each distinct prompt
         for row, prompt in enumerate(prompts):
-            rows.setdefault(self.classifier.identity(prompt), []).append(row)
-        unknown: list[Prompt] = []
+            rows.setdefault(key_of(self.classifier.identity(prompt)), []).append(row)
+        unknown: list[str] = []
         for own, places in rows.items():
-            asked[_key(own)] = len(examples)
+            asked[own] = len(examples)
             found = memo.get(own)
             if found is None:
                 unknown.append(own)
@@ -278,7 +278,8 @@ class PromptScores:
         return self._memos[key]
 
 
-def _key(prompt: Prompt) -> str:
+def key_of(prompt: Prompt) -> str:
+    """A prompt's name in a memo."""
     return json.dumps([prompt.text, prompt.ids])
 
 

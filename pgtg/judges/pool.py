@@ -85,6 +85,11 @@ class JudgePool:
         self._watch = _Watch(processes)
 
     @property
+    def name(self) -> str:
+        """The judge's, as in the config."""
+        return self._cfg.name
+
+    @property
     def reference(self) -> str:
         """How references are given: as_given, or as_trained."""
         return self._cfg.reference

@@ -1,7 +1,7 @@
 """The judges, in words; imports nothing heavy."""
 
 from pgtg.config.registry import JudgeSpec
-from pgtg.config.schema import ClassifierJudgeConfig, JudgeConfig
+from pgtg.config.schema import ClassifierJudgeConfig, JudgeConfig, RewardModelConfig
 
 JUDGES = (
     JudgeSpec(
@@ -25,10 +25,19 @@ JUDGES = (
         "chrf", "chrF2: character n-grams, for any script; needs no download", "pgtg.judges:chrf"
     ),
     JudgeSpec(
+        "reward_model",
+        "a reward model: any ...ForSequenceClassification with one logit",
+        "pgtg.judges.reward_model:open_reward_model",
+        options=RewardModelConfig,
+        main=True,
+        check="pgtg.judges.reward_model:check",
+    ),
+    JudgeSpec(
         "classifier",
         "gap score of a frozen classifier LM (prompt task)",
         "pgtg.judges.classifier:Classifier",
         prompts=True,
         options=ClassifierJudgeConfig,
+        check="pgtg.judges.classifier:check",
     ),
 )

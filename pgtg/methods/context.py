@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgtg.config import RunConfig, classifier_of
+from pgtg.config import RunConfig, judge_model_of
 from pgtg.config.inputs import settings
 from pgtg.errors import ArtifactError, ConfigError
 from pgtg.models.adaptor import ADAPTOR_JSON, adapt, load_adaptor, save_adaptor
@@ -254,8 +254,8 @@ def _say_precision(cfg: RunConfig, device: torch.device, log: RunLog) -> None:
     """What passes without gradients are computed in, and whether that is slow here."""
     dtype = read_dtype(cfg.sample.precision, device)
     name = cfg.policy.dtype if dtype is None else str(dtype).removeprefix("torch.")
-    judge = classifier_of(cfg)
-    judged = f", the judge's {judge_dtype(judge.dtype, device)}" if judge else ""
+    judge = judge_model_of(cfg)
+    judged = f", the judge's {judge_dtype(judge[1].dtype, device)}" if judge else ""
     asked = cfg.sample.precision
     log.note(f"sample.precision={asked}: weights without gradients are {name} on {device}{judged}")
     if asked == "bf16" and device.type == "cpu" and (speed := bf16_speed(device)) < 1:

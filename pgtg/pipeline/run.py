@@ -215,6 +215,8 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
             ctx = opened(cfg, folder, log, task)
             _report_data(ctx)
             yield ctx
+            if task.judge is not None:
+                task.judge.tell()
             log.say(f"run folder {run_dir}")
             code = 0
         except (Interrupted, PgtgError) as stop:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pgtg.config import PromptConfig, RunConfig, classifier_of
+from pgtg.config import PromptConfig, RunConfig, classifier_of, judge_model_of
 from pgtg.config.checks import local_model
 from pgtg.config.registry import JUDGES, nearest
 from pgtg.data.adapters import ADAPTERS
@@ -17,6 +17,8 @@ def _judge(cfg: RunConfig, *, needed: bool) -> Iterator[str]:
         yield f"judge: {judge.name} judges prompts; choose a text judge, e.g. judge=meteor_stem"
     if judge.absent and needed:
         yield f"judge: {judge.name} judges nothing; choose a text judge, e.g. judge=meteor_stem"
+    if not judge.prompts and (found := judge_model_of(cfg)) is not None:
+        yield from local_model(f"{found[0]}.path", found[1].path)
 
 
 def summarize(cfg: RunConfig) -> Iterator[str]:

@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.config import RunConfig
-from pgtg.config.registry import JUDGES
 from pgtg.data.examples import Examples
 from pgtg.data.pairs import Chosen, Rankings, read_rankings, splits_train
 from pgtg.data.splits import Tally, has_split
 from pgtg.data.tables import has_file
-from pgtg.judges.pool import JudgePool
 from pgtg.models.chat import ChatCodec
 from pgtg.models.codec import Codec
 from pgtg.runs.files import json_line
-from pgtg.tasks.summarize import ReferenceJudge
 from pgtg.tasks.task import Columns
 from pgtg.tasks.texts import TextTask
 
@@ -36,20 +33,6 @@ class PreferencesTask(TextTask):
     def __init__(self, cfg: RunConfig):
         super().__init__(cfg)
         self._rankings: dict[str, Rankings] = {}
-        self._pool: JudgePool | None = None
-
-    @property
-    def judge(self) -> ReferenceJudge | None:
-        return None if self._pool is None else ReferenceJudge(self._pool)
-
-    def open_judge(self) -> None:
-        if not JUDGES[self.cfg.judge.name].absent:
-            metrics = self.cfg.metrics
-            self._pool = JudgePool(self.cfg.judge, metrics.sentence_splitter, metrics.tokenizer)
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
 
     @cached_property
     def preferences(self) -> "RankedTexts":
@@ -59,6 +42,9 @@ class PreferencesTask(TextTask):
         for split in dict.fromkeys(["train", "validation", *self.cfg.evaluate.splits]):
             if self.has(split):
                 self.examples(split)
+        if self.judge is not None:
+            talk = self.rankings("train").conversational
+            self.remarks = self.judge.look_at(self.examples("train"), conversations=talk)
 
     def has(self, split: str) -> bool:
         """Whether there is such a split: a hub's are taken to be there unless said otherwise."""

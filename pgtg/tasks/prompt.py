@@ -32,7 +32,9 @@ from pgtg.data.tokens import Encoded, encoded
 from pgtg.data.worlds import reviews
 from pgtg.errors import ConfigError, DataError
 from pgtg.judges.classifier import Classifier, load_classifier
+from pgtg.judges.judge import Columns, Judge
 from pgtg.judges.memo import PromptScores
+from pgtg.judges.reference import done
 from pgtg.judges.template import Prompt, Template
 from pgtg.models.codec import Codec, PromptCodec
 from pgtg.models.loading import load_tokenizer
@@ -41,7 +43,7 @@ from pgtg.runs.folder import RunFolder
 from pgtg.runs.log import RunLog
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import judge_dtype
-from pgtg.tasks.task import Columns, Sampled, examples_hash
+from pgtg.tasks.task import Sampled, examples_hash
 from pgtg.training.schedule import segments
 from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
@@ -264,7 +266,7 @@ class PromptTask:
 
 
 @dataclass(frozen=True)
-class GapJudge:
+class GapJudge(Judge):
     """Gap scores of prompts on the training examples: their mean, and each."""
 
     task: PromptTask
@@ -277,14 +279,8 @@ class GapJudge:
         codec: Codec,
     ) -> Future[Columns]:
         per_example = self.task.gaps(self.task.prompts(tokens, texts), "train")
-        done: Future[Columns] = Future()
-        done.set_result(
-            {
-                "score": per_example.mean(-1, dtype=np.float64).tolist(),
-                "example_scores": per_example.tolist(),
-            }
-        )
-        return done
+        means = per_example.mean(-1, dtype=np.float64).tolist()
+        return done({"score": means, "example_scores": per_example.tolist()})
 
     def describe(self) -> Mapping[str, Any]:
         options = self.task.classifier

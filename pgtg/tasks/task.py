@@ -3,7 +3,6 @@ seed and of what it is for, so any stage can be run again alone."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +10,7 @@ from pgtg.config import FitConfig, RunConfig
 from pgtg.data.comparisons import Comparisons
 from pgtg.data.examples import Examples
 from pgtg.data.tokens import Encoded, Tokens
+from pgtg.judges.judge import Columns, Judge
 from pgtg.models.codec import Codec
 from pgtg.runs.files import json_line
 from pgtg.runs.folder import RunFolder
@@ -19,26 +19,6 @@ from pgtg.types import DataCounts, Example, Generations, Labelled, TokenIds
 
 if TYPE_CHECKING:
     from pgtg.tasks.prompt import PromptTask
-
-Columns = dict[str, list[Any]]  # of a table, by name
-
-
-class Judge(Protocol):
-    """The true preference between generations, as scores."""
-
-    def __call__(
-        self,
-        tokens: Sequence[TokenIds],
-        texts: Sequence[str],
-        examples: Sequence[Example],
-        codec: Codec,
-    ) -> Future[Columns]:
-        """What it says of generations: a column "score", and perhaps more."""
-        ...
-
-    def describe(self) -> Mapping[str, Any]:
-        """All that its scores depend on."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pgtg.data.examples import Examples
 from pgtg.data.splits import EMPTY_SOURCE
 from pgtg.data.tokens import Encoded, Tokens, encoded, tokenized
 from pgtg.errors import DataError
+from pgtg.judges.judge import Judge, open_judge
 from pgtg.models.codec import Codec
 from pgtg.ops.order import of_epoch
 from pgtg.ops.sampling import derive_seed
@@ -43,12 +44,24 @@ class TextTask(ABC):
         self._hashes: dict[str, str] = {}
         self._tokens: dict[str, Tokens] = {}
         self._codec: Codec | None = None
+        self._judge: Judge | None = None
         self._folder: RunFolder | None = None
         self._log: RunLog | None = None
 
     @abstractmethod
     def load(self, split: str) -> Mapping[str, Examples]:
         """Read a split, and count what became of its rows; with others that come with it."""
+
+    @property
+    def judge(self) -> Judge | None:
+        return self._judge
+
+    def open_judge(self) -> None:
+        self._judge = open_judge(self.cfg)
+
+    def close(self) -> None:
+        if self._judge is not None:
+            self._judge.close()
 
     @property
     def targets(self) -> "TextTask":
@@ -92,6 +105,8 @@ class TextTask(ABC):
     def keep_in(self, folder: RunFolder, log: RunLog) -> None:
         """Tokens of large splits are kept in the run's folder, which this process has locked."""
         self._folder, self._log = folder, log
+        if self._judge is not None:
+            self._judge.keep_in(folder, log)
 
     def tokens(self, split: str, codec: Codec) -> Tokens:
         """Token ids of all examples of a split, made once a run."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pgtg.config import LoraConfig, RunConfig, known_keys
+from pgtg.config.compose import run_config
 from pgtg.config.inputs import LOCAL, NEUTRAL, STAGES, portable, settings
 from pgtg.config.registry import TASKS
 from pgtg.methods.context import Context
@@ -31,7 +32,7 @@ from pgtg.runs.log import RunLog
 from pgtg.tasks.preferences import PreferencesTask
 from pgtg.tasks.prompt import PromptTask
 from pgtg.tasks.texts import TextTask
-from tests.support.tiny import tiny
+from tests.support.tiny import TINY, tiny
 from tests.support.tiny_preferences import tiny_preferences
 from tests.support.tiny_prompt import tiny_prompt
 
@@ -42,6 +43,11 @@ CONFIGS = {
 }
 CONFIGS["preferences"].policy.lora = LoraConfig(2, 4.0)
 CONFIGS["preferences"].reward.lora = LoraConfig(2, 4.0)
+# judges with options of their own, of which only those are looked at
+FEW = [word for word in TINY if not word.startswith("judge")]
+JUDGED = {
+    "reward_model": run_config("summarize", [*FEW, "judge=reward_model", "judge.path=a/b"]),
+}
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
 
@@ -128,14 +134,14 @@ def changed(value: Any) -> Any:
     return "other" if value is None else f"{value} other"
 
 
-def moved(task: str, folder: Path, only: str = "") -> dict[str, set[str]]:
-    """By key, the stages whose hash its change moves; of all keys or only one."""
-    before = hashes(CONFIGS[task], folder)
+def moved(config: RunConfig, folder: Path, only: str = "") -> dict[str, set[str]]:
+    """By key, the stages whose hash its change moves; of all keys or those that begin so."""
+    before = hashes(config, folder)
     found = {}
-    for key, _, _ in leaves(CONFIGS[task]):
-        if key in OF_METHODS or only not in ("", key):
+    for key, _, _ in leaves(config):
+        if key in OF_METHODS or not key.startswith(only):
             continue
-        cfg = deepcopy(CONFIGS[task])
+        cfg = deepcopy(config)
         owner, name = next((o, n) for k, o, n in leaves(cfg) if k == key)
         setattr(owner, name, changed(getattr(owner, name)))
         after = hashes(cfg, folder)
@@ -148,7 +154,8 @@ def neutral(key: str) -> bool:
 
 
 def test_every_key_moves_a_hash_or_is_neutral(only_asked: None, tmp_path: Path):
-    both = {task: moved(task, tmp_path) for task in CONFIGS}
+    both = {task: moved(config, tmp_path) for task, config in CONFIGS.items()}
+    both |= {name: moved(config, tmp_path, "judge.") for name, config in JUDGED.items()}
     for task, found in both.items():
         for key, stages in found.items():
             assert bool(stages) != neutral(key), (task, key, stages)
@@ -179,7 +186,7 @@ def test_every_key_moves_a_hash_or_is_neutral(only_asked: None, tmp_path: Path):
 def test_what_a_key_moves(key: str, stages: set[str], only_asked: None, tmp_path: Path):
     """Keys that once moved nothing, or too little: each stage that reads them is made again."""
     task = "summarize" if key == "judge.reference" else "prompt"  # of text judges only
-    found = moved(task, tmp_path, key)[key]
+    found = moved(CONFIGS[task], tmp_path, key)[key]
     assert stages <= found
     declared = {stage for stage in STAGES if key in settings(CONFIGS[task], stage)}
     alone = {"targets"} | ({"match"} if task == "summarize" else set())  # prompts only

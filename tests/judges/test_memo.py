@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgtg.judges.classifier import Classifier
-from pgtg.judges.memo import Counts, Memo, PromptScores
+from pgtg.judges.memo import Counts, Memo, PromptScores, key_of
 from pgtg.judges.rendering import Prompt, Template
 from tests.support.classifiers import MAX_TOKENS, labelled, model, tokenizer, words
 
@@ -125,28 +125,28 @@ def test_what_was_put_comes_back_to_the_bit_also_odd_prompts(tmp_path: Path):
     for path in (tmp_path / "deep" / "m.sqlite", None):
         memo = Memo(path, SHAPE)
         for seed, prompt in enumerate(odd):
-            assert memo.get(prompt) is None
-            memo.put(prompt, array(seed))
+            assert memo.get(key_of(prompt)) is None
+            memo.put(key_of(prompt), array(seed))
         for again in (memo, Memo(path, SHAPE)) if path else (memo,):
             for seed, prompt in enumerate(odd):
-                found = again.get(prompt)
+                found = again.get(key_of(prompt))
                 assert found is not None and found.tobytes() == array(seed).tobytes()
     with pytest.raises(ValueError, match="not float32"):
-        memo.put(A, array().astype(np.float64))
+        memo.put(key_of(A), array().astype(np.float64))
 
 
 def test_what_was_put_is_the_memos_own():
     memo, values = Memo(None, SHAPE), array()
-    memo.put(A, values)
+    memo.put(key_of(A), values)
     values[:] = 0
-    found = memo.get(A)
+    found = memo.get(key_of(A))
     assert found is not None and (found == array()).all()
 
 
 def test_a_memo_of_another_shape_knows_nothing(tmp_path: Path):
-    Memo(tmp_path / "m.sqlite", SHAPE).put(A, array())
-    assert Memo(tmp_path / "m.sqlite", (3, 3)).get(A) is None
-    assert Memo(tmp_path / "m.sqlite", (1, 3)).get(A) is None
+    Memo(tmp_path / "m.sqlite", SHAPE).put(key_of(A), array())
+    assert Memo(tmp_path / "m.sqlite", (3, 3)).get(key_of(A)) is None
+    assert Memo(tmp_path / "m.sqlite", (1, 3)).get(key_of(A)) is None
 
 
 @pytest.mark.parametrize("damage", ["garbage", "header", "middle", "value"])
@@ -154,7 +154,7 @@ def test_a_damaged_file_is_set_aside_with_one_line(tmp_path: Path, damage: str):
     path, told = tmp_path / "m.sqlite", Told()
     memo = Memo(path, SHAPE)
     for i in range(200):
-        memo.put(Prompt(str(i)), array(i))
+        memo.put(key_of(Prompt(str(i))), array(i))
     memo.close()
     content = path.read_bytes()
     at = content.index(array(7).tobytes())
@@ -167,13 +167,13 @@ def test_a_damaged_file_is_set_aside_with_one_line(tmp_path: Path, damage: str):
         }[damage]
     )
     memo = Memo(path, SHAPE, told)
-    assert memo.get(Prompt("7")) is None
-    memo.put(Prompt("7"), array(7))
-    found = memo.get(Prompt("7"))
+    assert memo.get(key_of(Prompt("7"))) is None
+    memo.put(key_of(Prompt("7")), array(7))
+    found = memo.get(key_of(Prompt("7")))
     assert found is not None and (found == array(7)).all()
     aside = list(tmp_path.glob("m.sqlite.damaged-*"))
     if damage == "value":  # that one answer is computed again
-        assert told == [] and aside == [] and memo.get(Prompt("8")) is not None
+        assert told == [] and aside == [] and memo.get(key_of(Prompt("8"))) is not None
     else:
         assert len(told) == 1 and "set aside as m.sqlite.damaged-" in told[0]
         assert "\n" not in told[0] and len(aside) == 1
@@ -184,16 +184,16 @@ def test_a_file_damaged_under_two_users_is_set_aside_once(tmp_path: Path):
     path, told = tmp_path / "m.sqlite", Told()
     memo = Memo(path, SHAPE)
     for i in range(200):
-        memo.put(Prompt(str(i)), array(i))
+        memo.put(key_of(Prompt(str(i))), array(i))
     memo.close()
     one, other = Memo(path, SHAPE, told), Memo(path, SHAPE, told)
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (path.stat().st_size - 4096))
-    assert one.get(Prompt("7")) is None and len(told) == 1
-    one.put(Prompt("7"), array(7))
-    assert other.get(Prompt("150")) is None
-    found = other.get(Prompt("7"))
+    assert one.get(key_of(Prompt("7"))) is None and len(told) == 1
+    one.put(key_of(Prompt("7")), array(7))
+    assert other.get(key_of(Prompt("150"))) is None
+    found = other.get(key_of(Prompt("7")))
     assert found is not None and (found == array(7)).all()
     assert len(told) == 1 and len(list(tmp_path.glob("m.sqlite.damaged-????????"))) == 1
 
@@ -202,8 +202,8 @@ def test_where_no_file_can_be_the_memo_goes_on_in_memory(tmp_path: Path):
     (tmp_path / "file").write_text("")
     told = Told()
     memo = Memo(tmp_path / "file" / "m.sqlite", SHAPE, told)
-    memo.put(A, array())
-    found = memo.get(A)
+    memo.put(key_of(A), array())
+    found = memo.get(key_of(A))
     assert found is not None and (found == array()).all()
     assert len(told) == 1 and "stay in memory" in told[0] and "\n" not in told[0]
 
@@ -213,14 +213,14 @@ def test_where_no_file_can_be_the_memo_goes_on_in_memory(tmp_path: Path):
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from pgtg.judges.memo import Memo, Prompt
+from pgtg.judges.memo import Memo, Prompt, key_of
 def fail(text): raise SystemExit(text)
 memo = Memo(Path(sys.argv[1]), (2, 3), fail)
 print("ready", flush=True)
 for i in range(int(sys.argv[2]), int(sys.argv[3])):
     values = np.random.default_rng(i).standard_normal((2, 3)).astype(np.float32)
-    memo.put(Prompt(str(i)), values)
-    found = memo.get(Prompt(str(i)))
+    memo.put(key_of(Prompt(str(i))), values)
+    found = memo.get(key_of(Prompt(str(i))))
     assert found is not None and (found == values).all()
 """
 
@@ -245,7 +245,7 @@ def test_several_processes_share_one_file(tmp_path: Path):
         assert (process.returncode, errors) == (0, "")
     memo = Memo(path, SHAPE, Told())
     for i in range(300):
-        found = memo.get(Prompt(str(i)))
+        found = memo.get(key_of(Prompt(str(i))))
         assert found is not None and (found == array(i)).all()
 
 
@@ -258,8 +258,8 @@ def test_a_kill_leaves_a_sound_file(tmp_path: Path):
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         memo = Memo(path, SHAPE, told)
-        there = [memo.get(Prompt(str(i))) for i in range(50)]
+        there = [memo.get(key_of(Prompt(str(i)))) for i in range(50)]
         assert all((f == array(i)).all() for i, f in enumerate(there) if f is not None)
-        memo.put(A, array())
+        memo.put(key_of(A), array())
         memo.close()
     assert told == [] and there[0] is not None

@@ -35,7 +35,8 @@ def test_judges_are_the_metrics_of_the_same_name():
         assert judge.score(TEXTS, REFERENCES) == columns[name]
         assert judge.describe()["judge"] == name
         assert name == "chrf" or judge.describe()["sentence_splitter"] == "regex"
-    assert set(columns) | {"meteor", "classifier", "none"} == set(JUDGES)
+    pooled = {s.name for s in JUDGES.specs if not (s.main or s.prompts or s.absent)}
+    assert set(columns) | {"meteor"} == pooled
 
 
 def test_unknown_judge_names_the_nearest():

@@ -22,7 +22,6 @@ from pgtg.config.sweep import hydra_part
 from pgtg.data.splits import load_split
 from pgtg.doctor import Surroundings, needs
 from pgtg.errors import ConfigError, DataError, MissingResourceError
-from pgtg.judges.pool import JudgePool
 from pgtg.models.loading import load_language_model
 from pgtg.pipeline.run import train
 from pgtg.runs import sweeps
@@ -459,7 +458,9 @@ def task(folder: Path, references: list[str], judge: str) -> SummarizeTask:
         (folder / f"{split}.jsonl").write_text(text)
     own = [f"data.path={folder}", "policy.path=x", f"judge={judge}", "evaluate.splits=[validation]"]
     cfg = run_config("summarize", [*SHORT, *own])
-    return SummarizeTask(cfg, JudgePool(cfg.judge))
+    made = SummarizeTask(cfg)
+    made.open_judge()
+    return made
 
 
 @pytest.mark.parametrize(

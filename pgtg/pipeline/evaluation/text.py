@@ -11,6 +11,7 @@ from typing import Any
 from pgtg.config import RunConfig
 from pgtg.data.examples import Examples
 from pgtg.data.splits import has_split
+from pgtg.judges.reference import scored_against
 from pgtg.methods.context import Context
 from pgtg.metrics import build_metrics, compute, unread, unread_line
 from pgtg.models.codec import Codec
@@ -21,7 +22,6 @@ from pgtg.pipeline.stages.improve import kept_policy
 from pgtg.pipeline.stages.lines import lines
 from pgtg.runs.folder import content_hash
 from pgtg.runtime.device import pick_device
-from pgtg.tasks.summarize import scored_against
 from pgtg.types import Example, TokenIds
 
 NOTED = 0.02  # share of the references' letters that a metric may miss without a word

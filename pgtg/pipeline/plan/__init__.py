@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgtg.config import RunConfig, classifier_of
-from pgtg.config.registry import JUDGES, TASKS, resolve
+from pgtg.config import RunConfig
+from pgtg.config.registry import TASKS, resolve
 from pgtg.config.sizes import show_size
 from pgtg.pipeline.plan.models import ModelSizes, model_sizes
 from pgtg.pipeline.plan.room import Room, require_room, room_for
@@ -57,6 +57,7 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
         ConfigError: A model, its tokenizer and the config do not fit, or a metric's model and
             tokenizer; PGTG_CACHE_SIZE is no size.
     """
+    from pgtg.judges.judge import check_judge
     from pgtg.metrics import build_metrics
     from pgtg.models.compatibility import check_models
     from pgtg.runs.entries import size_limit
@@ -65,18 +66,7 @@ def check_resources(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
         size_limit()
     said = check_models(cfg, fetch=fetch)
     build_metrics(cfg.metrics)  # what is missing is said where it is n/a
-    classifier = classifier_of(cfg)
-    if classifier is None and not JUDGES[cfg.judge.name].absent:
-        from pgtg.judges import build_judge
-
-        build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
-    elif classifier is not None and classifier.path is not None:
-        from pgtg.judges.classifier import check_classifier, check_pair
-
-        named = classifier.path, classifier.revision
-        check_classifier(*named)
-        check_pair(*named)
-    return said
+    return said + check_judge(cfg, fetch=fetch)
 
 
 def check_room(runs: Sequence[RunConfig], folder: Path) -> None:

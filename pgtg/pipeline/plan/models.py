@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import DEPTHS, PolicyConfig, RunConfig, classifier_of
+from pgtg.config import DEPTHS, PolicyConfig, RunConfig, judge_model_of
 
 FLOAT32 = 4  # bytes
 ITEMS = {"auto": 4, "float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # bytes of one weight
@@ -52,7 +52,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The models of a run; a judge only where it is a classifier LM."""
+    """The models of a run; a judge only where it is a pretrained model."""
 
     policy: ModelSize
     reward: ModelSize
@@ -95,9 +95,9 @@ def model_sizes(cfg: RunConfig) -> ModelSizes | None:
         number, lora = policy.parameters, cfg.reward.lora
         trained = number if lora is None else _adapters(cfg.policy.path, lora.rank)
         reward = ModelSize(number, trained, policy.item, policy.files, policy.config)
-    judge, classifier = None, classifier_of(cfg)
-    if classifier is not None and classifier.path is not None:
-        judge = _pretrained(classifier.path, ITEMS[classifier.dtype])
+    judge, asked = None, judge_model_of(cfg)
+    if asked is not None and asked[1].path is not None:
+        judge = _pretrained(asked[1].path, ITEMS[asked[1].dtype])
         if judge is None:
             return None
     width = _width(policy.config)
@@ -185,14 +185,24 @@ def _parameters(config: Any, layers: int | None = None) -> int:
 def _empty(config: Any, layers: int | None = None) -> Any:
     """The model, or its first layers, without weights."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
 
     for name in DEPTHS if layers is not None else ():
         if getattr(config, name, None) is not None:
             setattr(config, name, layers)
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if any(name.endswith("ForMaskedLM") for name in config.architectures or []):
-        kind = AutoModelForMaskedLM
+    others = {
+        "ForMaskedLM": AutoModelForMaskedLM,
+        "ForSequenceClassification": AutoModelForSequenceClassification,
+    }
+    for ending, other in others.items():
+        if any(name.endswith(ending) for name in config.architectures or []):
+            kind = other
     with torch.device("meta"):
         return kind.from_config(config)
 

@@ -100,6 +100,8 @@ def _make(
                 f"policy.max_source_tokens={ctx.cfg.policy.max_source_tokens}"
             )
         metrics[f"sample/{part}_sources_cut"] = cut
+    if ctx.task.judge is not None:
+        ctx.task.judge.tell()
     ctx.log.metrics(f"sample.{control}" if control else "sample", round, 0, metrics)
     artifact.commit(
         inputs=inputs,
