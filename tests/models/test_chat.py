@@ -71,6 +71,11 @@ def codec(family: str, most: int = 10_000, answer: int = 10_000) -> ChatCodec:
     return ChatCodec(tokenizer(template, end), False, "", "", "", most, answer, cut_start=True)
 
 
+def words(own: ChatCodec) -> Any:
+    """Its tokenizer, of which only plain texts are asked."""
+    return own.tokenizer
+
+
 TALKS: dict[str, list[dict[str, Any]]] = {
     "one turn": [{"role": "user", "content": "Why?"}],
     "system": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}],
@@ -103,14 +108,14 @@ def test_only_the_answer_and_its_end_are_rewarded(family: str, talk: str):
     assert not cut and not short
     whole = [*turns, {"role": "assistant", "content": answer}]
     if family == "qwen3" and talk == "several turns":
-        assert "<think>" not in own.tokenizer.decode(source).split("Hello")[0]
-    text = own.tokenizer.apply_chat_template(whole, tokenize=False)
-    ids = own.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert "<think>" not in words(own).decode(source).split("Hello")[0]
+    text = words(own).apply_chat_template(whole, tokenize=False)
+    ids = words(own)(text, add_special_tokens=False)["input_ids"]
     assert [*source, *target] == ids[: len(source) + len(target)]
-    after = own.tokenizer.decode(ids[len(source) + len(target) :])
+    after = words(own).decode(ids[len(source) + len(target) :])
     assert after in ("", "\n")  # what is behind the end is nobody's
-    assert own.tokenizer.decode(target).strip() == f"{answer}{end}"
-    assert own.tokenizer.decode(source).endswith(opening)
+    assert words(own).decode(target).strip() == f"{answer}{end}"
+    assert words(own).decode(source).endswith(opening)
     assert own.eos_ids[0] == target[-1] and own.decode(target) == answer
 
 
@@ -118,14 +123,14 @@ def test_tools_reach_the_template():
     template = "{% if tools %}T:{{ tools[0]['name'] }};{% endif %}" + CHATML
     own = ChatCodec(tokenizer(template, "<|im_end|>"), False, "", "", "", 999, 999)
     source, _ = own.encode_source(canonical(TALKS["one turn"], [{"name": "add"}]))
-    assert own.tokenizer.decode(source).startswith("T:add;")
+    assert words(own).decode(source).startswith("T:add;")
 
 
 def test_a_long_conversation_loses_its_start_but_for_the_begin_token():
     own, whole = codec("llama3", most=30), codec("llama3")
     text = canonical([{"role": "user", "content": "abc " * 50}])
     (ids, cut), (full, _) = own.encode_source(text), whole.encode_source(text)
-    assert cut and len(ids) == 30 and ids[0] == own.tokenizer.bos_token_id
+    assert cut and len(ids) == 30 and ids[0] == words(own).bos_token_id
     assert ids[1:] == full[-29:]
     plain = codec("qwen3", most=30).encode_source(text)[0]  # no begin token
     assert plain == codec("qwen3").encode_source(text)[0][-30:]
@@ -138,15 +143,15 @@ def test_a_long_answer_is_cut_and_has_no_end():
 
 def test_pad_and_end_may_be_one_token():
     own = codec("smollm2")
-    assert own.tokenizer.pad_token_id == own.tokenizer.eos_token_id
-    assert own.encode_target("Yes")[0][-1] == own.tokenizer.pad_token_id
+    assert words(own).pad_token_id == words(own).eos_token_id
+    assert own.encode_target("Yes")[0][-1] == words(own).pad_token_id
 
 
 def test_ends_do_not_depend_on_what_is_asked_first():
     first, second = codec("llama3"), codec("llama3")
     first.encode_source(canonical(TALKS["one turn"]))
     assert first.eos_ids == second.eos_ids
-    names = first.tokenizer.convert_ids_to_tokens(first.eos_ids)
+    names = words(first).convert_ids_to_tokens(first.eos_ids)
     assert names == ["<|eot_id|>", "<|end_of_text|>"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from pgtg.data.generations import read_generations
+from pgtg.judges.judge import Judge
 from pgtg.ops.credit import spearman
 from pgtg.pipeline.run import session, train
 from pgtg.pipeline.stages import diagnose as stage
@@ -60,7 +61,7 @@ def test_faithfulness_finds_a_planted_truth(
         generations = read_generations(samples, "heldout")
         special = set(ctx.load_start()[1].tokenizer.all_special_ids)
 
-        class Adds:
+        class Adds(Judge):
             def __call__(self, tokens, texts, examples, codec):
                 done: Future = Future()
                 worth = [sum(t for t in ids if t not in special) for ids in tokens]
