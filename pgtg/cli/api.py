@@ -19,6 +19,7 @@ from pgtg.runtime import distributed
 if TYPE_CHECKING:
     from pgtg.models.language import LanguageModel
     from pgtg.models.reward import RewardModel
+    from pgtg.models.token_classifier import TokenClassifier
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,19 @@ class TextRewards:
     ids: list[int]
     rewards: np.ndarray
     cut: bool
+
+    def _repr_html_(self) -> str:
+        """The text with shaded tokens, in a notebook."""
+        return AllRewards([self])._repr_html_()
+
+
+class AllRewards(list[TextRewards]):
+    """What the tokens of several texts earned; a notebook shows them on one scale."""
+
+    def _repr_html_(self) -> str:
+        from pgtg.explain.notebook import as_html
+
+        return as_html([(one.tokens, one.ids, one.rewards, one.cut) for one in self])
 
 
 def train(
@@ -135,27 +149,34 @@ def _merged_policy(run_dir: Path) -> "tuple[LanguageModel, Any]":
     return lm.to("cpu").eval(), codec.tokenizer
 
 
-def load_reward_model(run_dir: str | Path) -> "RewardModel":
-    """A run's newest token reward model, in eval mode on the CPU.
+def load_reward_model(folder: str | Path) -> "RewardModel | TokenClassifier":
+    """A token reward model, in eval mode on the CPU.
 
     It maps a `pgtg.types.TokenBatch` to rewards [N, T]; `token_rewards` reads texts.
 
+    Args:
+        folder: A run folder, for its newest reward model; or one of `pgtg export reward`.
+
     Raises:
-        ArtifactError: The run has trained none yet, or its files are damaged.
+        ArtifactError: The run has trained none yet, or files are damaged or not to be trusted.
     """
     from pgtg.models.reward import load_reward_model as load
+    from pgtg.models.token_classifier import is_exported, load_token_classifier
 
-    return load(_part(run_dir, "reward")).eval()
+    if is_exported(Path(folder)):
+        return load_token_classifier(Path(folder))
+    return load(_part(folder, "reward")).eval()
 
 
 def token_rewards(
-    run_dir: str | Path, sources: Sequence[str], texts: Sequence[str]
+    folder: str | Path, sources: Sequence[str | list[dict[str, Any]]], texts: Sequence[str]
 ) -> list[TextRewards]:
-    """What a run's reward model gives each token of texts: r_phi(s_t, a_t).
+    """What a reward model gives each token of texts: r_phi(s_t, a_t). A notebook shades them.
 
     Args:
-        run_dir: A run folder with a reward model.
-        sources: What each text continues or sums up; "" where the task has no sources.
+        folder: A run folder with a reward model, or one of `pgtg export reward`.
+        sources: What each text continues or sums up; "" where the task has no sources. A chat
+            model's may be conversations, lists of {role, content}; a text is a user's turn.
         texts: As many texts.
 
     Raises:
@@ -163,12 +184,12 @@ def token_rewards(
         ConfigError: Its method trains none.
         DataError: Not as many texts as sources, or a text without a token.
     """
-    from pgtg.explain.runs import open_run, rewards_of
+    from pgtg.explain.runs import open_reader, rewards_of
 
     if len(sources) != len(texts):
         raise DataError(f"token_rewards: found {len(sources)} sources and {len(texts)} texts")
-    found = rewards_of(open_run(Path(run_dir)), sources, texts)
-    return [
+    found = rewards_of(open_reader(Path(folder)), sources, texts)
+    return AllRewards(
         TextRewards(
             [text[piece.start : piece.end] for piece in pieces],
             [piece.id for piece in pieces],
@@ -176,7 +197,7 @@ def token_rewards(
             cut,
         )
         for text, pieces, values, cut in found
-    ]
+    )
 
 
 def _part(run_dir: str | Path, name: str) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pgtg.config import RunConfig
 from pgtg.config.compose import completed, run_config
 from pgtg.config.registry import TASKS
+from pgtg.data.pairs import canonical
 from pgtg.errors import ArtifactError, ConfigError, DataError
 from pgtg.explain import pieces
 from pgtg.explain.credit import Group, Passage, View, views
@@ -19,6 +20,7 @@ from pgtg.methods import method_of
 from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import per_token
 from pgtg.models.budget import token_budget
+from pgtg.models.chat import ChatCodec
 from pgtg.models.codec import Codec, PromptCodec
 from pgtg.models.loading import load_tokenizer
 from pgtg.models.reward import load_reward_model
@@ -273,15 +275,41 @@ def read(reader: Reader, groups: Sequence[Group], sampled_by: Codec) -> Read:
     return Read(made, sum(was for _, was in cut.sources), cut_texts)
 
 
+def as_source(codec: Codec, prompt: Any, tools: Any = None) -> Any:
+    """A prompt as the codec takes it: for a chat model, a conversation as canonical JSON.
+
+    Args:
+        prompt: A text, which is a user's turn; or a list of messages. Anything else comes back.
+        tools: Of the conversation.
+
+    Raises:
+        DataError: A message without role, or without text.
+    """
+    if not isinstance(codec, ChatCodec):
+        return prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt else prompt
+    if not isinstance(turns, list) or not turns:
+        return prompt
+    for turn in turns:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise DataError("a message that is no {role, content}")
+        if not isinstance(turn.get("content"), str):
+            raise DataError("a message without text")
+    return canonical(turns, tools)
+
+
 def rewards_of(
-    reader: Reader, sources: Sequence[str], texts: Sequence[str]
+    reader: Reader, sources: Sequence[str | list[dict[str, Any]]], texts: Sequence[str]
 ) -> list[tuple[str, Sequence[Piece], Sequence[float], bool]]:
     """Each text as it is read, its pieces, their rewards, and whether it or its source was cut.
 
+    Args:
+        sources: Texts; of a chat model also conversations, as lists of messages.
+
     Raises:
-        DataError: A text that has no token.
+        DataError: A text that has no token, or a message without text.
     """
-    starts = [reader.codec.encode_source(source) for source in sources]
+    starts = [reader.codec.encode_source(as_source(reader.codec, source)) for source in sources]
     found = [pieces.of_text(reader.codec, text) for text in texts]
     for text, (_, tokens, _) in zip(texts, found, strict=True):
         if not tokens:

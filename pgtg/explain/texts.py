@@ -12,13 +12,11 @@ from pgtg.config.registry import TASKS, nearest
 from pgtg.data.comparisons import distinct
 from pgtg.data.examples import Examples
 from pgtg.data.generations import of_tables, read_generations
-from pgtg.data.pairs import canonical
 from pgtg.data.splits import counts_line, text_problem
 from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceError
 from pgtg.explain.credit import Group, Passage
-from pgtg.explain.runs import Reader, Run
+from pgtg.explain.runs import Reader, Run, as_source
 from pgtg.methods.context import Context, opened
-from pgtg.models.chat import ChatCodec
 from pgtg.runs.folder import Artifact, hash_of, read_table
 from pgtg.runs.log import RunLog
 from pgtg.tasks import open_task
@@ -282,8 +280,7 @@ def _row(raw: bytes, reader: Reader) -> tuple[str, str, list[str]]:
     sourceless = reader.sourceless
     prompt: Any = row.get("prompt", "" if sourceless else None)
     given: Any = row.get("reference")
-    if isinstance(reader.codec, ChatCodec):
-        prompt = _conversation(prompt, row.get("tools"))
+    prompt = as_source(reader.codec, prompt, row.get("tools"))
     for problem in (
         None if sourceless and prompt == "" else text_problem(prompt, "prompt"),
         text_problem(row.get("completion"), "completion"),
@@ -294,21 +291,3 @@ def _row(raw: bytes, reader: Reader) -> tuple[str, str, list[str]]:
     if not reader.codec.encode_target(row["completion"])[0]:
         raise DataError("completion without a token")
     return prompt, row["completion"], [] if given is None else [given]
-
-
-def _conversation(prompt: Any, tools: Any) -> Any:
-    """A chat model's prompt as canonical JSON; as it is where it is no prompt at all.
-
-    Raises:
-        DataError: A message without role, or without content.
-    """
-    if isinstance(prompt, str) and prompt:
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not prompt:
-        return prompt
-    for turn in prompt:
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-            raise DataError("a message that is no {role, content}")
-        if not isinstance(turn.get("content"), str):
-            raise DataError("a message without text")
-    return canonical(prompt, tools)

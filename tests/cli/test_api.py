@@ -11,6 +11,7 @@ import pytest
 import pgtg
 from pgtg.data.generations import read_generations
 from pgtg.errors import ArtifactError, ConfigError, DataError
+from pgtg.models.reward import RewardModel
 from pgtg.runs.folder import RunFolder, read_table
 from tests.support.tiny import TINY, _quiet  # noqa: F401 (a fixture)
 
@@ -71,7 +72,7 @@ def test_token_rewards_are_those_that_the_run_wrote(run: Path):
 
 def test_a_reward_model_is_loaded_as_it_was_saved(run: Path):
     model = pgtg.load_reward_model(run)
-    assert not model.training
+    assert isinstance(model, RewardModel) and not model.training
     assert model.spec.head == "state_action"
 
 

@@ -1,6 +1,7 @@
 """`pgtg export tokens`: rewards, advantages and weights of each token, by their definitions."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,6 @@ def test_rows_are_what_the_run_learned_from(run: Path, tmp_path: Path):
 
 def test_weights_are_the_methods_own(run: Path, tmp_path: Path):
     """transform=exp and reward-to-go, as `improve` weighs targets with them."""
-    import shutil
-
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     config = (copy / "config.yaml").read_text()
     for before, after in (("transform: none", "transform: exp"), ("to_go: false", "to_go: true")):
