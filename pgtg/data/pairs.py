@@ -277,20 +277,21 @@ class _Reader:
     conversational: bool | None = None
     format: str = ""
     first: str = ""  # id of the row that decided both
+    implicit: bool | None = None  # prompts in text are what chosen and rejected begin with
 
     def __call__(self, row: Row, name: str, tally: Tally) -> Ranking | None:
         columns, notes = self.cfg.columns, list[str]()
         try:
             if columns.chosen in row or cell(row, str(columns.chosen)) is not None:
-                kind, (prompt, texts, scores, pairs) = "pairs", self._pair(row)
+                kind, (prompt, texts, scores, pairs) = "pairs", self._pair(row, name)
             else:
                 prompt, texts, scores, pairs = self._completions(row, notes)
                 kind = "rankings" if pairs is None else "comparisons"
+            written = self._written(prompt, row)
             if self.divided:
                 validates = _validates(prompt, float(self.cfg.validation_share or 0))
                 if validates != (self.split == "validation"):
                     raise _Unusable(OTHER_SIDE)
-            written = self._written(prompt, row)
             margin = self._margin(row, of_two=len(texts) == 2 and pairs is None)
             self._one_form(name, kind, talk=not isinstance(prompt, str))
             found = Ranking(name, written, tuple(texts), tuple(scores), pairs, margin)
@@ -302,15 +303,22 @@ class _Reader:
             tally.note(tally.cut, note, name)
         return found
 
-    def _pair(self, row: Row) -> _Judged:
+    def _pair(self, row: Row, name: str) -> _Judged:
         columns = self.cfg.columns
         prompt, chosen, rejected = (
             cell(row, str(key)) for key in (columns.source, columns.chosen, columns.rejected)
         )
-        implicit = prompt is None and columns.source not in row
-        if implicit and isinstance(chosen, str) and isinstance(rejected, str):
-            prompt = _common(chosen, rejected)
-            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        if isinstance(chosen, str) and isinstance(rejected, str):
+            if self.implicit is None:
+                self.implicit = columns.source.split(".")[0] not in row
+            if self.implicit:
+                if prompt is not None:
+                    raise DataError(
+                        f"{self.where}: row {name} has a prompt, and rows before it have none: "
+                        "give all rows one, or none"
+                    )
+                prompt = _common(chosen, rejected)
+                chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         prompt, texts = _texts(prompt, [chosen, rejected], ["chosen", "rejected"])
         if texts[0] == texts[1]:
             raise _Unusable("chosen equals rejected")

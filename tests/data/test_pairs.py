@@ -5,11 +5,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
+from pyarrow import parquet
 
 from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.config.groups import CONF
@@ -366,6 +369,17 @@ def test_a_column_of_prompts_that_was_asked_for_must_be_there(tmp_path: Path):
     assert one(tmp_path, [row], columns=nested).prompt == "q"
 
 
+def test_a_prompt_that_one_row_lacks_is_missing_and_not_implicit(tmp_path: Path):
+    prompted = {**IMPLICIT, "prompt": "p"}
+    found, counts = read(tmp_path, [prompted, IMPLICIT])
+    assert len(found) == 1 and counts.dropped == {"missing prompt": 1}
+    with pytest.raises(DataError, match="row 1 has a prompt, and rows before it have none"):
+        read(tmp_path, [IMPLICIT, prompted])
+    columns, row = replace(COLUMNS, source="ask.question"), {"ask": {"question": None}, **IMPLICIT}
+    with pytest.raises(DataError, match="1 rows, 1 missing prompt"):
+        read(tmp_path, [row], columns=columns)
+
+
 def test_other_columns_are_no_prompts(tmp_path: Path):
     row = {"prompt_id": "7", "source": "web", "score_chosen": 1.0, **IMPLICIT}
     assert one(tmp_path, [row]).prompt == "Q: why? A:"
@@ -428,6 +442,18 @@ def test_a_prompt_is_on_one_side_however_its_row_is_written(tmp_path: Path):
     plain = [{**GOOD, "prompt": f"p{i}"} for i in range(40)]
     ids = [sides(tmp_path, plain, as_chat=as_chat)[1].ids() for as_chat in (False, True)]
     assert ids[0] == ids[1] == [str(i) for i in range(40) if validates(f"p{i}")]
+
+
+def test_what_no_json_holds_is_dropped_before_it_is_divided(tmp_path: Path):
+    """Parquet knows dates and bytes."""
+    call = {"role": "assistant", "tool_calls": [{"when": datetime(2026, 1, 1)}]}
+    turns = [[user(f"q{i}"), *([call] if i else []), answer("a")] for i in range(2)]
+    table = pa.table({"chosen": turns, "rejected": [[*t[:-1], answer("b")] for t in turns]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    side = "validation" if validates([user("q0")]) else "train"
+    cfg = DataConfig("files", str(tmp_path), columns=COLUMNS, validation_share=0.3)
+    found, counts = read_rankings(cfg, side)
+    assert found.ids() == ["0"] and counts.dropped == {NO_JSON: 1}
 
 
 def test_no_prompt_on_one_side_is_said(tmp_path: Path):

@@ -15,7 +15,9 @@ import torch
 from hypothesis import strategies as st
 
 from pgtg.config import ColumnsConfig, DataConfig, FewshotConfig
+from pgtg.data.adapters import COLUMNS
 from pgtg.data.fewshot import load_fewshot
+from pgtg.data.pairs import read_rankings
 from pgtg.data.splits import load_split
 from pgtg.errors import PgtgError
 from pgtg.ops.ranking import auc, pair_accuracy, plackett_luce_nll, top1_accuracy
@@ -131,6 +133,61 @@ def test_rows_of_csv(case: tuple[list[list[str]], tuple[bool, str, bool]]):
         data = (b"\xef\xbb\xbf" if bom else b"") + path.read_bytes()
     found = loaded(".csv", data)
     check_rows(found, [dict(zip(("text", "sum"), row, strict=True)) for row in rows])
+
+
+def mostly(sound: st.SearchStrategy) -> st.SearchStrategy:
+    """One value in ten is something else."""
+    return st.integers(0, 9).flatmap(lambda n: cells if n == 7 else sound)
+
+
+def preferences(kind: str, talk: bool) -> st.SearchStrategy:
+    """Rows of a kind, each cell perhaps something else."""
+    text = mostly(st.sampled_from(["a", "b", "a c", "a d"]))
+    turn = st.fixed_dictionaries(
+        {"role": mostly(st.just("assistant")), "content": text}, optional={"tool_calls": plain}
+    )
+    asked = st.fixed_dictionaries({"role": st.just("user"), "content": text})
+    answer = st.one_of(st.lists(turn, min_size=1, max_size=1), st.tuples(asked, turn).map(list))
+    one = mostly(answer if talk else text)
+    number = mostly(st.integers(0, 2))
+    columns = {
+        "pairs": {"chosen": one, "rejected": one},
+        "rankings": {"ranks": mostly(st.lists(number, min_size=2, max_size=3))},
+        "comparisons": {"pairs": mostly(st.lists(st.tuples(number, number, number).map(list)))},
+    }[kind]
+    if kind != "pairs":
+        columns["completions"] = mostly(st.lists(one, min_size=2, max_size=3))
+    prompt = mostly(st.one_of(text, st.lists(asked, max_size=1)) if talk else text)
+    columns |= {"prompt": prompt}
+    more = {"margin": number, "tools": mostly(st.just([]))}
+    return st.lists(st.fixed_dictionaries(columns, optional=more), min_size=1, max_size=6)
+
+
+forms = st.tuples(st.sampled_from(["pairs", "rankings", "comparisons"]), st.booleans())
+
+
+@fuzzed(st.tuples(forms.flatmap(lambda form: preferences(*form)), st.booleans()), 100, 2500)
+def test_rows_of_preferences(case: tuple[list[dict], bool]):
+    """What is kept holds a preference between texts of its row."""
+    rows, as_chat = case
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "train.jsonl").write_bytes(jsonl(rows, (True, "\n", False)))
+        cfg = DataConfig("files", folder, columns=COLUMNS, format="auto", as_chat=as_chat)
+        found = ours(lambda: read_rankings(cfg, "train"))
+    if isinstance(found, PgtgError):
+        assert folder in str(found)
+        return
+    rankings, counts = found
+    assert counts.rows == len(rows)
+    adds_up(counts, len(rankings))
+    for one in rankings:
+        assert len(one.completions) == len(one.scores) >= 2
+        assert all(text.strip() for text in [one.prompt, *one.completions])
+        assert one.pairs or min(one.scores) < max(one.scores)
+        assert one.margin is None or one.margin >= 0
+        assert not (rankings.conversational or as_chat) or json.loads(one.prompt)["messages"]
+        given = [rows[int(one.id)].get(key) for key in ("chosen", "rejected", "completions")]
+        assert all(json.dumps(text)[1:-1] in json.dumps(given) for text in one.completions)
 
 
 suffixes = st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".parquet"])
