@@ -48,6 +48,10 @@ CHOICES: dict[str, dict[str, str]] = {
         "backslash": 'a cell may stand in "quotes", a quote in it has a backslash before it',
         "none": "quotes are text; a cell holds no line break and no delimiter",
     },
+    "reward.trained": {
+        "all": "backbone and head, or with reward.lora its adapters and the head",
+        "head": "the head alone, on the backbone as it is",
+    },
     "reward.bound": {
         "softplus": "the paper's, range (1e-8, 1.3133)",
         "sigmoid": "range (0, 1)",
@@ -413,6 +417,8 @@ def _reward(cfg: RunConfig) -> Iterator[str]:
     if cfg.policy.tiny_t5 is not None and cfg.reward.path:
         found = f"found '{cfg.reward.path}'"
         yield f"reward.path: {found}, but the tiny T5 has its own words; choose reward=same"
+    if cfg.reward.trained == "head" and cfg.reward.lora is not None:
+        yield "reward.trained: head leaves nothing to reward.lora; leave one out"
 
 
 def local_model(key: str, path: str | None) -> Iterator[str]:

@@ -239,6 +239,7 @@ class RewardConfig:
     compare_heads: list[str] = MISSING
     score: list[str] = MISSING
     replay: int = MISSING
+    trained: str = MISSING
     lora: LoraConfig | None = None
     fit: FitConfig = field(default_factory=FitConfig)
 

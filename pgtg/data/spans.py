@@ -198,12 +198,10 @@ def _text(value: Any, what: str) -> str:
 
 
 def _qa_feedback(row: Row, id: str, notes: list[str]) -> Spanned:
-    """The question after its passages, so that what is too long loses passages.
-
-    Completions begin with a space, as in `adapters`, so offsets are one more than published.
-    """
+    """Prompt and completions as `adapters` makes them: offsets are one more than published, by the
+    space that a completion begins with."""
     (found,) = adapters.qa_feedback([row])
-    prompt = _passages_first(_text(row.get("question"), "question"), row.get("passages"))
+    prompt = _text(found["prompt"], "question with passages")
     texts = [_text(text, "completion") for text in found["completions"]]
     compared = found["pairs"]
     if not isinstance(compared, list) or any(who is None for _, _, who in compared):
@@ -219,15 +217,6 @@ def _qa_feedback(row: Row, id: str, notes: list[str]) -> Spanned:
     spans = _spans([[e.get("start"), e.get("end"), e.get("error type")] for e in errors], shift)
     ranking = Ranking(id, prompt, tuple(texts), scores, pairs)
     return Spanned(ranking, (spans, *([None] * (len(texts) - 1))))
-
-
-def _passages_first(question: str, passages: Any) -> str:
-    parts = ["context:"]
-    for passage in passages if isinstance(passages, list) else ():
-        if not isinstance(passage, list) or not passage:
-            raise _Unusable("a passage that is no list of sentences")
-        parts += [f"wikipage: {passage[0]}", "text:", *map(str, passage[1:])]
-    return " ".join(" ".join([*parts, "question:", question, "answer:"]).split())
 
 
 def _spans(given: Iterable[Any], shift: int = 0) -> tuple[Span, ...]:

@@ -51,6 +51,7 @@ from pgtg.models.structure import (
     structure,
 )
 from pgtg.ops.masking import move_padding
+from pgtg.ops.sampling import log_probability
 from pgtg.types import TokenBatch, TokenIds
 
 
@@ -201,6 +202,14 @@ class LanguageModel(nn.Module):
     def logits(self, batch: TokenBatch) -> Float[Tensor, "N T V"]:
         """Logits from which each of the T right-padded tokens was, or would be, drawn."""
         return self._read(batch, batch.tokens[:, :-1], batch.mask[:, :-1], logits=True)
+
+    def log_probabilities(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        """log pi(a_t | s_t) of each of the T right-padded tokens, in float32."""
+        return log_probability(self.logits(batch).float(), batch.tokens)
+
+    def embeddings(self, batch: TokenBatch) -> Float[Tensor, "N T D"]:
+        """What the model's input table holds for each token."""
+        return self.model.get_input_embeddings()(batch.tokens)
 
     def read(self, batch: TokenBatch) -> tuple[Float[Tensor, "N T+1 D"], Float[Tensor, "N T V"]]:
         """States and logits of the right-padded tokens, from one pass through the layers."""

@@ -30,7 +30,7 @@ from pgtg.models.loading import load_language_model, save_language_model
 from pgtg.models.lora import merge_lora
 from pgtg.models.trust import load_module
 from pgtg.ops.bounds import BOUNDS
-from pgtg.ops.sampling import log_probability, seeded
+from pgtg.ops.sampling import seeded
 from pgtg.runs.files import plain_file
 from pgtg.runs.folder import read_json, save_tensors, write_json
 from pgtg.types import TokenBatch
@@ -102,7 +102,7 @@ class StateActionHead(nn.Module):
     def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
         states = lm.states(batch).float()
         before, after = states[:, :-1], states[:, 1:]
-        action = lm.model.get_input_embeddings()(batch.tokens).float()
+        action = lm.embeddings(batch).float()
         parts = [_unit(after), _unit(before), _unit(action)]
         return self.mlp(torch.cat([*parts, parts[1] * parts[2]], dim=-1)).squeeze(-1)
 
@@ -121,7 +121,7 @@ class LogProbHead(nn.Module):
         self.shift = nn.Parameter(torch.ones(1))
 
     def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
-        return self.scale * log_probability(lm.logits(batch).float(), batch.tokens) + self.shift
+        return self.scale * lm.log_probabilities(batch) + self.shift
 
 
 def head_size(width: int, spec: HeadSpec) -> int:

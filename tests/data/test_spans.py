@@ -93,7 +93,7 @@ def test_spans_that_hold_no_character_of_their_text_are_counted(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"question": " "}, "empty question"),
+        ({"question": " "}, "missing question with passages"),
         ({"prediction 3": None}, "missing completion"),
         ({"preference": [1, 0, 2, 2, 0, 7]}, "comparisons that are not six of 0, 1, 2"),
         ({"preference": None}, "comparisons that are not six of 0, 1, 2"),
@@ -102,7 +102,6 @@ def test_spans_that_hold_no_character_of_their_text_are_counted(tmp_path: Path):
             {"feedback": {"errors": [{"error type": "E", "start": "1", "end": 2}]}},
             "a span that is no [start, end, label]",
         ),
-        ({"passages": ["no list"]}, "a passage that is no list of sentences"),
     ],
 )
 def test_rows_that_cannot_be_used_are_counted(

@@ -15,10 +15,11 @@ from pgtg.config.compose import run_config
 from pgtg.data.generations import of_tables, read_generations
 from pgtg.errors import ConfigError, DataError
 from pgtg.models.codec import Codec
+from pgtg.models.loading import load_language_model
 from pgtg.models.lora import has_lora
-from pgtg.models.reward import load_reward_model
+from pgtg.models.reward import build_reward_model, load_reward_model
 from pgtg.ops.aggregate import Aggregator
-from pgtg.ops.sampling import log_probability
+from pgtg.ops.sampling import derive_seed, log_probability
 from pgtg.pipeline.evaluation.preferences import heldout_reward
 from pgtg.pipeline.plan import describe, needs
 from pgtg.pipeline.run import run_stage, session, train
@@ -284,6 +285,30 @@ def test_adapters_resume_to_the_bit(finished: Path, lora: Path, tmp_path: Path, 
     monkeypatch.undo()
     train(lora_config(finished), tmp_path / "again")
     assert results(tmp_path / "again") == results(lora)
+
+
+def test_the_head_alone_is_trained_where_asked_for(finished: Path, tmp_path: Path):
+    """On the backbone as it is, to the bit; the head moves, and starts as it would."""
+    shutil.copytree(finished, tmp_path / "run")
+    cfg = tiny_preferences("reward.trained=head")
+    run_stage(cfg, tmp_path / "run", "align", round=0, force=True)
+    found = load_reward_model(tmp_path / "run" / "rounds" / "00" / "align" / "reward")
+    whole = load_reward_model(finished / "rounds" / "00" / "align" / "reward")
+    start, _ = load_language_model(str(finished / "start" / "policy"))
+    same = [
+        torch.equal(a, b)
+        for a, b in zip(found.backbone.parameters(), start.parameters(), strict=True)
+    ]
+    assert all(same)
+    pairs = zip(whole.backbone.parameters(), start.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    fresh = build_reward_model(start, found.spec, derive_seed(cfg.seed, "head", "state_action"))
+    pairs = zip(found.head.parameters(), fresh.head.parameters(), strict=True)
+    assert all(not torch.equal(a, b) for a, b in pairs)
+    both = [f"policy.path={finished / 'policy'}", "reward.trained=head"]
+    kept = [word for word in TINY_PREFERENCES if not word.startswith("policy.tiny_lm")]
+    with pytest.raises(ConfigError, match=r"reward\.trained: head leaves nothing to reward\.lora"):
+        run_config("preferences", [*kept, "policy=pretrained", "reward=lora", *both])
 
 
 def test_reinforce_learns_from_own_samples_alone(finished: Path, tmp_path: Path):

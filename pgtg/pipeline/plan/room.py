@@ -158,7 +158,8 @@ def _fitted(ledger: Ledger, fit: FitConfig, trained: float, *, heldout: bool) ->
 
 
 def _reward_trained(cfg: RunConfig, sizes: ModelSizes) -> float:
-    return sizes.reward.weights + FLOAT32 * sizes.head
+    backbone = sizes.reward.weights if cfg.reward.trained == "all" else 0.0
+    return backbone + FLOAT32 * sizes.head
 
 
 def _checked(cfg: RunConfig) -> bool:
@@ -211,7 +212,8 @@ def _memory(
     if lines_of(cfg, "align"):
         trained = _reward_trained(cfg, sizes)
         best = trained if _checked(cfg) and cfg.reward.fit.keep == "best" else 0.0
-        kept = policy.weights + judge + 4 * trained + best  # weights, gradients, moments
+        frozen = reward.weights if cfg.reward.trained == "head" else 0.0
+        kept = policy.weights + judge + frozen + 4 * trained + best  # weights, gradients, moments
         backward = _activations(cfg, cfg.reward.fit, reward, cfg.sample.k, logits=False)
         yield kept, max(backward, _passes(cfg, reward)), (0.0, trained)
     if lines_of(cfg, "improve"):

@@ -319,8 +319,10 @@ def fresh_reward_model(ctx: Context):
 
 
 def _choose_trained(ctx: Context, model: RewardModel, round: int) -> None:
-    """Put low-rank adapters into the backbone, where asked for: they and the head are trained."""
+    """Freeze the backbone, or put low-rank adapters into it, where asked for."""
     lora = ctx.cfg.reward.lora
+    if ctx.cfg.reward.trained == "head":
+        model.backbone.requires_grad_(False)
     if lora is not None:
         add_lora(model.backbone, lora, derive_seed(ctx.cfg.seed, "lora", round), "reward.lora")
 
