@@ -1,5 +1,7 @@
 """Tables that are mapped from the disk: the same rows as in memory, and no file left behind."""
 
+import tempfile
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -63,6 +65,43 @@ def test_rows_of_a_file(count, tmp_path):
     check(mapped_rows(tmp_path / "a.arrow", SCHEMA), expected)
 
 
+@pytest.mark.parametrize("spill", [0, rows.SPILL])
+def test_single_rows_and_many_keep_their_order(spill, monkeypatch):
+    monkeypatch.setattr(rows, "SPILL", spill)
+    writer, expected = RowWriter(SCHEMA), made(12)
+    for start in (0, 6):
+        for row in expected[start : start + 2]:
+            writer.append(row)
+        writer.write(pa.RecordBatch.from_pylist(expected[start + 2 : start + 6], SCHEMA))
+        assert len(writer) == start + 6
+    check(writer.finish(), expected)
+
+
+def test_what_is_large_goes_to_the_disk_while_it_is_written(monkeypatch):
+    """By its bytes in all, some rows at a time."""
+    whole, files = made(3 * BATCH), list[object]()
+    one = pa.RecordBatch.from_pylist(whole[:BATCH], SCHEMA).nbytes
+    monkeypatch.setattr(rows, "SPILL", int(1.5 * one))
+    plain = tempfile.TemporaryFile
+    monkeypatch.setattr(
+        rows.tempfile, "TemporaryFile", lambda **how: files.append(how) or plain(**how)
+    )
+    writer = RowWriter(SCHEMA)
+    for number, row in enumerate(whole):
+        writer.append(row)
+        assert len(files) == (number + 1 >= 2 * BATCH)
+    check(writer.finish(), whole)
+
+
+def test_files_without_a_name_lie_where_there_is_a_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr("os.access", lambda path, mode: path == "/var/tmp")
+    assert rows.scratch() == "/var/tmp"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert rows.scratch() == str(tmp_path)
+
+
 def test_a_damaged_file_is_refused(tmp_path):
     """Cut at any byte, with other columns, or with an offset that leads outside."""
     path, batch = tmp_path / "a.arrow", pa.RecordBatch.from_pylist(made(9), SCHEMA)
@@ -76,10 +115,12 @@ def test_a_damaged_file_is_refused(tmp_path):
             mapped_rows(path, SCHEMA)
     offsets = np.frombuffer(batch.column("ids").buffers()[1], np.int64)[:10].tobytes()
     assert whole.count(offsets) == 1
-    wild = offsets[:-8] + (10**6).to_bytes(8, "little")
-    path.write_bytes(whole.replace(offsets, wild))
-    with pytest.raises(ArtifactError, match=r"a\.arrow is not readable"):
-        mapped_rows(path, SCHEMA)
+    for place in (-8, 24):  # the last, and one in the middle
+        wild = bytearray(offsets)
+        wild[place : place + 8 or None] = (10**6).to_bytes(8, "little")
+        path.write_bytes(whole.replace(offsets, bytes(wild)))
+        with pytest.raises(ArtifactError, match=r"a\.arrow is not readable"):
+            mapped_rows(path, SCHEMA)
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(ArtifactError, match="is a link"):
         mapped_rows(tmp_path / "link", SCHEMA)

@@ -19,6 +19,9 @@ COPIED = ("pgtg", "conf", "tests", "pyproject.toml")
 WIRING = "tests/whole/test_wiring.py::test_"
 ALIGN = "tests/pipeline/stages/test_align.py::test_"
 OBJECTIVES = "tests/ops/test_objectives.py::test_"
+DROPOUT = "tests/models/test_dropout.py::test_"
+LINEAR = "tests/models/backends/test_linear.py::test_"
+ROWS = "tests/data/test_rows.py::test_"
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ MUTANTS = [
     ),
     Mutant(
         "the best reward weights are not put back",
-        [Edit("pipeline/stages/align.py", "load_weights(model, result.best)", "pass", 2)],
+        [Edit("pipeline/stages/align.py", "load_weights(model, result.best)", "pass")],
         [ALIGN + "kept_weights_are_put_into_the_model"],
     ),
     Mutant(
@@ -145,6 +148,72 @@ MUTANTS = [
         "the tiny T5 keeps the copying weights that suit the news",
         [Edit("pipeline/recipes/tiny_t5.py", 'copies, None, "copy"', 'copies, copies[:8], "copy"')],
         ["tests/pipeline/recipes/test_tiny_t5.py"],
+    ),
+    Mutant(
+        "rates that layers read from the config still drop",
+        [Edit("models/dropout.py", 'vars(module)["config"] = quiet[id(config)]', "pass")],
+        [DROPOUT + "train_mode_gives_the_same_logits_under_two_seeds"],
+    ),
+    Mutant(
+        "a rate that scales in eval mode is set to 0",
+        [Edit("models/dropout.py", ' and name != "moe_token_dropout"', "")],
+        [DROPOUT + "a_rate_that_scales_in_eval_mode_stays"],
+    ),
+    Mutant(
+        "attention's gradient forgets what was dropped",
+        [Edit("models/backends/dropout.py", "transpose(1, 2)).mul_(kept)", "transpose(1, 2))")],
+        ["tests/models/backends/test_dropout.py::test_attention_is_the_definition"],
+    ),
+    Mutant(
+        "an LM head by blocks has no bias",
+        [Edit("models/backends/linear.py", "        out += bias\n", "        pass\n")],
+        [LINEAR + "torchs_products_by_blocks_are_the_definitions"],
+    ),
+    Mutant(
+        "an LM head by blocks gives no gradients",
+        [Edit("models/backends/linear.py", " or torch.is_grad_enabled():", ":")],
+        [LINEAR + "torchs_products_by_blocks_are_the_definitions"],
+    ),
+    Mutant(
+        "products under autocast are in float32",
+        [Edit("models/backends/linear.py", 'torch.is_autocast_enabled("cpu")', "False")],
+        [LINEAR + "autocast_is_torchs_own"],
+    ),
+    Mutant(
+        "rows that wait are written after those that came later",
+        [
+            Edit(
+                "data/rows.py",
+                "        self._flush()\n        self._length += batch",
+                "        self._length += batch",
+            )
+        ],
+        [ROWS + "single_rows_and_many_keep_their_order"],
+    ),
+    Mutant(
+        "the size of a table is that of its last part",
+        [Edit("data/rows.py", "self._bytes += batch.nbytes", "self._bytes = batch.nbytes")],
+        [ROWS + "what_is_large_goes_to_the_disk_while_it_is_written"],
+    ),
+    Mutant(
+        "only the first and the last offset of a file are looked at",
+        [Edit("data/rows.py", "validate(full=True)", "validate()")],
+        [ROWS + "a_damaged_file_is_refused"],
+    ),
+    Mutant(
+        "a lock that its holder deleted counts as held",
+        [Edit("runs/locks.py", "if os.path.samestat(os.fstat(lock), path.stat()):", "if True:")],
+        ["tests/runs/test_locks.py::test_who_waits_says_so_once_and_gets_it"],
+    ),
+    Mutant(
+        "short cuts through a model are taken unproved",
+        [Edit("models/language.py", "if not self._proven():", "if False:")],
+        ["tests/models/test_language.py::test_short_cuts_that_do_not_fit_a_model_are_not_taken"],
+    ),
+    Mutant(
+        "tokens that frame a text count in BERTScore",
+        [Edit("metrics/bertscore.py", "token not in frame for", "True for")],
+        ["tests/metrics/test_metrics.py::test_bertscore_is_that_of_the_package"],
     ),
 ]
 

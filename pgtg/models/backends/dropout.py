@@ -194,7 +194,7 @@ def _own_attention(
 ) -> Tensor | None:
     tensors = query, key, value
     plain = all(_drops(x, dropout_p) and x.dim() == 4 for x in tensors)
-    if not plain or enable_gqa or len({x.shape[:2] for x in tensors}) > 1:
+    if not plain or len({x.shape[:2] for x in tensors}) > 1:  # enable_gqa: fewer heads of keys
         return None
     bias = attn_mask
     if is_causal and attn_mask is None:

@@ -95,7 +95,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if onednn_is_faster():
         grad = torch.is_grad_enabled()
         return _Linear.apply(x, weight, bias) if grad else _product(x, weight, bias)
-    if len(weight) < WIDE or rows > MOST_ROWS or torch.is_grad_enabled():
+    if rows > MOST_ROWS or torch.is_grad_enabled():
         return functional.linear(x, weight, bias)
     return _by_blocks(x, weight, bias)
 

@@ -121,6 +121,9 @@ def test_what_is_not_meant_is_left_to_torch(monkeypatch: pytest.MonkeyPatch):
         attend(x, x, x)
         attend(x.double(), x.double(), x.double(), dropout_p=P)
         attend(x, x[:, :1], x[:, :1], dropout_p=P, enable_gqa=True)
+        attend(x, x, x, attn_mask=torch.zeros(4, 4), dropout_p=P)
+        with pytest.raises(RuntimeError, match="dtype"):  # torch refuses it
+            attend(x, x, x, attn_mask=torch.zeros(1, 1, 4, 4).double(), dropout_p=P)
         out = attend(x, x, x, attn_mask=nothing_seen, dropout_p=P)
     assert torch.equal(out, torch.zeros_like(x))  # torch's rule for a query that sees nothing
 

@@ -86,6 +86,28 @@ def test_small_products_and_single_rows_are_torchs_own(monkeypatch: pytest.Monke
         linear(torch.randn(64, 512), torch.randn(512, 512), None)
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_autocast_is_torchs_own(faster: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(file, "onednn_is_faster", lambda: faster)
+    monkeypatch.setattr(file, "WORTHWHILE", 0)
+    x, weight = torch.randn(8, 16), torch.randn(4, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = linear(x, weight, None), functional.linear(x, weight)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+
+
+def test_onednn_is_asked_for_a_product_before_it_is_taken(monkeypatch: pytest.MonkeyPatch):
+    """On a CPU with AVX-512 that MKL leaves unused."""
+    monkeypatch.delenv("PGTG_ONEDNN", raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for vendor, multiplies in [("other", True), ("other", False), ("GenuineIntel", True)]:
+        monkeypatch.setattr(file, "_vendor", lambda vendor=vendor: vendor)
+        monkeypatch.setattr(file, "_onednn_multiplies", lambda answer=multiplies: answer)
+        found = file.onednn_is_faster.__wrapped__()
+        assert found == (multiplies and vendor == "other")
+
+
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("outputs", [64, 65, 190])
 def test_torchs_products_by_blocks_are_the_definitions(
