@@ -118,8 +118,8 @@ class Method:
         name: As in the config and in result tables.
         stages: The stages it runs; as a control, it takes the others' results from the main line.
         trainer: Makes a round's policy training; None if it trains no policy.
-        weigh: For supervised methods: (token rewards or None, mask, options, seed of this batch)
-            -> weights that add up to 1 over each target.
+        weigh: For supervised methods: (token rewards or None, mask, the run's method options, seed
+            of this batch) -> weights that add up to 1 over each target.
         samples: Whether the options' policy-gradient term applies.
         random_reward: Be guided by a reward model that was never trained: a control.
         shuffle_scores: Learn the reward from the judge's scores in random order: a control.

@@ -8,6 +8,7 @@ with random head: if it does as well, nothing that was learned mattered.
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pgtg.config import MethodConfig
 from pgtg.methods.method import STAGES, Method
 from pgtg.methods.options import WeightedMLE
 from pgtg.methods.supervised import SupervisedTrainer
@@ -15,15 +16,16 @@ from pgtg.ops.objectives import mle_weights, shuffled_weights
 
 
 def weigh(
-    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: WeightedMLE, seed: int
+    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: MethodConfig, seed: int
 ) -> Float[Tensor, "N T"]:
     """w_t = g(r_t) / sum g(r)."""
     assert rewards is not None
-    return mle_weights(rewards, mask, transform=cfg.transform, to_go=cfg.reward_to_go)
+    options = WeightedMLE.of(cfg)
+    return mle_weights(rewards, mask, transform=options.transform, to_go=options.reward_to_go)
 
 
 def weigh_shuffled(
-    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: WeightedMLE, seed: int
+    rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: MethodConfig, seed: int
 ) -> Float[Tensor, "N T"]:
     """The weights of `weigh`, permuted among the tokens of each target."""
     return shuffled_weights(weigh(rewards, mask, cfg, seed), mask, seed)

@@ -90,7 +90,7 @@ class SupervisedTrainer(PolicyTrainer):
             values = moved(values, self.ctx.device)
         seed = Where(self.ctx.cfg.seed, "improve", 0).seed_at(update, "weights", place)
         assert self.method.weigh is not None
-        weights = self.method.weigh(values, batch.mask, self.options, seed)
+        weights = self.method.weigh(values, batch.mask, self.ctx.cfg.method, seed)
         sampled = self._sampled(examples, update) if self.options.reinforce > 0 else None
         return SupervisedBatch(batch, weights, sampled)
 

@@ -5,17 +5,45 @@ it; nothing is replaced by something else. Importing this module imports none of
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from pgtg.config import MetricsConfig
 from pgtg.config.registry import METRICS
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.metrics.bertscore import BertScore
-from pgtg.metrics.chrf import ChrF
-from pgtg.metrics.meteor import Meteor
-from pgtg.metrics.rouge import Rouge
 
-TextMetric = Rouge | Meteor | BertScore | ChrF
+
+class TextMetric(Protocol):
+    """Scores of texts against their references."""
+
+    @property
+    def name(self) -> str:
+        """As in `metrics.names`."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of its scores in tables of results."""
+        ...
+
+    @property
+    def scale(self) -> str:
+        """Where its scores lie, e.g. "[0, 100]"."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What its numbers depend on; runs that differ in it are not compared."""
+        ...
+
+    def unread(self, texts: Iterable[str]) -> float:
+        """Share of the texts' letters that it does not read, in [0, 1]."""
+        ...
+
+    def score(
+        self, texts: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Mapping[str, list[float]]:
+        """A score per text by column; several references: the best one counts."""
+        ...
 
 
 def build_metrics(

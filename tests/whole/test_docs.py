@@ -2,15 +2,22 @@
 
 import re
 import shlex
+import sys
+import types
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from pgtg.config.compose import composed
 from pgtg.config.overrides import as_hydra
+from pgtg.metrics import TextMetric
+from tests.support.tiny import tiny
+from tests.support.tiny_models import batch, build
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,14 +97,33 @@ def test_the_words_are_the_glossarys(part: str):
     assert wrong == []
 
 
-def test_the_plugin_of_the_page_adds_what_it_says():
+def specs(block: int) -> list[Any]:
+    """Those of a file of the page on extending."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    made: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], made)
-    judge, aggregator = made["SPECS"]
+    made: dict[str, Any] = {"__name__": f"plugin{block}"}
+    sys.modules[made["__name__"]] = types.ModuleType(made["__name__"])  # dataclasses look there
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[block], made)
+    return made["SPECS"]
+
+
+def test_the_plugin_of_the_page_adds_what_it_says():
+    judge, aggregator = specs(0)
     rewards, mask = torch.tensor([[1.0, 3.0, 2.0, 9.0]]), torch.tensor([[True, True, True, False]])
     assert aggregator.load()(rewards, mask, 2.0, False).tolist() == [2.0]
     assert judge.load()("regex", "default").name == "short"
+
+
+def test_metric_head_method_and_task_of_the_page():
+    metric, head, method, task = specs(1)
+    words: TextMetric = metric.load()(None, "cpu")
+    assert words.score(["two words", ""], [["a"], ["b"]]) == {"words": [2.0, 0.0]}
+    lm = build("gpt2")
+    assert head.load()(lm.width, None)(lm, batch()).shape == batch().tokens.shape
+    rewards, mask = torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]])
+    options = method.options("sharper", [])
+    assert_close(method.load().weigh(rewards, mask, options, 0), torch.tensor([[0.1, 0.9, 0.0]]))
+    assert [*replace(options, power=0.0).problems()] == ["power: found 0.0, expected above 0"]
+    assert task.name == "titles" and task.load()(tiny(), Path()).cfg == tiny()
 
 
 def test_the_front_page_is_one_page():
