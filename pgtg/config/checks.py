@@ -154,6 +154,7 @@ RULES: tuple[Rule, ...] = (
     ("data.newswire.details", *SHARE),
     ("data.newswire.noise", *SHARE),
     ("data.newswire.wrong_fact_share", *SHARE),
+    ("data.newswire.tails", *COUNT),
     ("reward.layers", *COUNT),
     ("reward.replay", *NOT_NEGATIVE),
     ("policy.adaptor.width", *COUNT),
