@@ -162,7 +162,8 @@ class Drawing:
     def _entry(self, entry: Entry, number: int) -> str:
         judged = "judge n/a"
         if entry.score is not None:
-            judged = f"judge <strong>{entry.score:.2f}</strong> (#{entry.score_rank})"
+            place = "" if entry.score_rank is None else f" (#{entry.score_rank})"
+            judged = f"judge <strong>{entry.score:.2f}</strong>{place}"
         views = "\n".join(self._view(entry, n, number) for n in range(len(entry.views)))
         return (
             f'<section class="entry" aria-label="text {number}">\n<p class="say">{judged}</p>\n'

@@ -80,7 +80,8 @@ class Painter:
         """What judge and runs say of a text, and the text, once for each run."""
         judged = "judge n/a"
         if entry.score is not None:
-            judged = f"judge {entry.score:.2f} (#{entry.score_rank})"
+            place = "" if entry.score_rank is None else f" (#{entry.score_rank})"
+            judged = f"judge {entry.score:.2f}{place}"
         lines = []
         for label, scale, view in zip(labels, scales, entry.views, strict=True):
             line = Text(

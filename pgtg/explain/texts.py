@@ -1,6 +1,7 @@
 """Which texts are explained: those of the last round, new ones of the policy, or the user's own."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def _passage(generations: Generations, rewards: Any, row: int) -> Passage:
     return Passage(
         generations.texts[row],
         generations.tokens[row],
-        generations.scores[row],
+        None if math.isnan(generations.scores[row]) else generations.scores[row],
         None if rewards is None else rewards[row],
     )
 

@@ -4,6 +4,7 @@ Judges of texts against references score in worker processes (`pool`, `reference
 says `main` judge in this process: their code opens a `Judge` of the run's config.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from typing import Any
 
 from pgtg.config import RunConfig
 from pgtg.config.registry import JUDGES, resolve
+from pgtg.errors import DataError
 from pgtg.models.codec import Codec
 from pgtg.runs.folder import RunFolder
 from pgtg.runs.log import RunLog
@@ -57,6 +59,21 @@ class Judge(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Let go of what it holds."""
+
+
+def judged(scores: Sequence[float], what: str) -> list[float]:
+    """The scores without those of texts that were not judged.
+
+    Args:
+        what: What the texts are, for the message.
+
+    Raises:
+        DataError: None was judged.
+    """
+    found = [score for score in scores if not math.isnan(score)]
+    if not found:
+        raise DataError(f"the judge has judged none of the {len(scores)} {what}: see the log above")
+    return found
 
 
 def open_judge(cfg: RunConfig) -> Judge | None:

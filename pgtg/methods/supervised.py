@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pgtg.data.examples import Examples
 from pgtg.data.rows import BATCH, mapped_rows, write_rows
+from pgtg.judges.judge import judged
 from pgtg.methods.method import Improving, Method, PolicyTrainer
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.methods.options import WeightedMLE
@@ -149,7 +150,7 @@ class SupervisedTrainer(PolicyTrainer):
         if self.ctx.task.judge is None:
             scores = self._log_likelihoods(heldout)
         else:
-            scores = distributed.spread(self._judged, heldout)
+            scores = judged(distributed.spread(self._judged, heldout), "held-out texts")
         return {"improve/negative_heldout_score": -sum(scores) / len(scores)}
 
     def _log_likelihoods(self, examples: Sequence[Example]) -> list[float]:

@@ -85,10 +85,11 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison | None:
-    """Paired test of two systems on the same examples. None where they share no seed.
+    """Paired test of two systems on the same examples. None where they share no seed, or nothing
+    that has a score everywhere.
 
     Args:
-        ours: Scores [examples] by seed, examples in one order everywhere.
+        ours: Scores [examples] by seed, examples in one order everywhere; NaN where there is none.
         baseline: The same of the baseline.
         resamples: Random sign patterns; all of them where there are fewer.
         seed: Of the random signs.
@@ -100,6 +101,9 @@ def compare(
     if not common:
         return None
     pairs = np.stack([ours[name] - baseline[name] for name in common])  # [seeds, examples]
+    pairs = pairs[:, ~np.isnan(pairs).any(0)]
+    if not pairs.shape[1]:
+        return None
     differences = pairs.mean(0)
     n, mean = len(differences), float(differences.mean())
     sd = float(differences.std(ddof=1)) if n > 1 else 0.0

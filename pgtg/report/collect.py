@@ -204,7 +204,7 @@ def _scores(
     columns = {
         name: np.array([row["scores"][name] for row in rows], float) for name in rows[0]["scores"]
     }
-    means = {name: float(values.mean()) for name, values in columns.items()}
+    means = {name: float(np.nanmean(values)) for name, values in columns.items()}
     ids = tuple(str(row["id"]) for row in rows)
     return Scores(ids, columns, means, how, files[file]["sha256"])
 

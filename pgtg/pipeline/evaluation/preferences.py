@@ -20,6 +20,7 @@ from pgtg.data.comparisons import parts_in_passes
 from pgtg.data.examples import Examples
 from pgtg.data.generations import read_generations
 from pgtg.data.pairs import Chosen
+from pgtg.judges.judge import judged
 from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
@@ -75,7 +76,10 @@ class PreferencesEvaluation(TextEvaluation):
             ]
         if ctx.task.judge is not None:
             texts = [codec.decode(ids) for ids in tokens]
-            found["judge"] = ctx.task.judge(tokens, texts, examples, codec).result()["score"]
+            scores = ctx.task.judge(tokens, texts, examples, codec).result()["score"]
+            ctx.task.judge.tell()
+            judged(scores, f"texts of {examples.split}")
+            found["judge"] = scores
         return found
 
 

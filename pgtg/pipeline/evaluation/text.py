@@ -4,8 +4,10 @@ Every text and every score is kept (`samples_*.jsonl`), so that any mean can be 
 whose resource is missing is reported as absent, with the reason.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from pgtg.config import RunConfig
@@ -96,11 +98,11 @@ class TextEvaluation:
             columns["tokens"] = [float(len(ids)) for ids in tokens]
             results["decodings"][name] = {
                 "decoding": asdict(sampler.decoding),
-                "mean": {column: sum(row) / len(row) for column, row in columns.items()},
+                "mean": {column: fmean(_known(row)) for column, row in columns.items()},
             }
             samples[name] = [
                 {"id": e.id, "text": text, "references": list(references[i]), "tokens": found[i]}
-                | {"scores": {column: row[i] for column, row in columns.items()}}
+                | {"scores": {column: _or_null(row[i]) for column, row in columns.items()}}
                 for i, (e, text) in enumerate(zip(examples, texts, strict=True))
             ]
         return results, samples
@@ -125,6 +127,15 @@ class TextEvaluation:
 
     def verdicts(self, ctx: Context, splits: Sequence[str]) -> None:
         verdicts(ctx, splits)
+
+
+def _known(scores: Sequence[float]) -> list[float]:
+    """Without those of texts that nobody judged."""
+    return [score for score in scores if not math.isnan(score)]
+
+
+def _or_null(score: float) -> float | None:
+    return None if math.isnan(score) else score
 
 
 def _cut(codec: Codec, examples: Sequence[Example]) -> int:

@@ -56,9 +56,10 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
             if not head:
                 _show(ctx, part, round, generations, evaluations)
             found |= spread(Aggregator.of(ctx.cfg.aggregator).weights_of(table["reward"]))
-            found |= relations(
-                table["source_id"], lengths, evaluations.tolist(), generations.scores
+            rows = zip(
+                table["source_id"], lengths, evaluations.tolist(), generations.scores, strict=True
             )
+            found |= relations(*zip(*(row for row in rows if not math.isnan(row[-1])), strict=True))
         metrics |= {f"aggregate/{part}_{name}": value for name, value in found.items()}
     metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
     name = f"aggregate.{head}" if head else "aggregate"

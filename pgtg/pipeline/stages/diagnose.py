@@ -7,6 +7,7 @@
 It never feeds back into training.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,8 +41,14 @@ def diagnose(ctx: Context) -> Artifact:
     stale = staleness(ctx, aligned, samples)
     write_json(working / "staleness.json", stale)
     metrics: dict[str, float] = {}
-    if ctx.task.judge is not None:  # else nobody can say what deleting a token costs
-        faithful = faithfulness(ctx, ctx.task.judge, aligned[-1], samples[-1])
+    judge = ctx.task.judge  # without one nobody can say what deleting a token costs
+    if judge is not None and not judge.alone:
+        ctx.log.say(
+            "diagnose: what deleting a token costs is not asked: this judge compares texts of a "
+            "source with each other"
+        )
+    elif judge is not None:
+        faithful = faithfulness(ctx, judge, aligned[-1], samples[-1])
         write_json(working / "faithfulness.json", faithful)
         metrics = {f"diagnose/{name}": value for name, value in faithful["means"].items()}
     ctx.log.metrics("diagnose", rounds[-1], 0, metrics)
@@ -83,7 +90,8 @@ def faithfulness(
 ) -> dict[str, Any]:
     """What deleting tokens costs by the judge, for the first evaluate.diagnose generations."""
     generations = read_generations(samples, part_of(ctx))
-    rows = list(range(len(generations.tokens)))[: ctx.cfg.evaluate.diagnose]
+    rows = [row for row, score in enumerate(generations.scores) if not math.isnan(score)]
+    rows = rows[: ctx.cfg.evaluate.diagnose]
     codec = ctx.load_start()[1]
     special = set(codec.tokenizer.all_special_ids)
     model = load_reward_model(aligned.file("reward")).to(ctx.device).eval()
@@ -110,16 +118,24 @@ def faithfulness(
             break
         top = [_without(tokens[i], _highest(values[i], open_to[i], k)) for i in usable]
         chance = [_without(tokens[i], _random(ctx, i, open_to[i], k)) for i in usable]
-        base = float(np.mean([before[i] for i in usable]))
         after = {"highest": scores(top, usable), "random": scores(chance, usable)}
+        known = [n for n, pair in enumerate(zip(*after.values(), strict=True)) if finite(pair)]
+        if not known:
+            continue
+        base = float(np.mean([before[usable[n]] for n in known]))
         curve.append(
-            {"deleted": k, "texts": len(usable)}
-            | {name: float(np.mean(found)) - base for name, found in after.items()}
+            {"deleted": k, "texts": len(known)}
+            | {name: float(np.mean([row[n] for n in known])) - base for name, row in after.items()}
         )
     return {
         "curve": curve,
         "means": _means(curve, _left_out(tokens, values, open_to, before, scores)),
     }
+
+
+def finite(scores: Sequence[float]) -> bool:
+    """Whether all of them were judged."""
+    return not any(map(math.isnan, scores))
 
 
 def _left_out(tokens, values, open_to, before, scores) -> list[float]:
@@ -130,6 +146,8 @@ def _left_out(tokens, values, open_to, before, scores) -> list[float]:
             continue
         after = scores([_without(ids, [t]) for t in open_to[i]], [i] * len(open_to[i]))
         cost = [before[i] - score for score in after]
+        if not finite(cost):
+            continue
         rho = spearman([float(values[i][t]) for t in open_to[i]], cost)
         if not np.isnan(rho):
             found.append(rho)

@@ -17,6 +17,7 @@ import torch
 from pgtg.data.comparisons import Comparisons
 from pgtg.data.examples import Examples
 from pgtg.data.generations import read_part
+from pgtg.judges.judge import judged
 from pgtg.methods import method_of
 from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
@@ -91,6 +92,8 @@ def _make(
     metrics: dict[str, float] = {}
     for part, examples in ctx.task.to_sample(round).items():
         cut = _sample_part(ctx, lm, codec, examples, part, round, working, control)
+        assert ctx.task.judge is not None  # it is open where generations are judged
+        ctx.task.judge.tell()
         generations = read_part(working, part)
         found = summary(generations, ctx.task.all_comparisons(generations))
         metrics |= {f"sample/{part}_{name}": value for name, value in found.items()}
@@ -100,8 +103,6 @@ def _make(
                 f"policy.max_source_tokens={ctx.cfg.policy.max_source_tokens}"
             )
         metrics[f"sample/{part}_sources_cut"] = cut
-    if ctx.task.judge is not None:
-        ctx.task.judge.tell()
     ctx.log.metrics(f"sample.{control}" if control else "sample", round, 0, metrics)
     artifact.commit(
         inputs=inputs,
@@ -195,9 +196,9 @@ def _sample_part(
                 mine = distributed.share(chunk)
                 columns = _generate(ctx, lm, codec, mine, sources, part, round)
                 by_id = {example.id: example for example in mine}
-                judged = [by_id[i] for i in columns["source_id"]]
-                assert ctx.task.judge is not None  # it is open where generations are judged
-                scores = ctx.task.judge(columns["tokens"], columns["text"], judged, codec)
+                own = [by_id[i] for i in columns["source_id"]]
+                assert ctx.task.judge is not None
+                scores = ctx.task.judge(columns["tokens"], columns["text"], own, codec)
                 pending.append((path, columns, scores))
                 finish(PENDING)
             bar.advance(len(chunk))
@@ -236,10 +237,12 @@ def _generate(
 
 def summary(generations: Generations, comparisons: Comparisons) -> dict[str, float]:
     """Counts and means of a part: what the judge thinks of the policy's samples."""
-    scores = torch.tensor(generations.scores, dtype=torch.float64)
+    scores = torch.tensor(judged(generations.scores, "generations"), dtype=torch.float64)
     lengths = [len(tokens) for tokens in generations.tokens]
-    return {
-        "generations": len(scores),
+    unjudged = len(generations.scores) - len(scores)
+    found: dict[str, float] = {"unjudged": unjudged} if unjudged else {}
+    return found | {
+        "generations": len(generations.scores),
         "mean_score": scores.mean().item(),
         "best_score": scores.max().item(),
         "mean_tokens": sum(lengths) / len(lengths),
