@@ -28,6 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pgtg.config import (
     OWNED,
     RunConfig,
+    endpoint_of,
+    endpoints,
     expected_type,
     is_open,
     known_keys,
@@ -62,6 +64,7 @@ PLUGGABLE: Mapping[str, Registry] = {  # groups whose options may be a plugin's
     "judge": JUDGES,
     "aggregator": AGGREGATORS,
 }
+NAMES_SERVER = {"judge", "judge.base_url"}  # keys by which a user names one
 SECTIONS = {"dataset": "data"}  # groups that fill a section of another name
 # what an experiment fits to its data, whatever backbone or method the call chooses
 FITTED = {
@@ -165,6 +168,9 @@ def planned(
     run, more = as_run_config(cfg)
     if problems or more:
         raise ConfigError(*problems, *more)
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if (url := endpoint_of(run)) is not None and (saved is None or given & NAMES_SERVER):
+        endpoints.allow(url)
     return run, notes
 
 

@@ -44,6 +44,12 @@ NEUTRAL: Mapping[str, str] = {
     "logger": "who is told",
     "keep_rounds": "which weights stay, not what they are",
     "judge.workers": "any number gives the same scores",
+    "judge.key_env": "who pays",
+    "judge.concurrency": "how many wait at once",
+    "judge.timeout": "how long is waited",
+    "judge.retries": "how often is asked again",
+    "judge.price_input": "what is said of the cost",
+    "judge.price_output": "what is said of the cost",
     "judge.batch_tokens": "last bits of sums; part of the cache's key",
     "device": "last bits of sums; part of the cache's key",
     "tf32": "last bits of sums; part of the cache's key",
@@ -51,7 +57,7 @@ NEUTRAL: Mapping[str, str] = {
     "threads": "last bits of sums; part of the cache's key",
 }
 # in a run's hashes only: a place whose contents are in the cache's key, and what runs alongside
-LOCAL = ("data.path", "method.controls")
+LOCAL = ("data.path", "judge.template", "method.controls")
 
 
 def settings(cfg: RunConfig, stage: str) -> dict[str, Any]:

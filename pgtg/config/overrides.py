@@ -27,11 +27,12 @@ PATHS = (
     "reward.path",
     "judge.classifier.path",
     "judge.path",
+    "judge.template",
     "metrics.bertscore_model",
     "cache",
 )
 TEXTS = re.compile(
-    r"policy\.(prefix|suffix|target_prefix|start_text)|judge\.(before|between|after)"
+    r"policy\.(prefix|suffix|target_prefix|start_text)|judge\.(before|between|after|criteria)"
     r"|data\.fewshot\.(masked|causal)\.[^.]+\.(template|instruction)"
 )
 TEXT, TEXT_LIST = PLAIN[str], "a list"  # how the schema names a text, and lists (all of texts)

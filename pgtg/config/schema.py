@@ -4,6 +4,7 @@ Defaults and the meaning of each key stand in `conf/`, which is what Hydra compo
 only give the types. `checks.check` collects *all* problems of a composed config before a run.
 """
 
+import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
@@ -11,6 +12,8 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
+
+from pgtg.config import endpoints
 
 # what sample.batch_tokens=auto stands for where no GPU's memory is asked [tokens]
 BATCH_TOKENS = 32768
@@ -44,7 +47,6 @@ class NewswireConfig:
     details: float = MISSING
     noise: float = MISSING
     wrong_fact_share: float = MISSING
-    tails: int = MISSING
 
 
 @dataclass
@@ -318,6 +320,45 @@ class RewardModelConfig(JudgeConfig):
 
 
 @dataclass
+class LLMJudgeConfig(JudgeConfig):
+    """A judge of texts by a large model behind an OpenAI-compatible endpoint."""
+
+    base_url: str | None = None
+    model: str | None = None
+    key_env: str | None = "OPENAI_API_KEY"
+    mode: str = "rank"
+    criteria: str = MISSING
+    template: str | None = None
+    swap: bool = True
+    lowest: float = 1.0
+    highest: float = 10.0
+    json_schema: bool = True
+    request: dict[str, Any] = field(default_factory=dict)
+    concurrency: int = 8
+    timeout: float = 60.0
+    retries: int = 8
+    price_input: float | None = None
+    price_output: float | None = None
+
+    def problems(self) -> Iterator[str]:
+        if self.base_url is None:
+            yield "base_url: no value; give the server's address, e.g. https://api.openai.com/v1"
+        elif (found := endpoints.problem(self.base_url)) is not None:
+            yield f"base_url: {found}"
+        if self.model is None:
+            yield "model: no value; give the model's name as the server calls it"
+        if self.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.key_env):
+            yield "key_env: expected the name of a variable, e.g. OPENAI_API_KEY, never the key"
+        if not self.lowest < self.highest:
+            yield f"highest: found {self.highest}, expected above judge.lowest={self.lowest}"
+        for name in self.request:
+            if name in ("model", "messages", "response_format", "stream", "n"):
+                yield f"request.{name}: the judge sets it itself; leave it out"
+            elif re.search("key|secret|password|authori[sz]ation", name, re.IGNORECASE):
+                yield f"request.{name}: secrets stand in no config; see judge.key_env"
+
+
+@dataclass
 class MethodConfig:
     """What every method's section has; its own options are a subclass (`methods/options`)."""
 
@@ -444,6 +485,11 @@ def judge_model_of(cfg: RunConfig) -> tuple[str, ClassifierConfig | RewardModelC
     return None if classifier is None else ("judge.classifier", classifier)
 
 
+def endpoint_of(cfg: RunConfig) -> str | None:
+    """The server that a run sends texts to, to be judged; None where there is none."""
+    return cfg.judge.base_url if isinstance(cfg.judge, LLMJudgeConfig) else None
+
+
 def workers_of(cfg: RunConfig) -> int | None:
     """The judge's worker processes as the config asks for them; None: as cores allow."""
     return cfg.judge.workers if isinstance(cfg.judge, TextJudgeConfig) else 0
@@ -459,12 +505,13 @@ def open_schema() -> type:
     return make_dataclass("Composed", found)
 
 
-PLAIN = {
+PLAIN: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "a text",
     bool: "true or false",
     type(None): "null",
+    Any: "any value",
 }
 STAND_INS: dict[Any, Any] = {int: 0, float: 0.0, str: "", bool: False}
 

@@ -13,6 +13,7 @@ import math
 import secrets
 import sqlite3
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 BUSY_S = 60.0  # how long a writer waits for others; each holds the file for milliseconds
 TABLE = (
-    "CREATE TABLE IF NOT EXISTS answers "
-    "(prompt TEXT PRIMARY KEY, crc INTEGER NOT NULL, log_probs BLOB NOT NULL)"
+    "CREATE TABLE IF NOT EXISTS answered "
+    "(name TEXT PRIMARY KEY, crc INTEGER NOT NULL, answer BLOB NOT NULL)"
 )
 
 Warn = Callable[[str], None]
@@ -64,58 +65,46 @@ def _to_stderr(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-class Memo:
-    """Float32 arrays of one shape by name, in a sqlite file or in memory.
+class Answers:
+    """Bytes by name, in a sqlite file or in memory; several threads and processes may use it.
 
     Args:
         path: The file; None keeps all in memory.
-        shape: Of each array; what has another size in the file is not there.
         warn: Told once, in one line, when the file is set aside or cannot be used.
     """
 
-    def __init__(self, path: Path | None, shape: tuple[int, ...], warn: Warn = _to_stderr):
-        self._path, self._shape, self._warn = path, shape, warn
-        self._memory: dict[str, np.ndarray] = {}
+    def __init__(self, path: Path | None, warn: Warn = _to_stderr):
+        self._path, self._warn = path, warn
+        self._memory: dict[str, bytes] = {}
         self._file: sqlite3.Connection | None = None
+        self._turn = threading.RLock()
         if path is not None:
             self._guarded(lambda: None)
 
-    def get(self, key: str) -> np.ndarray | None:
+    def get(self, key: str) -> bytes | None:
         """What was put under this name, or None."""
-        if self._path is None:
+        with self._turn:
+            if self._path is not None:
+                query = "SELECT crc, answer FROM answered WHERE name = ?"
+                found = self._guarded(lambda: self._connected().execute(query, (key,)).fetchone())
+                if self._path is not None:  # damaged: it is computed and put again
+                    return found[1] if found and zlib.crc32(found[1]) == found[0] else None
             return self._memory.get(key)
-        query = "SELECT crc, log_probs FROM answers WHERE prompt = ?"
-        found = self._guarded(lambda: self._connected().execute(query, (key,)).fetchone())
-        if self._path is None or found is None:
-            return None
-        crc, blob = found
-        if zlib.crc32(blob) != crc or len(blob) != 4 * math.prod(self._shape):
-            return None  # damaged: it is computed and put again
-        return np.frombuffer(blob, "<f4").reshape(self._shape).astype(np.float32)
 
-    def put(self, key: str, values: np.ndarray) -> None:
-        """Keeps an array of the memo's shape under this name."""
-        self.put_all([key], [values])
-
-    def put_all(self, keys: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
-        """Keeps an array of the memo's shape under each name: all of them or, if killed, none."""
-        rows = []
-        for key, values in zip(keys, arrays, strict=True):
-            if values.shape != self._shape or values.dtype != np.float32:
-                raise ValueError(f"{values.dtype} {values.shape}, not float32 {self._shape}")
-            blob = np.ascontiguousarray(values, "<f4").tobytes()
-            rows.append((key, zlib.crc32(blob), blob))
-        if self._path is not None:
-            self._guarded(lambda: self._store(rows))
-        if self._path is None:
-            for (key, _, _), values in zip(rows, arrays, strict=True):
-                self._memory[key] = values.copy()
+    def put_all(self, answers: Mapping[str, bytes]) -> None:
+        """Keeps what stands under each name: all of it or, if killed, nothing."""
+        rows = [(key, zlib.crc32(value), value) for key, value in answers.items()]
+        with self._turn:
+            if self._path is not None:
+                self._guarded(lambda: self._store(rows))
+            if self._path is None:
+                self._memory |= answers
 
     def _store(self, rows: Sequence[tuple[str, int, bytes]]) -> None:
         file = self._connected()
         file.execute("BEGIN IMMEDIATE")
         try:
-            file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+            file.executemany("INSERT OR REPLACE INTO answered VALUES (?, ?, ?)", rows)
             file.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -123,9 +112,10 @@ class Memo:
             raise
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        with self._turn:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         """The action's result; a damaged file is made again, an unusable one left for memory."""
@@ -168,6 +158,41 @@ class Memo:
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{self._path}{ending}").rename(f"{aside}{ending}")
         self._warn(f"{self._path} is damaged ({error}): set aside as {aside.name}, made again")
+
+
+class Memo:
+    """Float32 arrays of one shape by name, in a sqlite file or in memory.
+
+    Args:
+        path: As for `Answers`.
+        shape: Of each array; what has another size in the file is not there.
+        warn: As for `Answers`.
+    """
+
+    def __init__(self, path: Path | None, shape: tuple[int, ...], warn: Warn = _to_stderr):
+        self._answers, self._shape = Answers(path, warn), shape
+
+    def get(self, key: str) -> np.ndarray | None:
+        """What was put under this name, or None."""
+        found = self._answers.get(key)
+        if found is None or len(found) != 4 * math.prod(self._shape):
+            return None
+        return np.frombuffer(found, "<f4").reshape(self._shape).astype(np.float32)
+
+    def put(self, key: str, values: np.ndarray) -> None:
+        """Keeps an array of the memo's shape under this name."""
+        self.put_all([key], [values])
+
+    def put_all(self, keys: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
+        """Keeps an array of the memo's shape under each name: all of them or, if killed, none."""
+        for values in arrays:
+            if values.shape != self._shape or values.dtype != np.float32:
+                raise ValueError(f"{values.dtype} {values.shape}, not float32 {self._shape}")
+        blobs = [np.ascontiguousarray(values, "<f4").tobytes() for values in arrays]
+        self._answers.put_all(dict(zip(keys, blobs, strict=True)))
+
+    def close(self) -> None:
+        self._answers.close()
 
 
 @dataclass(frozen=True)
@@ -285,7 +310,7 @@ def key_of(prompt: Prompt) -> str:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection that commits each statement by itself."""
-    file = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    file = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         file.execute("PRAGMA journal_mode = WAL")
         file.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers

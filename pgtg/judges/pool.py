@@ -27,13 +27,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
 
 from pgtg.config import JudgeConfig, TextJudgeConfig
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.judges import TextJudge, build_judge
 from pgtg.runtime import distributed
 
+T = TypeVar("T")
 CHUNK = 32  # texts a worker scores at a time: some 10 ms of METEOR
 _DIED = (
     "a judge worker process died (killed, or out of memory): "
@@ -119,13 +120,13 @@ class JudgePool:
             began = time.perf_counter()
             done = [_called(_score, self._inline, chunk) for chunk in chunks]
             self._spent += time.perf_counter() - began
-            return _joined(done)
+            return joined(done)
         try:
             parts = [self._workers.submit(_score_here, chunk) for chunk in chunks]
         except BrokenProcessPool as error:
             raise PgtgError(self._watch.why()) from error
         self._watch.follow(parts)
-        return _joined(parts, self._watch.why)
+        return joined(parts, self._watch.why)
 
     def score(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """As `submit`, and waits."""
@@ -217,11 +218,9 @@ def _called(function: Callable[..., list[float]], *arguments: object) -> Future[
     return future
 
 
-def _joined(
-    parts: list[Future[list[float]]], why: Callable[[], str] = lambda: _DIED
-) -> Future[list[float]]:
+def joined(parts: list[Future[list[T]]], why: Callable[[], str] = lambda: _DIED) -> Future[list[T]]:
     """One future for the concatenated results of the parts; the first failure is its failure."""
-    whole: Future[list[float]] = Future()
+    whole: Future[list[T]] = Future()
     lock, left = threading.Lock(), len(parts)
 
     def settle() -> None:
@@ -236,7 +235,7 @@ def _joined(
         else:
             whole.set_result([score for part in parts for score in part.result()])
 
-    def one_done(_: Future[list[float]]) -> None:
+    def one_done(_: Future[list[T]]) -> None:
         nonlocal left
         with lock:
             left -= 1

@@ -1,7 +1,12 @@
 """The judges, in words; imports nothing heavy."""
 
 from pgtg.config.registry import JudgeSpec
-from pgtg.config.schema import ClassifierJudgeConfig, JudgeConfig, RewardModelConfig
+from pgtg.config.schema import (
+    ClassifierJudgeConfig,
+    JudgeConfig,
+    LLMJudgeConfig,
+    RewardModelConfig,
+)
 
 JUDGES = (
     JudgeSpec(
@@ -31,6 +36,14 @@ JUDGES = (
         options=RewardModelConfig,
         main=True,
         check="pgtg.judges.reward_model:check",
+    ),
+    JudgeSpec(
+        "llm",
+        "a large model over an OpenAI-compatible endpoint: rankings or scores",
+        "pgtg.judges.llm:open_llm",
+        options=LLMJudgeConfig,
+        main=True,
+        check="pgtg.judges.llm:check",
     ),
     JudgeSpec(
         "classifier",

@@ -83,6 +83,8 @@ CONFIG = "config.yaml"
 FOREIGN = ("wandb", ".hydra")  # other tools' folders inside a run folder: left alone
 # Keys that change no bit of a result, so that they may differ when a run is resumed.
 NEUTRAL = ("run_dir", "logger", "quiet", "cache", "keep_rounds", "judge.workers")
+NEUTRAL += tuple(f"judge.{key}" for key in ("key_env", "concurrency", "timeout", "retries"))
+NEUTRAL += ("judge.price_input", "judge.price_output")
 PACKAGES = ("pgtg", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 PACKAGES += ("datasets", "hydra-core", "omegaconf", "rouge-score", "nltk", "wandb")
 

@@ -45,8 +45,10 @@ CONFIGS["preferences"].policy.lora = LoraConfig(2, 4.0)
 CONFIGS["preferences"].reward.lora = LoraConfig(2, 4.0)
 # judges with options of their own, of which only those are looked at
 FEW = [word for word in TINY if not word.startswith("judge")]
+SERVER = ["judge=llm", "judge.base_url=http://localhost:1/v1", "judge.model=m"]
 JUDGED = {
     "reward_model": run_config("summarize", [*FEW, "judge=reward_model", "judge.path=a/b"]),
+    "llm": run_config("summarize", [*FEW, *SERVER]),
 }
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
@@ -194,7 +196,7 @@ def test_what_a_key_moves(key: str, stages: set[str], only_asked: None, tmp_path
 
 
 def test_the_cache_leaves_out_places_and_what_rewards_touch(tmp_path: Path):
-    cfg = CONFIGS["summarize"]
+    cfg = JUDGED["llm"]
     part = settings(cfg, "improve")
     assert set(part) - set(portable(part)) == set(LOCAL)
     assert not [key for key in part if key.startswith(("reward.", "aggregator."))]
