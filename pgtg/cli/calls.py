@@ -21,6 +21,7 @@ from pgtg.errors import ConfigError, PgtgError
 from pgtg.runtime import distributed
 
 OUTPUTS = Path("outputs")
+CREDIT = "experiment=credit"
 SUBDIR = "${pgtg_folder:${hydra.job.override_dirname}}"  # as in conf/
 
 
@@ -396,6 +397,26 @@ def export_tokens(
 
     asked = Asked(text, split, round, n)
     write(path, out, asked, format=format, force=force, log=RunLog(None, quiet=quiet))
+
+
+def benchmark_credit(
+    dataset: str,
+    overrides: Sequence[str] | None,
+    folds: int,
+    config_dir: Path | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Token rewards against marked errors, a row for each combination of the overrides."""
+    chosen = [] if any(v.startswith("experiment=") for v in overrides or []) else [CREDIT]
+    call = Call.parse("preferences", [*chosen, *(overrides or [])], config_dir, multirun=True)
+    rows = call.jobs()
+    folder = call.run_dir or OUTPUTS / "benchmark" / "credit" / dataset / unique()
+    set_quiet(quiet)
+    with logged(folder):
+        from pgtg.benchmark.credit import Asked, credit
+
+        credit(Asked(dataset, folds, rows), folder)
 
 
 def _sweep_dir(override: str) -> str | None:

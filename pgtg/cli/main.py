@@ -409,6 +409,50 @@ def export_tokens(
         written(one_of(run, reward), out, text, split, round, n, format, force=force, quiet=quiet)
 
 
+benchmark = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="What is learned, against ground truth that people marked.",
+)
+app.add_typer(benchmark, name="benchmark")
+
+CREDIT_EXAMPLES = """
+Data sets: qa_feedback, prmbench, mqm_ted_zhen, xsum_hallucination (data.path is a folder that you
+fetched), or own: preferences, and rows with prompt, completion, spans [[start, end, label], ...].
+
+Examples:
+
+\b
+  pgtg benchmark credit qa_feedback data.path=qa-feedback policy.path=SmolLM2-135M
+  pgtg benchmark credit own data.path=my.jsonl policy.path=Qwen3-0.6B run_dir=outputs/mine
+  pgtg benchmark credit ... aggregator=avg,min reward.head=state_action,linear,logprob
+"""
+
+
+@benchmark.command("credit", epilog=CREDIT_EXAMPLES)
+def benchmark_credit(
+    dataset: Annotated[str, typer.Argument(help="Marked errors, and preferences among texts.")],
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Parts of the questions.")] = 5,
+    config_dir: ConfigDir = None,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learn token rewards from preferences alone; do they find the errors that people marked?
+
+    One row for each combination of key=a,b, next to baselines; by folds of questions.
+    """
+    with reporting():
+        from pgtg.cli.calls import benchmark_credit as measured
+
+        measured(dataset, overrides, folds, config_dir, quiet=quiet)
+
+
+@benchmark.callback()
+def benchmark_group() -> None:
+    """What is learned, against ground truth that people marked."""
+
+
 LS_EXAMPLES = """
 Examples:
 

@@ -24,6 +24,7 @@ FLOORS = (  # the lowest first: a room imports from its own floor and from those
     {"report"},
     {"explain"},
     {"export"},
+    {"benchmark"},
     {"doctor"},
     {"cli", "__main__"},
 )

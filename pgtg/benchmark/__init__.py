@@ -1,0 +1,1 @@
+"""What is learned, held against ground truth that people marked: `pgtg benchmark`."""
