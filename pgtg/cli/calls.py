@@ -377,6 +377,16 @@ def export_policy(run: Path, out: Path, *, force: bool, quiet: bool) -> None:
     write(run, out, force=force, log=RunLog(None, quiet=quiet))
 
 
+def export_preferences(run: Path, out: Path, *, force: bool, quiet: bool) -> None:
+    """A run's judged generations as data of the preferences task."""
+    _require_folder(out, "--out")
+    stay_offline()
+    from pgtg.export.preferences import export_preferences as write
+    from pgtg.runs.log import RunLog
+
+    write(run, out, force=force, log=RunLog(None, quiet=quiet))
+
+
 def export_tokens(
     path: Path,
     out: Path,

@@ -322,7 +322,7 @@ def explain(
 export = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="What other programs take: a run's reward model, policy, token rewards.",
+    help="What is used elsewhere: a run's reward model, policy, token rewards, preferences.",
 )
 app.add_typer(export, name="export")
 RunPath = Annotated[Path, typer.Argument(help="A run folder.")]
@@ -367,6 +367,23 @@ def export_policy(
     """Write the policy as a Transformers folder: weights, tokenizer, decoding, card."""
     with reporting():
         from pgtg.cli.calls import export_policy as written
+
+        written(run, out, force=force, quiet=quiet)
+
+
+@export.command(
+    "preferences", epilog="Example: pgtg export preferences outputs/mine --out preferences"
+)
+def export_preferences(
+    run: RunPath,
+    out: OutFolder,
+    force: Replace = False,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write what the judge said of the run's generations, for `pgtg train preferences`."""
+    with reporting():
+        from pgtg.cli.calls import export_preferences as written
 
         written(run, out, force=force, quiet=quiet)
 

@@ -12,6 +12,7 @@ from pgtg.runs.artifacts import replace_folder
 from pgtg.runs.files import sync, writing
 
 POLICY_JSON = "pgtg_policy.json"
+PREFERENCES_JSON = "pgtg_preferences.json"
 
 
 def require_free(out: Path, *, force: bool) -> None:
@@ -32,7 +33,7 @@ def require_free(out: Path, *, force: bool) -> None:
         raise ConfigError(f"--out {out} is there already: choose another, or --force replaces it")
 
 
-_MARKS = (REWARD_JSON, POLICY_JSON)  # what every exported folder has one of
+_MARKS = (REWARD_JSON, POLICY_JSON, PREFERENCES_JSON)  # what every exported folder has one of
 
 
 @contextmanager
