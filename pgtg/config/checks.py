@@ -158,6 +158,7 @@ RULES: tuple[Rule, ...] = (
     ("data.newswire.details", *SHARE),
     ("data.newswire.noise", *SHARE),
     ("data.newswire.wrong_fact_share", *SHARE),
+    ("data.newswire.tails", *COUNT),
     ("reward.layers", *COUNT),
     ("reward.replay", *NOT_NEGATIVE),
     ("policy.adaptor.width", *COUNT),

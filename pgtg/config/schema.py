@@ -47,6 +47,7 @@ class NewswireConfig:
     details: float = MISSING
     noise: float = MISSING
     wrong_fact_share: float = MISSING
+    tails: int = MISSING
 
 
 @dataclass

@@ -246,6 +246,8 @@ def _begin(
 
 def _report_data(ctx: Context) -> None:
     """Say and keep what became of the rows of the splits, and which texts stand in several."""
+    if ctx.task.about:
+        ctx.log.say(ctx.task.about)
     for counts in ctx.task.counts.values():
         ctx.log.say(counts_line(counts))
     for line in [*repeated_between(ctx.task.seen), *ctx.task.remarks]:

@@ -69,6 +69,7 @@ class PromptTask:
         self.counts: dict[str, DataCounts] = {}
         self.seen: dict[str, frozenset[bytes]] = {}
         self.remarks: list[str] = []
+        self.about = ""
         self._splits: dict[str, list[Labelled] | None] = {}
         self._scores: dict[str, PromptScores] = {}
 

@@ -44,6 +44,7 @@ class SummarizeTask(TextTask):
         world = self.cfg.data.newswire
         assert world is not None  # config check
         made = newswire.generate(world)
+        self.about = newswire.describe(world)
         limits = self.cfg.data.limit
         made = {split: rows[: limits.get(split)] for split, rows in made.items()}
         for split, rows in made.items():

@@ -57,6 +57,7 @@ class Task(Protocol):
     counts: dict[str, DataCounts]  # of the splits that were read
     seen: dict[str, frozenset[bytes]]  # the same splits' texts, as fingerprints
     remarks: list[str]  # what reading them found, to be said as warnings
+    about: str  # what is known of generated data, to be said at once; "" for other data
 
     @property
     def preferences(self) -> Sampled | Stored:

@@ -40,6 +40,7 @@ class TextTask(ABC):
         self.counts: dict[str, DataCounts] = {}
         self.seen: dict[str, frozenset[bytes]] = {}
         self.remarks: list[str] = []
+        self.about = ""
         self._splits: dict[str, Examples] = {}
         self._hashes: dict[str, str] = {}
         self._tokens: dict[str, Tokens] = {}

@@ -380,7 +380,8 @@ def test_names_of_open_mappings_are_checked():
     ],
 )
 def test_odd_values_are_one_line(override: str, said: str):
-    assert any(said in line for line in problems("schedule.unit=updates", override))
+    given = ("schedule.unit=updates", "schedule.retrain_until=60", override)
+    assert any(said in line for line in problems(*given))
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])

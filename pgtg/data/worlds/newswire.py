@@ -189,7 +189,8 @@ FILLERS = (
     "a full review is planned for next year .",
 )
 
-# Many tails with different first words: no single one outweighs the plain end of a summary.
+# Tails with different first words. Of many, no single one outweighs the plain end of a summary, so
+# the likeliest ending is right; with one and much noise, the likeliest ending is wrong.
 TAILS = (
     "more details follow .",
     "read the full story in our paper .",
@@ -242,14 +243,25 @@ def generate(cfg: NewswireConfig) -> dict[str, list[Example]]:
     larger split begins with the smaller one's bulletins.
 
     Raises:
-        ConfigError: More fillers than there are.
+        ConfigError: More fillers or tails than there are.
     """
-    if cfg.fillers > len(FILLERS):
-        raise ConfigError(
-            f"data.newswire.fillers={cfg.fillers}: there are {len(FILLERS)} to choose"
-        )
+    for key, asked, there in (("fillers", cfg.fillers, FILLERS), ("tails", cfg.tails, TAILS)):
+        if asked > len(there):
+            raise ConfigError(f"data.newswire.{key}={asked}: there are {len(there)} to choose")
     sizes = {"train": cfg.train, "validation": cfg.validation, "test": cfg.test}
     return {split: list(_bulletins(cfg, split, size)) for split, size in sizes.items()}
+
+
+def describe(cfg: NewswireConfig) -> str:
+    """What a run on this world is to be told of it, and why it is as it is."""
+    boilerplate = cfg.noise * (1 - cfg.wrong_fact_share)
+    likeliest = "wrong" if boilerplate / cfg.tails > 1 - boilerplate else "right"
+    return (
+        f"generated newswire: {cfg.noise:.0%} of the training references are flawed, "
+        f"{boilerplate:.0%} end in boilerplate ({cfg.tails} kinds: the likeliest ending is "
+        f"{likeliest}), {cfg.noise * cfg.wrong_fact_share:.0%} state a wrong fact; the judge knows "
+        "the clean summaries. So it is known at which tokens a weight should be low"
+    )
 
 
 def vocabulary(cfg: NewswireConfig) -> list[str]:
@@ -329,7 +341,7 @@ def _target(
     """
     told, tail = dict(facts), ""
     noisy, wrong = rng.random() < cfg.noise, rng.random() < cfg.wrong_fact_share
-    slot, tail_drawn = rng.choice(list(facts)), rng.choice(TAILS)
+    slot, tail_drawn = rng.choice(list(facts)), rng.choice(TAILS[: cfg.tails])
     if noisy and wrong:
         others = [other[slot] for other in old if other[slot] not in facts.values()]
         kind = KINDS[DOMAINS[name].slots[slot]]

@@ -22,6 +22,7 @@ CONFIG = NewswireConfig(
     details=0.5,
     noise=0.7,
     wrong_fact_share=0.3,
+    tails=16,
 )
 WEATHER = Truth(
     domain="weather",
@@ -153,9 +154,25 @@ def test_distractors_and_fillers_count_the_other_sentences():
     assert {row.source.split().count(".") for row in bare} == {1}
 
 
-def test_more_fillers_than_there_are_is_refused():
-    with pytest.raises(ConfigError, match=r"data\.newswire\.fillers=99"):
-        newswire.generate(replace(CONFIG, fillers=99))
+@pytest.mark.parametrize("key", ["fillers", "tails"])
+def test_more_fillers_or_tails_than_there_are_are_refused(key: str):
+    with pytest.raises(ConfigError, match=rf"data\.newswire\.{key}=99"):
+        newswire.generate(replace(CONFIG, **{key: 99}))
+
+
+@pytest.mark.parametrize(("tails", "noise", "wrong"), [(1, 0.9, "wrong"), (16, 0.7, "right")])
+def test_the_likeliest_ending_is_the_one_that_is_said(tails: int, noise: float, wrong: str):
+    cfg = replace(CONFIG, tails=tails, noise=noise)
+    rows = newswire.generate(cfg)["train"]
+    summaries = [(row, newswire.summarize(row.truth.domain, row.truth.facts)) for row in rows]
+    told = [len(clean.split()) for _, clean in summaries]
+    endings = Counter(
+        " ".join(row.target.split()[n:]) for (row, _), n in zip(summaries, told, strict=True)
+    )
+    assert {*endings} == {"", *TAILS[:tails]}
+    likeliest = endings.most_common(1)[0][0]
+    assert (likeliest == "") == (wrong == "right")
+    assert f"({tails} kinds: the likeliest ending is {wrong})" in newswire.describe(cfg)
 
 
 def test_the_world_is_unambiguous():
