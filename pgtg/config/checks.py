@@ -19,6 +19,7 @@ from pgtg.config.registry import (
     METRICS,
     TASKS,
     Registry,
+    controls_of,
     methods_of,
     nearest,
     refusal,
@@ -201,6 +202,7 @@ RULES: tuple[Rule, ...] = (
     ("method.token_share", *SHARE),
     ("method.kl", *NOT_NEGATIVE),
     ("method.samples", *COUNT),
+    ("method.filter_share", lambda v: 0 < v <= 1, "in (0, 1]"),
     ("schedule.total", *POSITIVE),
     ("schedule.retrain_every", *POSITIVE),
     ("schedule.retrain_until", *NOT_NEGATIVE),
@@ -228,6 +230,7 @@ FIT_RULES: tuple[Rule, ...] = (
 MANY_ROUNDS = 10_000  # reward trainings of one run
 MAX_NAME = 200  # bytes of a folder's name
 GENERATED = ("newswire", "reviews")  # data that no file holds
+PLANTED = ("newswire",)  # data whose targets have a known truth, token by token
 
 
 def check(cfg: RunConfig) -> list[str]:
@@ -450,6 +453,9 @@ def _method(cfg: RunConfig) -> Iterator[str]:
     for control in method.controls or []:
         if refused := refusal(cfg.task, control, control=True):
             yield refused
+        elif controls_of(cfg.task)[control].planted and cfg.data.name not in PLANTED:
+            found = f"data.name={cfg.data.name} has none"
+            yield f"method.controls: '{control}' reads planted truth, and {found}; leave it out"
         if control == method.name:
             yield f"method.controls: '{control}' is the method itself"
     spec = methods_of(cfg.task).get(method.name)

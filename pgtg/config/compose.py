@@ -36,7 +36,7 @@ from pgtg.config import (
     open_schema,
     stand_in,
 )
-from pgtg.config.checks import check, value_at
+from pgtg.config.checks import PLANTED, check, value_at
 from pgtg.config.groups import CONF, groups
 from pgtg.config.overrides import PATHS, as_hydra, folder_name
 from pgtg.config.registry import (
@@ -48,6 +48,7 @@ from pgtg.config.registry import (
     MethodSpec,
     Registry,
     Spec,
+    controls_of,
     methods_of,
     nearest,
     options_of,
@@ -242,7 +243,9 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
     if run.method.controls is None:  # those of the task
         method = methods_of(run.task).get(run.method.name)
         learned = method is not None and method.learns_reward
-        run.method.controls = list(TASKS[run.task].controls) if learned else []
+        known, planted = controls_of(run.task), run.data.name in PLANTED
+        able = [c for c in TASKS[run.task].controls if planted or not known[c].planted]
+        run.method.controls = able if learned else []
     return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
 
 

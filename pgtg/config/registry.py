@@ -123,7 +123,8 @@ class TaskSpec(Spec):
     Args:
         gives: What its data offer a method: samples, reward, judge, and targets or classifier.
         splits: Names of its data's splits; the first is trained on.
-        controls: What runs alongside a method with a learned reward where none are named.
+        controls: What runs alongside a method with a learned reward where none are named; what
+            reads planted truth only where there is some.
         evaluation: Makes its `Evaluation` of the config.
         plan: Module that counts its work: `split_sizes`, `describe`, `work`.
         check: (config) -> what is wrong with its own part of it, a line each.
@@ -153,6 +154,7 @@ class MethodSpec(Spec):
         needs: What it asks of a task, in the words of `TaskSpec.gives`: it runs where all is given.
         alone: Whether it may be a run's method.
         alongside: Whether it may be a control: same start, same budget.
+        planted: Whether it reads planted truth, which generated data alone have.
         controlled: Whether it takes controls; one that is what others are held against does not.
         options: Its section of the config, a subclass of `MethodConfig`.
     """
@@ -160,6 +162,7 @@ class MethodSpec(Spec):
     needs: frozenset[str] = frozenset()
     alone: bool = True
     alongside: bool = False
+    planted: bool = False
     controlled: bool = True
     options: Any = MethodConfig
 

@@ -121,7 +121,10 @@ class Method:
         weigh: For supervised methods: (token rewards or None, mask, the run's method options, seed
             of this batch) -> weights that add up to 1 over each target.
         samples: Whether the options' policy-gradient term applies.
-        random_reward: Be guided by a reward model that was never trained: a control.
+        random_reward: Be guided by a reward model whose layers were drawn at random: a control.
+        untrained_reward: Be guided by the reward model as its training would start: a control.
+        all_targets: Whether the token rewards that it reads are those of all targets of the
+            training split, not of the round's alone.
         shuffle_scores: Learn the reward from the judge's scores in random order: a control.
         needs_reward: Whether policy training reads the round's reward model.
         needs_samples: Whether policy training reads judged generations.
@@ -134,6 +137,8 @@ class Method:
     weigh: Callable[..., Any] | None = None
     samples: bool = False
     random_reward: bool = False
+    untrained_reward: bool = False
+    all_targets: bool = False
     shuffle_scores: bool = False
     needs_reward: bool = True
     needs_samples: bool = False

@@ -50,6 +50,7 @@ class WeightedMLE(_Trained):
         "baseline": "none",
         "token_share": 1.0,
         "samples": 1,
+        "filter_share": 1.0,
     }
 
     mle: float = MISSING
@@ -59,6 +60,7 @@ class WeightedMLE(_Trained):
     baseline: str = MISSING
     token_share: float = MISSING
     samples: int = MISSING
+    filter_share: float = MISSING
 
     @property
     def own_samples(self) -> int:

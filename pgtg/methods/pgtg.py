@@ -1,8 +1,10 @@
 """PGTG: reward-weighted MLE with token weights from the learned r_phi (arXiv:2306.00398, Sec. 2.2).
 
 `SHUFFLED` is its control: the same weights in a random order within each target. If it does as
-well, the weights' positions did not matter. `RANDOM_REWARD` takes the weights from a reward model
-with random head: if it does as well, nothing that was learned mattered.
+well, the weights' positions did not matter. Where a reward model that has learned nothing does as
+well, what was learned did not matter: `UNTRAINED` is the reward model as its training starts (with
+`reward.head=logprob` the start policy's log-probability), `SHUFFLED_SCORES` is trained as the
+method's is, on the judge's scores in random order, and `RANDOM_REWARD` has a head of random layers.
 """
 
 from jaxtyping import Bool, Float
@@ -40,5 +42,16 @@ RANDOM_REWARD = Method(
     weigh,
     random_reward=True,
     needs_reward=False,
+)
+UNTRAINED = Method(
+    "untrained",
+    ("improve",),
+    SupervisedTrainer,
+    weigh,
+    untrained_reward=True,
+    needs_reward=False,
+)
+SHUFFLED_SCORES = Method(
+    "shuffled_scores", ("align", "improve"), SupervisedTrainer, weigh, shuffle_scores=True
 )
 SHUFFLED = Method("shuffled", ("improve",), SupervisedTrainer, weigh_shuffled)

@@ -41,6 +41,7 @@ class SupervisedTrainer(PolicyTrainer):
     """Targets with token weights, and with the policy-gradient term also the policy's samples."""
 
     validates = True
+    among: np.ndarray | None = None  # rows of the training split that it draws from; None: all
 
     def __init__(self, method: Method, given: Improving):
         super().__init__(given)
@@ -60,12 +61,14 @@ class SupervisedTrainer(PolicyTrainer):
         self.objective = Improvement(self.lm, self.options, ctx.sampling())
         self.start = ctx.load_start()[0] if self.options.keeps_start else None
         self.tokens = self.targets.tokens("train", self.codec)
-        used = self._used()
+        self.used = used = self._used()
         self.cut = int((self.tokens.source_cut | self.tokens.target_cut)[used].sum())
-        self._rewards = self._target_rewards(used) if self.model is not None else None
+        self.rewards = self._target_rewards(used) if self.model is not None else None
 
     def _used(self) -> np.ndarray:
         """Rows of the examples of the round, in the order of their first use."""
+        if self.method.all_targets:
+            return np.arange(len(self.tokens))
         windows = (self.targets.window(self.first + step) for step in range(self.updates))
         rows = [part.rows for window in windows for part in window]
         if not rows:
@@ -76,24 +79,30 @@ class SupervisedTrainer(PolicyTrainer):
     def window(self, step: int) -> list[Callable[[], SupervisedBatch]]:
         """What makes each micro-batch of the round's update number `step`."""
         update = self.first + step
-        parts = enumerate(self.targets.window(update))
+        parts = enumerate(self.targets.window(update, self.among))
         return [partial(self._batch, part, update, place) for place, part in parts]
 
     def _batch(self, examples: Examples, update: int, place: int) -> SupervisedBatch:
         sources, targets = self.tokens.sources(examples.rows), self.tokens.targets(examples.rows)
         batch = token_batch(list(sources), list(targets), range(len(examples)), self.ctx.device)
         values = None
-        if self._rewards is not None:
+        if self.rewards is not None:
             values = torch.zeros(batch.mask.shape)
             for line, row in zip(values, examples.rows.tolist(), strict=True):
-                rewards = self._rewards(row)
+                rewards = self.rewards(row)
                 line[: len(rewards)] = torch.from_numpy(rewards)
             values = moved(values, self.ctx.device)
         seed = Where(self.ctx.cfg.seed, "improve", 0).seed_at(update, "weights", place)
-        assert self.method.weigh is not None
-        weights = self.method.weigh(values, batch.mask, self.ctx.cfg.method, seed)
+        weights = self.weights(examples, batch, values, seed)
         sampled = self._sampled(examples, update) if self.options.reinforce > 0 else None
         return SupervisedBatch(batch, weights, sampled)
+
+    def weights(
+        self, examples: Examples, batch: TokenBatch, rewards: Tensor | None, seed: int
+    ) -> Tensor:
+        """[N, T] weight of each token of the examples' targets; they add up to 1 over a target."""
+        assert self.method.weigh is not None
+        return self.method.weigh(rewards, batch.mask, self.ctx.cfg.method, seed)
 
     def _target_rewards(self, used: np.ndarray) -> Callable[[int], np.ndarray]:
         """Token rewards of the targets that the round uses, by the example's row."""

@@ -161,12 +161,13 @@ def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> Re
 
 
 def randomize_head(model: RewardModel, seed: int) -> None:
-    """Draw the head again, without the small gain that lets a trained one start near a constant."""
+    """Draw the head's layers again, without the small gain that lets a trained one start near a
+    constant. The two numbers of a `logprob` head are no layer: drawn, they could turn it around."""
     with seeded(seed), torch.no_grad():
-        for parameter in model.head.parameters():
+        for name, parameter in model.head.named_parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-            else:
+            elif name.endswith("bias"):
                 parameter.normal_()
 
 

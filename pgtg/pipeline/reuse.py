@@ -45,8 +45,8 @@ WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")  # of a Transformers f
 def rewardless(ctx: Context, control: str) -> bool:
     """Whether nothing in a line of the run (the method's or a control's) asks a reward model."""
     method = method_of(ctx.cfg, control)
-    asks = method.needs_reward or method.random_reward or "align" in method.stages
-    return not asks
+    asks = method.needs_reward or method.random_reward or method.untrained_reward
+    return not (asks or "align" in method.stages)
 
 
 def share(

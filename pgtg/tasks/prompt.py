@@ -191,6 +191,9 @@ class PromptTask:
     def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
         return None
 
+    def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
+        return None
+
     def prompts(self, tokens: Sequence[TokenIds], texts: Sequence[str]) -> list[Prompt]:
         """Prompts to judge: with their ids where policy and classifier share the vocabulary."""
         if not self._shares_vocabulary:

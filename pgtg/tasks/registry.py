@@ -8,7 +8,7 @@ TASKS = (
         "texts with references: reward-weighted MLE on them",
         "pgtg.tasks.summarize:make",
         gives=frozenset({"samples", "judge", "reward", "targets"}),
-        controls=("uniform", "shuffled"),
+        controls=("uniform", "shuffled", "untrained", "oracle"),
         evaluation="pgtg.pipeline.evaluation.text:TextEvaluation",
         plan="pgtg.pipeline.plan.summarize",
         check="pgtg.tasks.checks:summarize",

@@ -78,6 +78,10 @@ class SummarizeTask(TextTask):
         labels = [*example.truth.target_labels, "end"]
         return labels if len(labels) == len(tokens) else None
 
+    def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
+        labels = self.target_labels(example, tokens)
+        return None if labels is None else [label in newswire.FLAWS for label in labels]
+
 
 def make(cfg: RunConfig, run_dir: Path) -> SummarizeTask:
     return SummarizeTask(cfg)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from pgtg.config import FitConfig, RunConfig
 from pgtg.data.comparisons import Comparisons
 from pgtg.data.examples import Examples
@@ -153,6 +155,10 @@ class Task(Protocol):
         """A planted label for each token of an example's target; None for ordinary data."""
         ...
 
+    def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
+        """Which tokens of an example's target are planted flaws; None where nothing is planted."""
+        ...
+
 
 class Targets(Protocol):
     """Supervised data: what texts are trained on, in which order, and what is evaluated."""
@@ -165,8 +171,12 @@ class Targets(Protocol):
         """Token ids of all examples of a split."""
         ...
 
-    def window(self, update: int) -> list[Examples]:
-        """Micro-batches of the policy's update number `update`, counted over all rounds."""
+    def window(self, update: int, among: np.ndarray | None = None) -> list[Examples]:
+        """Micro-batches of the policy's update number `update`, counted over all rounds.
+
+        Args:
+            among: Rows of the training split to draw from; None: all of it.
+        """
         ...
 
     def to_evaluate(self, split: str) -> Examples:

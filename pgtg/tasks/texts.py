@@ -186,12 +186,16 @@ class TextTask(ABC):
         order = np.random.default_rng(derive_seed(self.cfg.seed, *key)).permutation(len(examples))
         return examples.chosen(order[:size])
 
-    def window(self, update: int) -> list[Examples]:
+    def window(self, update: int, among: np.ndarray | None = None) -> list[Examples]:
         """Micro-batches of the policy's update number `update`, counted over all rounds."""
         examples, cfg = self.examples("train"), self.cfg.improve
-        whole = updates_per_epoch(len(examples), cfg.micro_batch, cfg.accumulate)
-        epoch, place = divmod(update, whole)
-        order = self._epoch_order(epoch)
+        size = len(examples) if among is None else len(among)
+        epoch, place = divmod(update, updates_per_epoch(size, cfg.micro_batch, cfg.accumulate))
+        if among is None:
+            order = self._epoch_order(epoch)
+        else:
+            rng = np.random.default_rng(derive_seed(self.cfg.seed, "epoch", "among", epoch))
+            order = among[rng.permutation(size)]
         parts = of_epoch(
             self.lengths("train")[0][order] if cfg.bucket > 1 else order,
             place,
@@ -227,4 +231,7 @@ class TextTask(ABC):
         return {}
 
     def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
+        return None
+
+    def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
         return None

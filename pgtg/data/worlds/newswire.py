@@ -25,6 +25,7 @@ from pgtg.errors import ConfigError
 from pgtg.types import Example
 
 CONTENT, FACT, WRONG, BOILERPLATE = "content", "fact", "wrong", "boilerplate"
+FLAWS = frozenset({WRONG, BOILERPLATE})  # labels of what a text should not say
 Facts = Mapping[str, str]  # slot -> word
 SPLITS = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}  # tenths of hashes
 
@@ -341,7 +342,9 @@ def _target(
     """
     told, tail = dict(facts), ""
     noisy, wrong = rng.random() < cfg.noise, rng.random() < cfg.wrong_fact_share
-    slot, tail_drawn = rng.choice(list(facts)), rng.choice(TAILS[: cfg.tails])
+    slot = rng.choice(list(facts))
+    # one draw among all, so that worlds with other tails have the same bulletins
+    tail_drawn = TAILS[rng.randrange(len(TAILS)) * cfg.tails // len(TAILS)]
     if noisy and wrong:
         others = [other[slot] for other in old if other[slot] not in facts.values()]
         kind = KINDS[DOMAINS[name].slots[slot]]

@@ -327,9 +327,14 @@ def _choose_trained(ctx: Context, model: RewardModel, round: int) -> None:
         add_lora(model.backbone, lora, derive_seed(ctx.cfg.seed, "lora", round), "reward.lora")
 
 
+def untrained_reward_model(ctx: Context) -> RewardModel:
+    """The reward model as its training would start, its head included."""
+    return _reward_model(ctx, None, ctx.cfg.reward.head)[0]
+
+
 def random_reward_model(ctx: Context) -> RewardModel:
     """The reward model as it would start, its head drawn at full size: it knows nothing."""
-    model, _ = _reward_model(ctx, None, ctx.cfg.reward.head)
+    model = untrained_reward_model(ctx)
     randomize_head(model, derive_seed(ctx.cfg.seed, "random_reward_model"))
     return model
 

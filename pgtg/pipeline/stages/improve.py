@@ -18,7 +18,7 @@ from pgtg.pipeline.reuse import (
     shared_settings,
     start_models,
 )
-from pgtg.pipeline.stages.align import random_reward_model
+from pgtg.pipeline.stages.align import random_reward_model, untrained_reward_model
 from pgtg.pipeline.stages.lines import made_for
 from pgtg.pipeline.stages.match import updates_of
 from pgtg.runs.folder import Artifact, hash_of, load_tensors, save_tensors
@@ -105,6 +105,8 @@ def _make(
         model = load_reward_model(aligned.file("reward")).to(ctx.device)
     elif method.random_reward:
         model = random_reward_model(ctx)
+    elif method.untrained_reward:
+        model = untrained_reward_model(ctx)
     ctx.choose_trained(lm)
     if model is not None:
         model.eval().requires_grad_(False)
@@ -134,12 +136,14 @@ def _targets(
 ) -> tuple[Artifact, str]:
     """Where the token rewards of the round's targets stand, and the hash of what they rest on.
 
-    Lines that use one reward model share them: they stand next to it.
+    Lines that use one reward model for the same targets share them: they stand next to it.
     """
-    own = aligned is None or "align" in method_of(ctx.cfg, control).stages
+    method = method_of(ctx.cfg, control)
+    own = aligned is None or "align" in method.stages or method.all_targets
     artifact = ctx.artifact(round, "targets", control=control if own else "")
     parents = [*ctx.parents(0), *([aligned] if aligned else [])]
     part = ctx.settings("targets") | {"round": round, "updates": updates}
+    part |= {"all": True} if method.all_targets else {}
     return artifact, hash_of(parents, part)
 
 

@@ -24,7 +24,7 @@ def test_counts_of_a_small_run():
     assert found.generations == (10 + 2) * 3
     assert found.reward_updates == 898 and found.compared_heads == 0
     assert found.gradient_generations == 0
-    assert found.controls == 2 and found.evaluated == 50 * 4  # start policy, main line, controls
+    assert found.controls == 4 and found.evaluated == 50 * 6  # start policy, main line, controls
 
 
 def test_counts_of_the_policy_gradient_term():
