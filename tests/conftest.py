@@ -1,12 +1,18 @@
 """What all tests share: no network, no W&B, one thread, and no trace in the user's caches.
 
+A model that is loaded again from the same files is copied in memory: a tiny run loads dozens, of
+some hundred weights each.
+
 Nor do files wait for the disk: no test cuts the power, which is all that `fsync` is for. What must
 be synced before what is tested by watching the calls; processes of their own really sync.
 """
 
+import copy
 import gc
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,5 +40,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection of garbage looks at it again."""
+    if "transformers.modeling_utils" in sys.modules:
+        _load_once()
     gc.freeze()
     gc.enable()
+
+
+def _load_once() -> None:
+    """`from_pretrained` copies what it loaded before, where files, config and options are equal."""
+    from transformers import PreTrainedModel
+
+    load, kept = PreTrainedModel.from_pretrained.__func__, dict[str, Any]()
+
+    def loaded(cls: type, path: str, *args: Any, **options: Any) -> Any:
+        if args or not Path(path).is_dir():
+            return load(cls, path, *args, **options)
+        stats = [(file.name, file.stat()) for file in sorted(Path(path).iterdir())]
+        files = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        config = options.get("config")
+        told = {**options, "config": config and config.to_dict()}
+        key = repr((cls, path, files, sorted(told.items())))
+        if key not in kept:
+            kept[key] = load(cls, path, **options)
+            while len(kept) > 16:
+                del kept[next(iter(kept))]
+        return copy.deepcopy(kept[key])
+
+    setattr(PreTrainedModel, "from_pretrained", classmethod(loaded))  # noqa: B010

@@ -34,6 +34,9 @@ from pgtg.runtime.distributed import first
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+KEPT = 1000  # manifests that are remembered as they were read
+SETTLED = 50_000_000  # [ns] after which a file's next change is sure to have another time
+_READ: dict[tuple[int, ...], dict[str, Any]] = {}  # by the state of their file
 REDO = "delete the folder {folder} and repeat the command: it will be made again"
 
 
@@ -322,6 +325,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if folder.is_symlink() or not path.exists():
         reason = "is a link" if folder.is_symlink() else "is missing or was never finished"
         raise ArtifactError(f"{folder} {reason}: run the command that makes it")
+    found = path.stat()
+    state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if state in _READ:
+        return {**_READ[state]}
+    manifest = _checked_manifest(folder, path)
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED:
+        while len(_READ) >= KEPT:
+            del _READ[next(iter(_READ))]
+        _READ[state] = {**manifest}
+    return manifest
+
+
+def _checked_manifest(folder: Path, path: Path) -> dict[str, Any]:
     manifest = read_json(path)
     damaged = ArtifactError(f"{path} is damaged; {REDO.format(folder=folder)}")
     if not isinstance(manifest, dict):

@@ -15,7 +15,7 @@ from pgtg.config.compose import register, run_config
 from pgtg.config.groups import CONF
 from pgtg.config.registry import JUDGES, TASKS, Registry
 from pgtg.errors import ConfigError
-from tests.support.forking import Forked, forking
+from tests.support.forking import Forked
 from tests.support.tiny import TINY
 
 OWN = '''
@@ -85,13 +85,12 @@ def test_a_plugins_things_are_as_ours(plugin: Path, tmp_path: Path):
         assert child.returncode == code, stderr
         return stderr
 
-    with forking():
-        said("train", "summarize", *few, *chosen, run, *own)
-        assert "name: median" in (tmp_path / "run" / "config.yaml").read_text()
-        assert f"{lacking} that file again\n" in said("train", "summarize", run, code=2)
-        assert lacking in said("explain", str(tmp_path / "run"), code=2)
-        said("train", "summarize", run, *own)
-        said("explain", str(tmp_path / "run"), *own)
+    said("train", "summarize", *few, *chosen, run, *own)
+    assert "name: median" in (tmp_path / "run" / "config.yaml").read_text()
+    assert f"{lacking} that file again\n" in said("train", "summarize", run, code=2)
+    assert lacking in said("explain", str(tmp_path / "run"), code=2)
+    said("train", "summarize", run, *own)
+    said("explain", str(tmp_path / "run"), *own)
 
 
 def test_a_plugins_names_are_listed_checked_and_refused_without_it(plugin: Path, tmp_path: Path):

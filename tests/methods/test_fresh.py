@@ -212,6 +212,7 @@ def test_a_training_killed_between_two_prompts_judges_none_twice(
         assert len(asked) == len(set(asked))
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_resumed_is_the_same_to_the_bit(finished: Path, tmp_path: Path):
     """Killed before `match`: what is left of the budget is judged on the way to the end."""
     cfg = fresh()

@@ -162,7 +162,15 @@ def test_without_a_test_file_there_is_no_test_accuracy(
         "labelled",
         lambda self, split: None if split == "test" else original(self, split),
     )
-    train(tiny_prompt("method.controls=[]"), tmp_path)
+    train(
+        tiny_prompt(
+            "method.controls=[]",
+            "schedule.total=2",
+            "schedule.retrain_until=0",
+            "prompt.baselines=[]",
+        ),
+        tmp_path,
+    )
     found = results(tmp_path)["pgtg"]
     assert found["decodings"] == {} and "no such file" in found["absent"]["accuracy"]
     assert "n/a" in capsys.readouterr().out
@@ -211,7 +219,15 @@ def test_rewards_are_weighed_in_units_of_their_spread_over_all_judged_prompts(fi
 
 @pytest.mark.parametrize("method", ["sparse", "random"])
 def test_the_other_methods_run_alone(tmp_path: Path, method: str):
-    train(tiny_prompt(f"method={method}"), tmp_path)
+    train(
+        tiny_prompt(
+            f"method={method}",
+            "schedule.total=2",
+            "schedule.retrain_until=0",
+            "prompt.baselines=[]",
+        ),
+        tmp_path,
+    )
     assert next(iter(results(tmp_path))) == method
     assert not (tmp_path / "rounds/00/align").exists()
 

@@ -20,7 +20,7 @@ from pgtg.runs.folder import load_tensors, read_table
 from pgtg.runs.log import RunLog
 from pgtg.runtime import distributed
 from pgtg.runtime.distributed import PeerLost
-from tests.support.forking import Forked, forking
+from tests.support.forking import Forked
 from tests.support.tiny import TINY
 from tests.support.tiny_prompt import TINY_PROMPT
 from tests.training.test_loop import CFG, cut, logged, network, rows, run, weights
@@ -236,10 +236,9 @@ def close(a: Any, b: Any, most: float = 1e-5) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", DEALT)
 def test_two_processes_end_as_one(task: str, tmp_path: Path):
-    with forking():
-        runs = [started(task, tmp_path / str(count), count=count) for count in (1, COUNT)]
-        for code, said in [each for run in runs for each in ended(run)]:
-            assert code == 0, said
+    runs = [started(task, tmp_path / str(count), count=count) for count in (1, COUNT)]
+    for code, said in [each for one in runs for each in ended(one)]:
+        assert code == 0, said
     same(tmp_path / "1", tmp_path / "2")
 
 
@@ -271,15 +270,14 @@ def reached(path: Path, pattern: str, child: Forked) -> None:
 @pytest.mark.parametrize("lost", range(COUNT))
 def test_a_killed_process_ends_the_run_which_then_goes_on(lost: int, tmp_path: Path):
     run = tmp_path / "run"
-    with forking():
-        children = started("summarize", run)
-        reached(run, "rounds/00/.align.*.partial/state/manifest.json", children[0])
-        children[lost].send_signal(signal.SIGKILL)
-        found = ended(children)
-        assert found[lost][0] == -signal.SIGKILL
-        code, said = found[1 - lost]
-        assert code == 1 and said.count("error: another process of this run has ended") == 1
-        assert [code for code, _ in ended(started("summarize", run))] == [0, 0]
+    children = started("summarize", run)
+    reached(run, "rounds/00/.align.*.partial/state/manifest.json", children[0])
+    children[lost].send_signal(signal.SIGKILL)
+    found = ended(children)
+    assert found[lost][0] == -signal.SIGKILL
+    code, said = found[1 - lost]
+    assert code == 1 and said.count("error: another process of this run has ended") == 1
+    assert [code for code, _ in ended(started("summarize", run))] == [0, 0]
 
 
 @pytest.mark.slow
@@ -287,11 +285,10 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(lost: int, tmp_path: P
 def test_a_signal_ends_all_with_its_code(signum: int, code: int, tmp_path: Path):
     """They stop at the same update, whose state is saved."""
     run, more = tmp_path / "run", "reward.fit.checkpoint_every=0"
-    with forking():
-        children = started("summarize", run, more)
-        reached(run, "rounds/00/sample", children[0])
-        for child in children:
-            child.send_signal(signum)
-        found = ended(children)
-        assert [each[0] for each in found] == [code, code], found
-        assert [code for code, _ in ended(started("summarize", run, more))] == [0, 0]
+    children = started("summarize", run, more)
+    reached(run, "rounds/00/sample", children[0])
+    for child in children:
+        child.send_signal(signum)
+    found = ended(children)
+    assert [each[0] for each in found] == [code, code], found
+    assert [code for code, _ in ended(started("summarize", run, more))] == [0, 0]

@@ -4,12 +4,13 @@ Imports take a child most of its life. The forking process has done them, and no
 forks a child that calls `pgtg`.
 """
 
+import atexit
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 FORKS = """
@@ -34,6 +35,7 @@ for line in sys.stdin:
         continue
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     os.dup2(os.open(ask["stderr"], os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    os.environ.clear()
     os.environ.update(ask["environment"])
     if ask["adam_eps"]:
         steady(ask["adam_eps"])
@@ -60,8 +62,6 @@ class Forked:
             runs that add in another order have equal weights but for rounding.
     """
 
-    server: subprocess.Popen[str]
-
     def __init__(
         self,
         arguments: Sequence[str],
@@ -72,14 +72,16 @@ class Forked:
         self.stderr = stderr
         self.stderr.unlink(missing_ok=True)
         start = {"start": list(arguments), "stderr": str(stderr), "adam_eps": adam_eps}
-        self.pid = self._ask(start | {"environment": dict(environment or {})})
+        own = {**os.environ, **ENVIRONMENT, **(environment or {})}
+        self.pid = self._ask(start | {"environment": own})
         self.returncode: int | None = None
 
     def _ask(self, question: dict) -> int:
-        assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(json.dumps(question) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
+        server = _server()
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps(question) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -95,15 +97,20 @@ class Forked:
         return None, self.stderr.read_text()
 
 
-@contextmanager
-def forking() -> Iterator[None]:
-    """The forking process, for as long as children are needed."""
-    with subprocess.Popen(
+@cache
+def _server() -> subprocess.Popen[str]:
+    """The forking process: one for all children of this process, which ends with it."""
+    server = subprocess.Popen(
         [sys.executable, "-c", FORKS],
         env={**os.environ, **ENVIRONMENT},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as Forked.server:
-        yield
-        Forked.server.kill()
+    )
+    atexit.register(_end, server)
+    return server
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    server.kill()
+    server.communicate()

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.forking import Forked, forking
+from tests.support.forking import Forked
 from tests.support.tiny import TINY, results
 from tests.support.tiny_prompt import TINY_PROMPT
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    with forking(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         found = campaign(asked.kills, asked.seed, Path(folder))
     print(json.dumps(found, indent=1))
     sys.exit(bool(found["lost"] or found["ends later than allowed"]))

@@ -171,7 +171,12 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    [pytest.param("loss", marks=SLOW), "reward", "weights", pytest.param("logits", marks=SLOW)],
+    [
+        pytest.param("loss", marks=SLOW),
+        "reward",
+        pytest.param("weights", marks=SLOW),
+        pytest.param("logits", marks=SLOW),
+    ],
 )
 def test_nan_ends_the_run_and_loses_nothing(
     cfg: RunConfig, finished: Path, tmp_path: Path, monkeypatch, capsys, where: str

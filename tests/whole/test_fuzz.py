@@ -56,7 +56,7 @@ overrides = st.one_of(
 
 
 @fuzzed(
-    st.tuples(st.sampled_from(["summarize", "prompt"]), st.lists(overrides, max_size=4)), 40, 1000
+    st.tuples(st.sampled_from(["summarize", "prompt"]), st.lists(overrides, max_size=4)), 20, 1000
 )
 def test_overrides(case: tuple[str, list[str]]):
     """Accepted with a checked config, or refused with exit code 2; never anything else."""
@@ -126,7 +126,7 @@ def configs(draw: st.DrawFn) -> bytes:
     return draw(st.binary(max_size=40))
 
 
-@fuzzed(configs(), 40, 1000)
+@fuzzed(configs(), 20, 1000)
 def test_configs_of_run_folders(text: bytes):
     """Opened and understood, or refused in words; also when a run would resume with it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +170,7 @@ def manifests(draw: st.DrawFn) -> bytes:
     return data
 
 
-@fuzzed(manifests(), 150, 2000)
+@fuzzed(manifests(), 75, 2000)
 def test_manifests(data: bytes):
     """Whatever a manifest says, readers answer with an error of ours, and touch nothing else."""
     with tempfile.TemporaryDirectory() as name:
@@ -215,7 +215,7 @@ edits = st.lists(
 )
 
 
-@fuzzed(st.tuples(st.sampled_from(sorted(READERS)), edits), 150, 1500)
+@fuzzed(st.tuples(st.sampled_from(sorted(READERS)), edits), 75, 1500)
 def test_files_of_artifacts(case: tuple[str, list[tuple[float, bytes, int]]]):
     """Bytes put in the place of others, a few times: a value or an ArtifactError."""
     suffix, changes = case

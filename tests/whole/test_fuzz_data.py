@@ -99,7 +99,7 @@ def check_rows(found: Any, rows: Sequence[Any]) -> None:
         ]
 
 
-@fuzzed(st.tuples(rows_of, layout), 150, 2500)
+@fuzzed(st.tuples(rows_of, layout), 75, 2500)
 def test_rows_of_jsonl(case: tuple[list[dict], tuple[bool, str, bool]]):
     """Together with a sound row, so that most tables are read."""
     rows, how = case
@@ -120,7 +120,7 @@ def test_lines_of_megabytes(case: tuple[list[dict], str, tuple[bool, str, bool]]
 
 
 @fuzzed(
-    st.tuples(st.lists(st.lists(strange, min_size=2, max_size=2), max_size=6), layout), 80, 1000
+    st.tuples(st.lists(st.lists(strange, min_size=2, max_size=2), max_size=6), layout), 40, 1000
 )
 def test_rows_of_csv(case: tuple[list[list[str]], tuple[bool, str, bool]]):
     """Standard quoting; blank lines are no rows, a lone carriage return is text."""
@@ -166,7 +166,7 @@ def preferences(kind: str, talk: bool) -> st.SearchStrategy:
 forms = st.tuples(st.sampled_from(["pairs", "rankings", "comparisons"]), st.booleans())
 
 
-@fuzzed(st.tuples(forms.flatmap(lambda form: preferences(*form)), st.booleans()), 100, 2500)
+@fuzzed(st.tuples(forms.flatmap(lambda form: preferences(*form)), st.booleans()), 50, 2500)
 def test_rows_of_preferences(case: tuple[list[dict], bool]):
     """What is kept holds a preference between texts of its row."""
     rows, as_chat = case
@@ -196,7 +196,7 @@ start = st.sampled_from(
 )
 
 
-@fuzzed(st.tuples(suffixes, start, st.binary(max_size=60)), 120, 1500)
+@fuzzed(st.tuples(suffixes, start, st.binary(max_size=60)), 60, 1500)
 def test_files_of_any_bytes(case: tuple[str, bytes, bytes]):
     """A table with counts that add up, or one line that names the file."""
     suffix, begin, data = case
@@ -214,7 +214,7 @@ def test_json_that_python_chokes_on(suffix: str, text: str):
     assert loaded(suffix, text.encode()) is None
 
 
-@fuzzed(st.tuples(rows_of, layout, st.sampled_from(["train", "dev"]), st.booleans()), 100, 1500)
+@fuzzed(st.tuples(rows_of, layout, st.sampled_from(["train", "dev"]), st.booleans()), 50, 1500)
 def test_rows_of_classes(case: tuple[list[dict], tuple[bool, str, bool], str, bool]):
     """The same for labelled texts, read as they are or drawn from."""
     rows, how, split, drawn = case
@@ -281,7 +281,7 @@ def there(rows: list[tuple[list[float], list[float]]]) -> list[tuple[list[float]
     return found
 
 
-@fuzzed(groups, 150, 2000)
+@fuzzed(groups, 75, 2000)
 def test_rankings(rows: list[tuple[list[float], list[float]]]):
     """Exact with ties and infinities; NaN where an evaluation is NaN, which no log takes.
 
@@ -304,7 +304,7 @@ def test_rankings(rows: list[tuple[list[float], list[float]]]):
     assert auc(up, down) == pytest.approx(area, abs=1e-12, nan_ok=True)
 
 
-@fuzzed(groups, 100, 1000)
+@fuzzed(groups, 50, 1000)
 def test_the_ranking_loss(rows: list[tuple[list[float], list[float]]]):
     """Refused for infinite scores; else exact, or NaN, which ends the training."""
     evaluations = torch.tensor([a for a, _ in rows], dtype=torch.float64)

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.finished import finished_run
-from tests.support.forking import ENVIRONMENT, Forked, forking
+from tests.support.forking import ENVIRONMENT, Forked
 from tests.support.tiny import TINY, results, tiny
 
 PATIENCE = 90.0  # s until a point must be reached; a child needs some seconds for its imports
@@ -24,12 +24,6 @@ def arguments(run: Path, *more: str) -> list[str]:
 
 def forked(run: Path, *more: str) -> Forked:
     return Forked(arguments(run, *more), run.with_name(run.name + ".stderr"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forking_process() -> Iterator[None]:
-    with forking():
-        yield
 
 
 def started(run: Path, *more: str) -> subprocess.Popen[str]:

@@ -25,7 +25,6 @@ from pgtg.runtime.distributed import PeerLost, Sharding
 from pgtg.types import Loss, Window
 from tests.models.backends.test_checkpointing import loss, without_dropout
 from tests.runtime.test_distributed import COUNT, close, ended, reached, same, started, together
-from tests.support.forking import forking
 from tests.support.tiny_models import batch, build
 from tests.training.test_loop import CFG, logged, run
 
@@ -230,11 +229,10 @@ def test_the_file_for_accelerate_asks_for_what_can_be_kept(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["summarize", "prompt"])
 def test_a_run_on_divided_weights_ends_as_one_process(task: str, tmp_path: Path):
-    with forking():
-        runs = [started(task, tmp_path / "1", count=1)]
-        runs.append(started(task, tmp_path / "2", told=FSDP))
-        for code, said in [each for run in runs for each in ended(run)]:
-            assert code == 0, said
+    runs = [started(task, tmp_path / "1", count=1)]
+    runs.append(started(task, tmp_path / "2", told=FSDP))
+    for code, said in [each for one in runs for each in ended(one)]:
+        assert code == 0, said
     same(tmp_path / "1", tmp_path / "2")
 
 
@@ -242,26 +240,24 @@ def test_a_run_on_divided_weights_ends_as_one_process(task: str, tmp_path: Path)
 def test_a_stopped_run_on_divided_weights_goes_on_as_one_process(tmp_path: Path):
     """What was saved of weights and optimiser is whole."""
     run, more = tmp_path / "2", "reward.fit.checkpoint_every=0"
-    with forking():
-        children = started("summarize", run, more, told=FSDP)
-        reached(run, "rounds/00/sample", children[0])
-        for child in children:
-            child.send_signal(signal.SIGTERM)
-        assert [code for code, _ in ended(children)] == [143, 143]
-        again = [started("summarize", each, more, count=1) for each in (run, tmp_path / "1")]
-        for code, said in [each for children in again for each in ended(children)]:
-            assert code == 0, said
+    children = started("summarize", run, more, told=FSDP)
+    reached(run, "rounds/00/sample", children[0])
+    for child in children:
+        child.send_signal(signal.SIGTERM)
+    assert [code for code, _ in ended(children)] == [143, 143]
+    again = [started("summarize", each, more, count=1) for each in (run, tmp_path / "1")]
+    for code, said in [each for children in again for each in ended(children)]:
+        assert code == 0, said
     same(tmp_path / "1", run)
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_a_run_on_divided_weights(tmp_path: Path):
     run = tmp_path / "run"
-    with forking():
-        children = started("summarize", run, told=FSDP)
-        reached(run, "rounds/00/.align.*.partial/state/manifest.json", children[0])
-        children[1].send_signal(signal.SIGKILL)
-        (code, said), lost = ended(children)
-        assert (code, lost[0]) == (1, -signal.SIGKILL)
-        assert said.count("error: another process of this run has ended") == 1
-        assert [code for code, _ in ended(started("summarize", run, told=FSDP))] == [0, 0]
+    children = started("summarize", run, told=FSDP)
+    reached(run, "rounds/00/.align.*.partial/state/manifest.json", children[0])
+    children[1].send_signal(signal.SIGKILL)
+    (code, said), lost = ended(children)
+    assert (code, lost[0]) == (1, -signal.SIGKILL)
+    assert said.count("error: another process of this run has ended") == 1
+    assert [code for code, _ in ended(started("summarize", run, told=FSDP))] == [0, 0]
