@@ -79,6 +79,10 @@ class Trainer(Protocol):
         """Prompts that a training of `steps` updates had judged, by split; called at its end."""
         ...
 
+    def measured(self) -> Mapping[str, float]:
+        """What there is to know of the guidance that it trained with; called at its end."""
+        ...
+
     def validate(self) -> Mapping[str, float]:
         """Metrics of the policy as it is; `improve/negative_heldout_score` is minimised."""
         ...
@@ -104,6 +108,9 @@ class PolicyTrainer:
         pass
 
     def judged_prompts(self, steps: int) -> Mapping[str, float]:
+        return {}
+
+    def measured(self) -> Mapping[str, float]:
         return {}
 
     def save(self, folder: Path) -> None:

@@ -25,7 +25,7 @@ from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sample
 from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import moved, token_batch
 from pgtg.ops.aggregate import Aggregator
-from pgtg.ops.objectives import advantages
+from pgtg.ops.objectives import advantages, effective_share
 from pgtg.ops.sampling import log_probability
 from pgtg.runs.folder import Artifact
 from pgtg.runtime import distributed
@@ -33,6 +33,7 @@ from pgtg.training.update import Where
 from pgtg.types import Example, TokenBatch, TokenIds
 
 JUDGED_AT_ONCE = 128  # texts
+MEASURED = 512  # targets whose weights are measured
 REWARDS = "rewards.arrow"
 SCHEMA = pa.schema({"source_id": pa.large_string(), "reward": pa.list_(pa.float32())})
 
@@ -83,6 +84,12 @@ class SupervisedTrainer(PolicyTrainer):
         return [partial(self._batch, part, update, place) for place, part in parts]
 
     def _batch(self, examples: Examples, update: int, place: int) -> SupervisedBatch:
+        seed = Where(self.ctx.cfg.seed, "improve", 0).seed_at(update, "weights", place)
+        batch, weights = self._weighted(examples, seed)
+        sampled = self._sampled(examples, update) if self.options.reinforce > 0 else None
+        return SupervisedBatch(batch, weights, sampled)
+
+    def _weighted(self, examples: Examples, seed: int) -> tuple[TokenBatch, Tensor]:
         sources, targets = self.tokens.sources(examples.rows), self.tokens.targets(examples.rows)
         batch = token_batch(list(sources), list(targets), range(len(examples)), self.ctx.device)
         values = None
@@ -92,10 +99,28 @@ class SupervisedTrainer(PolicyTrainer):
                 rewards = self.rewards(row)
                 line[: len(rewards)] = torch.from_numpy(rewards)
             values = moved(values, self.ctx.device)
-        seed = Where(self.ctx.cfg.seed, "improve", 0).seed_at(update, "weights", place)
-        weights = self.weights(examples, batch, values, seed)
-        sampled = self._sampled(examples, update) if self.options.reinforce > 0 else None
-        return SupervisedBatch(batch, weights, sampled)
+        return batch, self.weights(examples, batch, values, seed)
+
+    def measured(self) -> dict[str, float]:
+        """How the weights of the round's first targets are spread (1: all the same), and their part
+        on planted flaws, where these are known."""
+        rows = self.used if self.among is None else self.among
+        if not len(rows) or not self.options.mle:
+            return {}
+        examples = self.targets.examples("train").chosen(rows[:MEASURED])
+        batch, weights = self._weighted(examples, self.ctx.cfg.seed)
+        mask, weights = batch.mask.cpu(), weights.double().cpu()
+        found = {"improve/effective_share": effective_share(weights, mask)}
+        tokens = self.tokens.targets(examples.rows)
+        flaws = [self.task.target_flaws(e, t) for e, t in zip(examples, tokens, strict=True)]
+        known = [row for row in flaws if row is not None]
+        if len(known) == len(flaws):
+            on_flaws = sum(
+                float(line[: len(row)][torch.tensor(row)].sum())
+                for line, row in zip(weights, known, strict=True)
+            )
+            found["improve/weight_on_flaws"] = on_flaws / float(weights.where(mask, 0.0).sum())
+        return found
 
     def weights(
         self, examples: Examples, batch: TokenBatch, rewards: Tensor | None, seed: int

@@ -61,6 +61,15 @@ def shuffled_weights(weights: PerToken, mask: Mask, seed: int) -> PerToken:
     )
 
 
+def effective_share(weights: PerToken, mask: Mask) -> float:
+    """(sum v)^2 / (n sum v^2) over all n tokens, v_t = w_t |y|: 1 if all tokens of all targets
+    count the same, 1/n if one token has all the weight; 0 if none has any."""
+    lengths = mask.sum(-1, keepdim=True)
+    counted = (weights * lengths)[mask]
+    square = counted.square().sum() * counted.numel()
+    return float(counted.sum().square() / square) if square > 0 else 0.0
+
+
 def weighted_nll(log_probs: PerToken, weights: PerToken, mask: Mask) -> Float[Tensor, " N"]:
     """-sum_t w_t log pi(y_t | s_t) per target [nats]."""
     return -(weights * log_probs).where(mask, 0.0).sum(-1)

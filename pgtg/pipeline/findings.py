@@ -14,8 +14,10 @@ Absent = Mapping[str, str]
 KINDS = ("highest", "random")  # tokens that are deleted
 PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
 MANY_ROUNDS = 4  # more of them are shown by the first and the last only
+REFERENCES = "references"  # the decoding that is none: given texts are read
 NOT_COMPARED = (
     "tokens",
+    "ended",
     "kl_to_start",
     "boilerplate",
     "rouge1",
@@ -49,7 +51,10 @@ def verdicts(ctx: Context, splits: Sequence[str]) -> None:
     One family of comparisons for all that is said: Holm over splits, controls, decodings, metrics.
     """
     method, controls = ctx.cfg.method.name, ctx.cfg.method.alongside
-    places = [(s, c, d) for s in splits for c in controls for d in ctx.cfg.evaluate.decodings]
+    decodings = [*ctx.cfg.evaluate.decodings]
+    if all(_rows(ctx, split, method, REFERENCES) for split in splits):
+        decodings.append(REFERENCES)
+    places = [(s, c, d) for s in splits for c in controls for d in decodings]
     found: dict[tuple[str, ...], Comparison] = {}
     for split, control, decoding in places:
         ours, other = (_scores(ctx, split, name, decoding) for name in (method, control))
@@ -65,7 +70,8 @@ def verdicts(ctx: Context, splits: Sequence[str]) -> None:
     for place in places:
         split, control, decoding = place
         said = [
-            f"{column} {one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}] ({_said(one)})"
+            f"{column} {one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}] "
+            f"({_said(one, column)})"
             for (*at, column), one in family.items()
             if tuple(at) == place
         ]
@@ -76,16 +82,21 @@ def verdicts(ctx: Context, splits: Sequence[str]) -> None:
     )
 
 
-def _said(found: Comparison) -> str:
+def _said(found: Comparison, column: str) -> str:
     if not found.p_holm < ALPHA:
         return SAME
-    return "better" if found.difference > 0 else "worse"
+    lower_is_better = column.startswith("nll") and column != "nll_flaws"
+    return "better" if (found.difference > 0) != lower_is_better else "worse"
+
+
+def _rows(ctx: Context, split: str, system: str, decoding: str) -> list[dict[str, Any]]:
+    path = ctx.folder.artifact("eval", split, system).file(f"samples_{decoding}.jsonl")
+    return read_jsonl(path) if path.is_file() else []
 
 
 def _scores(ctx: Context, split: str, system: str, decoding: str) -> dict[str, list[float]]:
     """Per-example scores by column."""
-    path = ctx.folder.artifact("eval", split, system).file(f"samples_{decoding}.jsonl")
-    rows = [row["scores"] for row in read_jsonl(path)]
+    rows = [row["scores"] for row in _rows(ctx, split, system, decoding)]
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 

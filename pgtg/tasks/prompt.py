@@ -191,6 +191,9 @@ class PromptTask:
     def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
         return None
 
+    def reference_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
+        return None
+
     def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
         return None
 

@@ -78,6 +78,12 @@ class SummarizeTask(TextTask):
         labels = [*example.truth.target_labels, "end"]
         return labels if len(labels) == len(tokens) else None
 
+    def reference_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
+        if example.truth is None:
+            return None
+        labels = [*newswire.label_words(example.truth, example.references[0].split()), "end"]
+        return labels if len(labels) == len(tokens) else None
+
     def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
         labels = self.target_labels(example, tokens)
         return None if labels is None else [label in newswire.FLAWS for label in labels]

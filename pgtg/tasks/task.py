@@ -155,6 +155,10 @@ class Task(Protocol):
         """A planted label for each token of an example's target; None for ordinary data."""
         ...
 
+    def reference_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
+        """A label for each token of an example's first reference; None for ordinary data."""
+        ...
+
     def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
         """Which tokens of an example's target are planted flaws; None where nothing is planted."""
         ...

@@ -233,5 +233,8 @@ class TextTask(ABC):
     def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
         return None
 
+    def reference_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
+        return None
+
     def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
         return None

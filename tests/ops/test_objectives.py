@@ -27,6 +27,7 @@ from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.masking import pad
 from pgtg.ops.objectives import (
     advantages,
+    effective_share,
     kl_to_start,
     mle_weights,
     reinforce,
@@ -411,3 +412,14 @@ def test_the_weights_of_both_terms_add_up():
         grads[m], metrics = gradients(policy, objective, [own])
         assert ("weighted_nll" in metrics) is (m > 0)
     assert_close(grads[2.0], 2 * grads[1.0] + grads[0.0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_effective_share_is_that_of_equal_weights():
+    """All the same: 1; one of two equal targets alone, or half of each one's tokens: 1/2."""
+    mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
+    uniform = uniform_weights(mask)
+    assert effective_share(uniform, mask) == pytest.approx(1)
+    pair = torch.ones(2, 4, dtype=torch.bool)
+    assert effective_share(torch.tensor([[0.25] * 4, [0.0] * 4]), pair) == pytest.approx(0.5)
+    assert effective_share(torch.tensor([[0.5, 0.5, 0, 0]] * 2), pair) == pytest.approx(0.5)
+    assert effective_share(torch.zeros(2, 4), pair) == 0

@@ -40,6 +40,8 @@ NAME = "heldout_reward"
 class PreferencesEvaluation(TextEvaluation):
     """Greedy and sampled texts of each policy, and how it orders the ranked ones."""
 
+    reads_references = False  # chosen_log_prob says it
+
     def depends_on(self, ctx: Context) -> Mapping[str, Any]:
         return dict(super().depends_on(ctx)) | {"held out": ctx.settings("align")}
 

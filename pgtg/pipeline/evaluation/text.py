@@ -18,8 +18,9 @@ from pgtg.methods.context import Context
 from pgtg.metrics import build_metrics, compute, unread, unread_line
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
+from pgtg.pipeline.evaluation.likelihood import likelihoods
 from pgtg.pipeline.evaluation.system import Results, Rows, System
-from pgtg.pipeline.findings import show, verdicts
+from pgtg.pipeline.findings import REFERENCES, show, verdicts
 from pgtg.pipeline.stages.improve import kept_policy
 from pgtg.pipeline.stages.lines import lines
 from pgtg.runs.folder import content_hash
@@ -35,6 +36,8 @@ class TextEvaluation:
     Args:
         cfg: Its `metrics` section names the metrics.
     """
+
+    reads_references = True  # whether likelihoods of references are measured as well
 
     def __init__(self, cfg: RunConfig):
         self.present, self.absent = build_metrics(cfg.metrics, str(pick_device(cfg.device)))
@@ -96,6 +99,7 @@ class TextEvaluation:
             tokens = [found[i] for i in range(len(examples))]
             columns |= self.more(ctx, lm, codec, examples, tokens, name)
             columns["tokens"] = [float(len(ids)) for ids in tokens]
+            columns["ended"] = [100.0 * any(i in codec.eos_ids for i in ids[-1:]) for ids in tokens]
             results["decodings"][name] = {
                 "decoding": asdict(sampler.decoding),
                 "mean": {column: fmean(_known(row)) for column, row in columns.items()},
@@ -104,6 +108,19 @@ class TextEvaluation:
                 {"id": e.id, "text": text, "references": list(references[i]), "tokens": found[i]}
                 | {"scores": {column: _or_null(row[i]) for column, row in columns.items()}}
                 for i, (e, text) in enumerate(zip(examples, texts, strict=True))
+            ]
+        if self.reads_references:
+            columns = likelihoods(ctx, lm, codec, examples)
+            results["decodings"][REFERENCES] = {
+                "decoding": {"teacher_forced": True},
+                "mean": {column: fmean(_known(row)) for column, row in columns.items()},
+            }
+            samples[REFERENCES] = [
+                {
+                    "id": e.id,
+                    "scores": {column: _or_null(row[i]) for column, row in columns.items()},
+                }
+                for i, e in enumerate(examples)
             ]
         return results, samples
 

@@ -207,6 +207,7 @@ def _train(
         said += f"{offset + result.best_step})"
     metrics["improve/examples_cut"] = trainer.cut
     metrics |= trainer.judged_prompts(result.steps)
+    metrics |= trainer.measured()
     label = control or ctx.cfg.method.name
     if trainer.cut:
         ctx.log.warn(
