@@ -71,7 +71,7 @@ docs: $(READY) ## write docs/configuration.md from the yaml files, and a site of
 		$(BIN)/python -m pip install --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
-torture: $(READY) ## kill and resume runs of both tasks, 200 times (ARGS="--kills 20")
+torture: $(READY) ## kill and resume runs of all tasks, 200 times (ARGS="--kills 20")
 	$(BIN)/python -m tests.support.torture $(ARGS)
 
 check: lint types test ## all that must hold before a commit

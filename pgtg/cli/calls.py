@@ -214,7 +214,8 @@ class Call:
 
         folder = self.run_dir or OUTPUTS / self.task / "multirun" / unique()
         swept, fixed = swept_keys(self.overrides)
-        exclude = sorted(fixed) if swept else []
+        # Hydra leaves out names without the sign of what is added (++data.limit={train: 8})
+        exclude = sorted(key.lstrip("+") for key in fixed) if swept else []
         given = ",".join(quoted(key) for key in exclude)
         how = [f"hydra.sweep.dir={quoted(folder)}"]
         how.append(f"hydra.job.config.override_dirname.exclude_keys=[{given}]")

@@ -22,6 +22,7 @@ from pgtg.runtime import distributed
 from pgtg.runtime.distributed import PeerLost
 from tests.support.forking import Forked
 from tests.support.tiny import TINY
+from tests.support.tiny_preferences import TINY_PREFERENCES
 from tests.support.tiny_prompt import TINY_PROMPT
 from tests.training.test_loop import CFG, cut, logged, network, rows, run, weights
 
@@ -48,6 +49,17 @@ DEALT = {
         "reward.fit.accumulate=2",
         "improve.micro_batch=4",
         "improve.accumulate=2",
+    ],
+    "preferences": [
+        *TINY_PREFERENCES,
+        "policy.tiny_lm.fit.micro_batch=4",
+        "policy.tiny_lm.fit.accumulate=2",
+        "reward.fit.micro_batch=2",
+        "reward.fit.accumulate=2",
+        "improve.micro_batch=2",
+        "improve.accumulate=2",
+        "method.reinforce=0.1",
+        "method.samples=2",
     ],
 }
 

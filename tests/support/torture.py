@@ -1,4 +1,4 @@
-"""`make torture`: runs of both tasks, killed at random moments until they are done.
+"""`make torture`: runs of all tasks, killed at random moments until they are done.
 
 Each run is started again after each kill, and ends with the very bytes of a run that was never
 stopped: weights, metrics.jsonl, samples, results. Half of the kills wait for a file that is being
@@ -24,11 +24,13 @@ from pathlib import Path
 
 from tests.support.forking import Forked
 from tests.support.tiny import TINY, results
+from tests.support.tiny_preferences import TINY_PREFERENCES
 from tests.support.tiny_prompt import TINY_PROMPT
 
 TASKS = {
     "summarize": [*TINY, "method.controls=[uniform,shuffled]", "judge.workers=1"],
     "prompt": [*TINY_PROMPT, "keep_rounds=all"],
+    "preferences": [*TINY_PREFERENCES, "method.reinforce=0.1", "method.samples=2"],
 }
 SIGNALS = {signal.SIGKILL: (0.7, -9), signal.SIGTERM: (0.15, 143), signal.SIGINT: (0.15, 130)}
 PATIENCE = 120.0  # s for a whole run

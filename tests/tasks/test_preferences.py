@@ -1,5 +1,6 @@
 """The preferences task: rankings that exist already, through a whole run."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from pgtg.cli.api import load_policy
+from pgtg.cli.main import app
 from pgtg.config import RunConfig
 from pgtg.config.compose import run_config
 from pgtg.data.generations import of_tables, read_generations
@@ -29,6 +32,8 @@ from pgtg.training import loop
 from tests.support.finished import finished_run
 from tests.support.tiny import results
 from tests.support.tiny_preferences import TINY_PREFERENCES, tiny_preferences
+
+ONE_ROUND = ["schedule.total=2", "schedule.retrain_until=0", "method.controls=[]"]
 
 
 @pytest.fixture(scope="module")
@@ -321,3 +326,34 @@ def test_reinforce_learns_from_own_samples_alone(finished: Path, tmp_path: Path)
     assert any("reinforce" in key for key in seen)
     with pytest.raises(ConfigError, match="mle: found 0, and reinforce=0"):
         tiny_preferences("method=reinforce", "method.reinforce=0")
+
+
+def test_a_sweep_shares_what_is_common_and_is_reported_and_explained(tmp_path: Path):
+    """Two jobs, of which the second takes the start policy from the first."""
+    kept = [word for word in TINY_PREFERENCES if not word.startswith("cache=")]
+    own = [*kept, *ONE_ROUND, f"cache={tmp_path / 'cache'}"]
+    sweep, said = tmp_path / "sweep", CliRunner()
+    call = ["train", "preferences", "-m", *own, "aggregator=avg,max"]
+    assert said.invoke(app, [*call, f"sweep_dir={sweep}"]).exit_code == 0
+    runs = [str(sweep / f"aggregator={name}") for name in ("avg", "max")]
+    assert [(Path(run) / "log.txt").read_text().count(" taken from ") for run in runs] == [0, 1]
+    assert "2 done" in said.invoke(app, ["ls", str(sweep)]).stdout
+
+    out = ["--out", str(tmp_path / "report")]
+    assert said.invoke(app, ["report", str(sweep), *out]).exit_code == 0
+    with (tmp_path / "report" / "report.csv").open() as file:
+        told = {(row["row"], row["metric"]) for row in csv.DictReader(file)}
+    assert {("aggregator=max", "win_rate"), ("start (aggregator=avg)", "prefers_chosen")} <= told
+    html = tmp_path / "credit.html"
+    explained = said.invoke(app, ["explain", runs[0], "--with", runs[1], "--html", str(html)])
+    assert explained.exit_code == 0 and "Token credit" in html.read_text()
+
+
+def test_doctor_knows_what_a_run_needs(tmp_path: Path):
+    """Its data and sizes; and that the data are not there."""
+    said = CliRunner()
+    found = said.invoke(app, ["doctor", "preferences", *TINY_PREFERENCES, f"run_dir={tmp_path}/a"])
+    assert found.exit_code == 0 and "train 24" in found.stdout
+    gone = [word for word in TINY_PREFERENCES if not word.startswith("data.path")]
+    found = said.invoke(app, ["doctor", "preferences", *gone, f"data.path={tmp_path / 'gone'}"])
+    assert found.exit_code == 1 and "gone" in found.stdout and "Traceback" not in found.output
