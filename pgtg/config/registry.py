@@ -155,6 +155,8 @@ class MethodSpec(Spec):
         alone: Whether it may be a run's method.
         alongside: Whether it may be a control: same start, same budget.
         planted: Whether it reads planted truth, which generated data alone have.
+        baseline: Whether gains are counted from it.
+        question: What a control asks: it is answered where its results are shown.
         controlled: Whether it takes controls; one that is what others are held against does not.
         options: Its section of the config, a subclass of `MethodConfig`.
     """
@@ -163,6 +165,8 @@ class MethodSpec(Spec):
     alone: bool = True
     alongside: bool = False
     planted: bool = False
+    baseline: bool = False
+    question: str = ""
     controlled: bool = True
     options: Any = MethodConfig
 

@@ -63,6 +63,8 @@ METHODS = (
         TARGETS,
         alone=False,
         alongside=True,
+        baseline=True,
+        question="Does guidance help?",
     ),
     MethodSpec(
         "shuffled",
@@ -71,6 +73,7 @@ METHODS = (
         GUIDED,
         alone=False,
         alongside=True,
+        question="Do the weights' positions matter?",
     ),
     MethodSpec(
         "untrained",
@@ -79,6 +82,7 @@ METHODS = (
         TARGETS,
         alone=False,
         alongside=True,
+        question="Was it learned, or is it confidence?",
     ),
     MethodSpec(
         "shuffled_scores",
@@ -87,6 +91,7 @@ METHODS = (
         GUIDED,
         alone=False,
         alongside=True,
+        question="Was it learned from the judge?",
     ),
     MethodSpec(
         "sequence",
@@ -95,6 +100,7 @@ METHODS = (
         GUIDED,
         alone=False,
         alongside=True,
+        question="Must tokens be told apart?",
     ),
     MethodSpec(
         "filter",
@@ -103,6 +109,7 @@ METHODS = (
         GUIDED,
         alone=False,
         alongside=True,
+        question="Is it more than filtering targets?",
     ),
     MethodSpec(
         "oracle",
@@ -111,6 +118,7 @@ METHODS = (
         TARGETS,
         alone=False,
         alongside=True,
+        question="Better than planted truth?",
         planted=True,
     ),
     MethodSpec(

@@ -1,5 +1,6 @@
 """What a run found, as tables and plain sentences: also where the method does not help."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def verdicts(ctx: Context, splits: Sequence[str]) -> None:
     places = [(s, c, d) for s in splits for c in controls for d in decodings]
     found: dict[tuple[str, ...], Comparison] = {}
     for split, control, decoding in places:
-        ours, other = (_scores(ctx, split, name, decoding) for name in (method, control))
+        ours, other = (scores_of(ctx, split, name, decoding) for name in (method, control))
         for column in ours:
             if column not in NOT_COMPARED:
                 pair = ({"": np.array(scores[column], float)} for scores in (ours, other))
@@ -71,7 +72,7 @@ def verdicts(ctx: Context, splits: Sequence[str]) -> None:
         split, control, decoding = place
         said = [
             f"{column} {one.difference:+.2f} [{one.low:+.2f}, {one.high:+.2f}] "
-            f"({_said(one, column)})"
+            f"({word_of(one, column)})"
             for (*at, column), one in family.items()
             if tuple(at) == place
         ]
@@ -82,7 +83,8 @@ def verdicts(ctx: Context, splits: Sequence[str]) -> None:
     )
 
 
-def _said(found: Comparison, column: str) -> str:
+def word_of(found: Comparison, column: str) -> str:
+    """Whether a difference is better or worse in this column, or not shown."""
     if not found.p_holm < ALPHA:
         return SAME
     lower_is_better = column.startswith("nll") and column != "nll_flaws"
@@ -94,7 +96,7 @@ def _rows(ctx: Context, split: str, system: str, decoding: str) -> list[dict[str
     return read_jsonl(path) if path.is_file() else []
 
 
-def _scores(ctx: Context, split: str, system: str, decoding: str) -> dict[str, list[float]]:
+def scores_of(ctx: Context, split: str, system: str, decoding: str) -> dict[str, list[float]]:
     """Per-example scores by column."""
     rows = [row["scores"] for row in _rows(ctx, split, system, decoding)]
     return {column: [row[column] for row in rows] for column in rows[0]}
@@ -185,7 +187,7 @@ def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
     nothing is held out, of the samples that were learned from: then "fresh" matters, the pairs that
     the reward model of the round before, which had not seen them, ordered right.
     """
-    rows: list[list[Any]] = [["chance", 50.0, 50.0, 0.5, 0.5, 0.5, 0.5]]
+    rows: list[list[Any]] = [["chance", 50.0, 50.0, *([0.5] * 4)]]
     found: dict[str, float] = {}
     part = "heldout" if "heldout" in ctx.cfg.reward.score else "train"
     for number in range(rounds):
@@ -193,36 +195,36 @@ def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
             found = ctx.artifact(number, "aggregate", head=head).manifest()["metrics"]
             if rounds > MANY_ROUNDS and 0 < number < rounds - 1:
                 continue
-            name = head or f"{ctx.cfg.reward.head} (guides)"
+            name = head or f"{ctx.cfg.reward.head}, guides"
             fresh = None
             if not head:
                 made = ctx.artifact(number, "align").manifest()["metrics"]
                 fresh = made.get("align/fresh_pair_accuracy")
-            rows.append([f"round {number}: {name}", *_columns(found, part, "pair_accuracy", "")])
+            rows.append([f"{number}: {name}", *_columns(found, part, "pair_accuracy", "")])
             rows[-1].insert(2, None if fresh is None else round(100 * fresh, 1))
         if rounds > MANY_ROUNDS and 0 < number < rounds - 1:
             continue
         baselines = {
-            "log-probability under the start policy": ("log_prob_wins", "log_prob_"),
+            "start log-probability": ("log_prob_wins", "log_prob_"),
             "longer wins": ("longer_wins", None),
             "shorter wins": ("shorter_wins", None),
         }
         for name, (pairs, prefix) in baselines.items():
             if f"aggregate/{part}_{pairs}" in found:
                 columns = _columns(found, part, pairs, prefix)
-                rows.append([f"round {number}: baseline, {name}", columns[0], None, *columns[1:]])
+                rows.append([f"{number}: {name}", columns[0], None, *columns[1:]])
     planted = any(cell is not None for row in rows[1:] for cell in row[3:])
     columns = ["token reward", "pairs %", "fresh %"]
-    columns += ["boilerplate", "facts", "boilerplate|p", "facts|p"]
+    columns += ["flaws", "flaws|p", "end>tail", "right>wrong"]
     title = (
         f"token rewards, {PARTS[part]}: pairs ordered as they are preferred (fresh: by the reward "
     )
     title += "model of the round before)"
     if planted:
-        title += "; AUC of content over boilerplate and of right over wrong facts (|p: within "
-        title += "strata of equal log-probability)"
+        title += "; AUC of right over harmful tokens (|p: within strata of equal log-probability); "
+        title += "shares of same states where the right token is above the flaw's first"
     width = len(columns) if planted else 3
-    ctx.log.table(title, columns[:width], [row[:width] for row in rows])
+    ctx.log.table(textwrap.fill(title, 80), columns[:width], [row[:width] for row in rows])
     names = {"kendall_tau": "Kendall tau", "margin": "margin [nats]"}
     names |= {"calibration_error": "calibration error"}
     given = {name: found.get(f"aggregate/{part}_{key}") for key, name in names.items()}
@@ -237,7 +239,7 @@ def _columns(
 ) -> list[float | None]:
     """Pairs, then the AUCs of a reward (prefix "") or of the log-probability baseline."""
     aucs = []
-    for name in ("auc_boilerplate", "auc_facts", "auc_boilerplate_within", "auc_facts_within"):
+    for name in ("auc_flaws", "auc_flaws_within", "end_over_tail", "right_over_wrong"):
         key = f"aggregate/targets_{prefix}{name}"
         aucs.append(round(found[key], 3) if prefix is not None and key in found else None)
     value = found.get(f"aggregate/{part}_{pairs}")

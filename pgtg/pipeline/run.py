@@ -155,13 +155,15 @@ def run_stage(
 
 def finish(ctx: Context, page: Callable[[Path], Path] | None = None) -> dict[str, float]:
     """Evaluate every policy of the run, print the tables, write and return the final figures."""
-    final = evaluate_run(ctx)
-    if "aggregate" in method_of(ctx.cfg).stages:
+    final: dict[str, float] = {}
+    learned = "aggregate" in method_of(ctx.cfg).stages
+    if learned:
         final |= reward_table(ctx, len(ctx.task.segments()))
         if ctx.cfg.evaluate.diagnose:
             show_diagnostics(ctx.log, diagnose(ctx))
-        if page is not None and ctx.cfg.logger.name != "none":
-            _show_credit(ctx, page)
+    final |= evaluate_run(ctx)
+    if learned and page is not None and ctx.cfg.logger.name != "none":
+        _show_credit(ctx, page)
     write_json(ctx.folder.path / "summary.json", final)
     ctx.log.summary(final)
     return final

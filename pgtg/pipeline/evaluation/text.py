@@ -18,6 +18,7 @@ from pgtg.methods.context import Context
 from pgtg.metrics import build_metrics, compute, unread, unread_line
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
+from pgtg.pipeline.evaluation import compared
 from pgtg.pipeline.evaluation.likelihood import likelihoods
 from pgtg.pipeline.evaluation.system import Results, Rows, System
 from pgtg.pipeline.findings import REFERENCES, show, verdicts
@@ -137,13 +138,24 @@ class TextEvaluation:
         return {}
 
     def show(self, ctx: Context, title: str, split: str, results: Mapping[str, Results]) -> None:
-        show(ctx.log, title, results, self.absent)
+        if REFERENCES in next(iter(results.values()))["decodings"] and len(results) > 1:
+            compared.table(ctx, title, results)
+            for name, reason in self.absent.items():
+                ctx.log.warn(f"metric {name} is absent: {reason}")
+        else:
+            show(ctx.log, title, results, self.absent)
         for name, share in next(iter(results.values())).get("unread", {}).items():
             if share >= NOTED:
                 ctx.log.warn(unread_line(name, share))
 
     def verdicts(self, ctx: Context, splits: Sequence[str]) -> None:
-        verdicts(ctx, splits)
+        if not self.reads_references:
+            verdicts(ctx, splits)
+            return
+        compared.answers(ctx, splits)
+        for split in splits[-1:]:
+            compared.texts(ctx, split)
+        compared.places(ctx)
 
 
 def _known(scores: Sequence[float]) -> list[float]:

@@ -125,6 +125,7 @@ def _ranking(
 def token_truth(table: dict) -> dict[str, float]:
     """AUCs of token rewards and of the log-probability baseline against the planted labels.
 
+    `auc_flaws`: a right token above a harmful one: a wrong word, or the first word of a tail.
     `auc_boilerplate`: a right word of the summary above one of the tail. `auc_facts`: a right slot
     word above a wrong one. `_within`: the same within ten strata of log-probability.
     """
@@ -137,7 +138,16 @@ def token_truth(table: dict) -> dict[str, float]:
     def where(*names: str) -> Tensor:
         return torch.tensor([label in names for label in labels])
 
+    # of a tail, the first word alone does harm: after it, more of the tail is what fits
+    harmful = torch.tensor(
+        [
+            label == "wrong" or (label == "boilerplate" and at == first)
+            for row, first in zip(table["label"], table["flaw_at"], strict=True)
+            for at, label in enumerate(row)
+        ]
+    )
     pairs = {
+        "flaws": (where("content", "fact", "end"), harmful),
         "boilerplate": (where("content", "fact"), where("boilerplate")),
         "facts": (where("fact"), where("wrong")),
     }
@@ -148,4 +158,28 @@ def token_truth(table: dict) -> dict[str, float]:
         found[f"auc_{name}_within"] = stratified_auc(
             reward[up], reward[down], baseline[up], baseline[down]
         )
+    return found | _same_states(table)
+
+
+def _same_states(table: dict) -> dict[str, float]:
+    """Shares of first flaws whose right token has the higher value at the same state.
+
+    `end_over_tail`: to stop, over the first word of boilerplate. `right_over_wrong`: the right slot
+    word over the wrong one. What a policy learns at a state is decided by these alone.
+    """
+    found: dict[str, float] = {}
+    for name, kind in {"end_over_tail": "boilerplate", "right_over_wrong": "wrong"}.items():
+        for prefix, column in {"": "reward", "log_prob_": "start_log_prob"}.items():
+            won = [
+                right > row[at]
+                for at, right, row, labels in zip(
+                    table["flaw_at"],
+                    table[f"right_{column}"],
+                    table[column],
+                    table["label"],
+                    strict=True,
+                )
+                if at >= 0 and labels[at] == kind
+            ]
+            found[f"{prefix}{name}"] = sum(won) / len(won) if won else math.nan
     return found

@@ -11,6 +11,7 @@ import numpy as np
 from pgtg.data.generations import read_generations
 from pgtg.errors import DivergedError
 from pgtg.methods.context import Context
+from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel, load_reward_model
 from pgtg.ops.sampling import log_probability
@@ -52,8 +53,29 @@ def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
         columns |= _values(ctx, model, start, sources, tokens, origin)
         if all(row is not None for row in labels):
             columns["label"] = labels
+            columns |= _at_flaws(ctx, model, start, codec, tokens)
         write_table(working / f"{part}.parquet", columns)
     return artifact.commit(inputs=inputs, position=ctx.committed(), round=round, head=head)
+
+
+def _at_flaws(
+    ctx: Context,
+    model: RewardModel,
+    start: LanguageModel,
+    codec: Codec,
+    tokens: Sequence[TokenIds],
+) -> dict[str, list[float] | list[int]]:
+    """Of each held-out target: where its first planted flaw stands (-1: nowhere), and what the
+    right token there, that of the clean reference, would get at the same state."""
+    examples = ctx.task.heldout()
+    flaws = [ctx.task.target_flaws(e, t) or [] for e, t in zip(examples, tokens, strict=True)]
+    first = [row.index(True) if True in row else -1 for row in flaws]
+    clean = [ids for ids, _ in codec.encode_targets([e.references[0] for e in examples])]
+    up_to = [ids[: at + 1] if at >= 0 else ids[:1] for ids, at in zip(clean, first, strict=True)]
+    sources = ctx.task.sources(examples, codec).ids
+    found = _values(ctx, model, start, sources, up_to, range(len(up_to)))
+    last = {f"right_{name}": [row[-1] for row in rows] for name, rows in found.items()}
+    return {"flaw_at": first, **last}
 
 
 def _values(
