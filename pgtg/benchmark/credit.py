@@ -132,7 +132,9 @@ def credit(asked: Asked, run_dir: Path) -> list[dict[str, Any]]:
             values = rewards(work, own, name.replace(" ", "_"), kept, embedding)
             rows.append(learned(name, values, Aggregator.of(own.aggregator)))
         found = figures(texts, [*rows, *baselines(kept)], seed=cfg.seed)
-        log.table(f"{asked.dataset}, {about}", *table(found))
+        log.table(
+            f"{asked.dataset}: tokens under marked errors, told by their value", *table(found)
+        )
         made, seconds = as_rows(found), time.monotonic() - began
         write_json(run_dir / "credit.json", {"about": about, "seconds": seconds, "figures": made})
         log.say(f"written to {run_dir / 'credit.json'}; {seconds / 60:.1f} min this time")

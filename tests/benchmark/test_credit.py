@@ -79,7 +79,7 @@ def test_planted_errors_are_found_from_rankings_alone(
     assert figures["worn", "length", "auc"]["error_tokens"] == 1
     assert figures["all errors", "length", "auc_within_texts"]["value"] == 0.5
     assert figures["bad", "log-probability", "auc"]["above_value"] == 0
-    table = result.stdout.splitlines()[1:]
+    table = result.stdout.splitlines()
     assert max(map(len, table)) <= 80 and "state_action sum" in result.stdout
     # of each fold, questions to learn from and to validate with: five in all, never its own
     for learns, validates in zip(learned_from[::2], learned_from[1::2], strict=True):
