@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from pgtg.config import LLMJudgeConfig, RunConfig, endpoints
 from pgtg.config.compose import run_config
+from pgtg.data.generations import read_generations
 from pgtg.errors import ConfigError, DataError, MissingResourceError
 from pgtg.explain.gather import Options, gather
 from pgtg.judges import endpoint as module
@@ -21,8 +23,10 @@ from pgtg.judges.llm import LLMJudge, check, open_llm
 from pgtg.models.chat import ChatCodec
 from pgtg.pipeline.run import train
 from pgtg.runs.files import read_json
+from pgtg.runs.folder import RunFolder
 from pgtg.runs.log import RunLog
 from pgtg.types import Example
+from tests.support.chat_server import chat_server
 from tests.support.llm_server import KEY, Server, serving, worth
 from tests.support.reward_models import CHATML, tokenizer
 from tests.support.tiny import SHORT, TINY, _quiet, results  # noqa: F401 (a fixture)
@@ -364,3 +368,50 @@ def test_a_judge_that_judges_nothing_stops():
     assert judged([1.0, math.nan], "texts") == [1.0]
     with pytest.raises(DataError, match="the judge has judged none of the 2 texts"):
         judged([math.nan] * 2, "texts")
+
+
+# --- a real model
+
+ASSETS = Path(os.environ.get("PGTG_ASSETS", "/nonexistent"))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(
+    not (ASSETS / "smollm2-135m").is_dir(), reason="PGTG_ASSETS names no folder with smollm2-135m"
+)
+def test_a_run_is_judged_by_a_real_model(tmp_path: Path):
+    """Every question of a run answered over HTTP by SmolLM2; its tokens are those it has read.
+
+    It is so small that it ranks by place alone: asked in two orders, all texts of a source tie.
+    """
+    with chat_server(ASSETS / "smollm2-135m") as (url, model):
+        real: Any = SimpleNamespace(url=url)
+        few = ["sample.sources=4", "sample.heldout_sources=2", "judge.swap=false"]
+        cfg = run_of(real, tmp_path / "cache", *few)
+        assert check(cfg, fetch=True) == []
+        train(cfg, tmp_path / "run")
+        given = [one["usage"] for one in model.given]
+        sums = read_json(tmp_path / "run" / "judge.json")
+        assert sums["requests"] == sums["used"] == len(given) >= 6
+        for name in ("prompt_tokens", "completion_tokens"):
+            assert sums[name] == sum(one[name] for one in given)
+        ranked = read_generations(
+            RunFolder(tmp_path / "run").artifact("rounds", "00", "sample"), "train"
+        )
+        assert {*ranked.scores} <= {0.0, 50.0, 100.0} and len({*ranked.scores}) > 1
+
+        texts = ["The capital of France is Paris.", "Bananas are yellow.", "Who knows?"]
+        found = asked(opened(real, concurrency=1), texts, source="Where is Paris?")["score"]
+        orders = [
+            json.loads(one["choices"][0]["message"]["content"])["ranking"]
+            for one in model.given[-2:]
+        ]
+        for n, score in enumerate(found):
+            places = [orders[0].index("ABC"[n]), orders[1].index("CBA"[n])]
+            assert score == sum(100.0 * (2 - place) / 2 for place in places) / 2
+        found = asked(opened(real, mode="score"), texts, source="Where is Paris?")["score"]
+        assert all(1 <= score <= 10 for score in found)
+        free = opened(real, json_schema=False, request={"max_tokens": 8})
+        found = asked(free, texts[:2], source="Where is Paris?")
+        for score, why in zip(found["score"], found["unjudged"], strict=True):
+            assert math.isnan(score) == (why == "unusable")
