@@ -11,7 +11,21 @@ from pgtg.config import MISSING, MethodConfig
 
 
 @dataclass
-class _Trained(MethodConfig):
+class _Options(MethodConfig):
+    """A method's own options, which a run of another method, whose control it is, lacks."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {}  # the value of an option that a run lacks
+
+    @classmethod
+    def of(cls, method: MethodConfig) -> Self:
+        """These options as a run's method has them; neutral values for those that it lacks."""
+        names = [option.name for option in fields(cls)]
+        given = {name: getattr(method, name) for name in names if hasattr(method, name)}
+        return cls(**{**cls.NEUTRAL, **given})
+
+
+@dataclass
+class _Trained(_Options):
     """What the policy gradient of any method has."""
 
     # the values with which an option changes nothing
@@ -24,13 +38,6 @@ class _Trained(MethodConfig):
     entropy: float = MISSING
     entropy_target: float | None = MISSING
     kl: float = MISSING
-
-    @classmethod
-    def of(cls, method: MethodConfig) -> Self:
-        """These options as a run's method has them; those that it lacks change nothing."""
-        names = [option.name for option in fields(cls)]
-        given = {name: getattr(method, name) for name in names if hasattr(method, name)}
-        return cls(**{**cls.NEUTRAL, **given})
 
     @property
     def keeps_start(self) -> bool:
@@ -108,3 +115,114 @@ class Reinforce(Sparse):
     reward_to_go: bool = MISSING
     baseline: str = MISSING
     token_share: float = MISSING
+
+
+@dataclass
+class _Preferred(_Options):
+    """What methods have that learn from the judged generations themselves, without a reward model.
+
+    Neutral values are the defaults of their yaml, so that a control is what it is alone.
+    """
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {"lr_share": 0.1}
+
+    lr_share: float = MISSING
+
+    def problems(self) -> Iterator[str]:
+        if self.lr_share <= 0:
+            yield f"lr_share: found {self.lr_share}, expected above 0"
+
+
+@dataclass
+class BestOfK(_Preferred):
+    """Plain MLE on each source's best generation."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {"lr_share": 1.0}
+
+
+@dataclass
+class _Pairs(_Preferred):
+    """A loss on pairs of a source's generations."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {**_Preferred.NEUTRAL, "pairs": "best_worst"}
+
+    pairs: str = MISSING
+    beta: float = MISSING
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.pairs not in ("best_worst", "all"):
+            yield f"pairs: found '{self.pairs}', expected best_worst or all"
+        if self.beta <= 0:
+            yield f"beta: found {self.beta}, expected above 0"
+
+
+@dataclass
+class DPO(_Pairs):
+    """The log-ratio of the better text is to exceed the other's."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {
+        **_Pairs.NEUTRAL,
+        "beta": 0.1,
+        "loss": "sigmoid",
+        "smoothing": 0.0,
+    }
+
+    loss: str = MISSING
+    smoothing: float = MISSING
+
+    @property
+    def keeps_start(self) -> bool:
+        return True
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.loss not in ("sigmoid", "ipo"):
+            yield f"loss: found '{self.loss}', expected sigmoid or ipo"
+        if not 0 <= self.smoothing < 0.5:
+            yield f"smoothing: found {self.smoothing}, expected 0 or more, below 0.5"
+        elif self.smoothing and self.loss == "ipo":
+            yield f"smoothing: found {self.smoothing}, but loss=ipo has none; expected 0"
+
+
+@dataclass
+class SimPO(_Pairs):
+    """The mean log-probability of the better text is to exceed the other's, without a reference."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {**_Pairs.NEUTRAL, "beta": 2.0, "gamma": 1.0}
+
+    gamma: float = MISSING
+
+
+@dataclass
+class TDPO(_Pairs):
+    """DPO with the token-level divergence of both texts."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {**_Pairs.NEUTRAL, "beta": 0.1, "alpha": 0.5}
+
+    alpha: float | None = MISSING
+
+    @property
+    def keeps_start(self) -> bool:
+        return True
+
+
+@dataclass
+class GroupGradient(_Preferred):
+    """The clipped policy gradient on the round's groups of judged generations."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {**_Preferred.NEUTRAL, "clip": 0.2, "kl": 0.0}
+
+    clip: float = MISSING
+    kl: float = MISSING
+
+    @property
+    def keeps_start(self) -> bool:
+        return self.kl > 0
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not 0 < self.clip < 1:
+            yield f"clip: found {self.clip}, expected between 0 and 1"
+        if self.kl < 0:
+            yield f"kl: found {self.kl}, expected 0 or more"

@@ -6,11 +6,21 @@ first whose needs its task meets.
 """
 
 from pgtg.config.registry import MethodSpec
-from pgtg.methods.options import Reinforce, Sparse, WeightedMLE
+from pgtg.methods.options import (
+    DPO,
+    TDPO,
+    BestOfK,
+    GroupGradient,
+    Reinforce,
+    SimPO,
+    Sparse,
+    WeightedMLE,
+)
 
 TARGETS = frozenset({"targets"})
 GUIDED = frozenset({"samples", "reward", "targets"})
 SEARCH = frozenset({"samples", "judge", "classifier"})
+PREFERRED = frozenset({"samples", "targets"})
 
 METHODS = (
     MethodSpec(
@@ -144,5 +154,53 @@ METHODS = (
         SEARCH,
         alone=False,
         alongside=True,
+    ),
+    MethodSpec(
+        "best_of_k",
+        "MLE on each source's best generation (rejection sampling, RAFT)",
+        "pgtg.methods.preferred:BEST_OF_K",
+        PREFERRED,
+        alongside=True,
+        options=BestOfK,
+    ),
+    MethodSpec(
+        "dpo",
+        "direct preference optimisation on pairs of the generations; also IPO",
+        "pgtg.methods.preferred:DPO",
+        PREFERRED,
+        alongside=True,
+        options=DPO,
+    ),
+    MethodSpec(
+        "simpo",
+        "DPO by mean log-probabilities, without a reference",
+        "pgtg.methods.preferred:SIMPO",
+        PREFERRED,
+        alongside=True,
+        options=SimPO,
+    ),
+    MethodSpec(
+        "tdpo",
+        "DPO with a divergence for each token",
+        "pgtg.methods.preferred:TDPO",
+        PREFERRED,
+        alongside=True,
+        options=TDPO,
+    ),
+    MethodSpec(
+        "grpo",
+        "policy gradient on the judge's scores, normalised within each source",
+        "pgtg.methods.groups:GRPO",
+        PREFERRED | {"judge"},
+        alongside=True,
+        options=GroupGradient,
+    ),
+    MethodSpec(
+        "rloo",
+        "policy gradient on the judge's scores, less the mean of a source's others",
+        "pgtg.methods.groups:RLOO",
+        PREFERRED | {"judge"},
+        alongside=True,
+        options=GroupGradient,
     ),
 )

@@ -5,11 +5,9 @@ computed once, in length-sorted batches, for all lines that the reward model gui
 trains on the same batches from the same start with other weights.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,42 +17,33 @@ from torch import Tensor
 
 from pgtg.data.examples import Examples
 from pgtg.data.rows import BATCH, mapped_rows, write_rows
-from pgtg.judges.judge import judged
-from pgtg.methods.method import Improving, Method, PolicyTrainer
+from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.methods.options import WeightedMLE
+from pgtg.methods.texts import TextTrainer
 from pgtg.models.batch import moved, token_batch
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import advantages, effective_share
-from pgtg.ops.sampling import log_probability
 from pgtg.runs.folder import Artifact
 from pgtg.runtime import distributed
 from pgtg.training.update import Where
-from pgtg.types import Example, TokenBatch, TokenIds
+from pgtg.types import TokenBatch
 
-JUDGED_AT_ONCE = 128  # texts
 MEASURED = 512  # targets whose weights are measured
 REWARDS = "rewards.arrow"
 SCHEMA = pa.schema({"source_id": pa.large_string(), "reward": pa.list_(pa.float32())})
 
 
-class SupervisedTrainer(PolicyTrainer):
+class SupervisedTrainer(TextTrainer):
     """Targets with token weights, and with the policy-gradient term also the policy's samples."""
 
-    validates = True
     among: np.ndarray | None = None  # rows of the training split that it draws from; None: all
 
     def __init__(self, method: Method, given: Improving):
         super().__init__(given)
         ctx = given.ctx
-        assert ctx.task.targets is not None  # what the method needs
-        self.task, self.targets = ctx.task, ctx.task.targets
-        self.method, self.lm, self.codec = method, given.lm, given.codec
-        self.model = given.model
+        self.method, self.model = method, given.model
         self.first, self.updates = given.first, given.updates
-        self.heldout = "log-likelihood of held-out targets, a token"
-        if ctx.task.judge is not None:
-            self.heldout = f"{ctx.cfg.judge.name} of greedy text on held-out sources"
         given_options = WeightedMLE.of(ctx.cfg.method)
         extra = given_options if method.samples else replace(given_options, reinforce=0.0)
         self.options = extra if method.needs_reward else replace(extra, entropy=0.0)
@@ -174,56 +163,6 @@ class SupervisedTrainer(PolicyTrainer):
             token_share=self.options.token_share,
             to_go=self.options.reward_to_go,
         )
-
-    def validate(self) -> dict[str, float]:
-        """The judge's mean score [its unit] of greedy text on the held-out sources, negated.
-
-        Without a judge: minus the mean log-likelihood of the held-out targets' tokens [nats].
-        """
-        heldout = self.ctx.task.heldout()
-        if self.ctx.task.judge is None:
-            scores = self._log_likelihoods(heldout)
-        else:
-            scores = judged(distributed.spread(self._judged, heldout), "held-out texts")
-        return {"improve/negative_heldout_score": -sum(scores) / len(scores)}
-
-    def _log_likelihoods(self, examples: Sequence[Example]) -> list[float]:
-        """Mean log-probability of each target's tokens [nats], in the order of the examples."""
-        sources = self.codec.encode_sources([example.source for example in examples])
-        targets = self.codec.encode_targets([example.target for example in examples])
-
-        def log_probs(batch: TokenBatch) -> Tensor:
-            return log_probability(self.lm.logits(batch).float(), batch.tokens)
-
-        given = [ids for ids, _ in sources], [ids for ids, _ in targets]
-        with self.ctx.reading(self.lm):
-            values = self.ctx.per_token(log_probs, *given, range(len(examples)))
-        return [float(row.mean()) for row in values]
-
-    def _judged(self, examples: Sequence[Example]) -> list[float]:
-        """The judge's scores of greedy text; it judges while the next is generated."""
-        sampler = self.ctx.sampler(self.lm, self.codec, greedy=True)
-        found = sampler(
-            self.task.sources(examples, self.codec).ids, [example.id for example in examples]
-        )
-        parts: list[tuple[list[int], Future]] = []
-        while rows := self._next(found):
-            places, tokens = [i for i, _ in rows], [drawn[0] for _, drawn in rows]
-            texts = [self.codec.decode(ids) for ids in tokens]
-            own = [examples[i] for i in places]
-            assert self.task.judge is not None
-            parts.append((places, self.task.judge(tokens, texts, own, self.codec)))
-        scores = {
-            i: score
-            for places, future in parts
-            for i, score in zip(places, future.result()["score"], strict=True)
-        }
-        return [scores[i] for i in range(len(examples))]
-
-    def _next(self, found: Iterator[tuple[int, list[TokenIds]]]) -> list:
-        """The next texts that are judged at once."""
-        with self.ctx.reading(self.lm):
-            return list(islice(found, JUDGED_AT_ONCE))
 
 
 @distributed.first

@@ -50,6 +50,11 @@ JUDGED = {
     "reward_model": run_config("summarize", [*FEW, "judge=reward_model", "judge.path=a/b"]),
     "llm": run_config("summarize", [*FEW, *SERVER]),
 }
+# methods with options of their own, of which only those are looked at
+METHODS = {
+    name: tiny(f"method={name}", "method.controls=[uniform]")
+    for name in ("dpo", "simpo", "tdpo", "grpo")
+}
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
 
@@ -158,6 +163,7 @@ def neutral(key: str) -> bool:
 def test_every_key_moves_a_hash_or_is_neutral(only_asked: None, tmp_path: Path):
     both = {task: moved(config, tmp_path) for task, config in CONFIGS.items()}
     both |= {name: moved(config, tmp_path, "judge.") for name, config in JUDGED.items()}
+    both |= {name: moved(config, tmp_path, "method.") for name, config in METHODS.items()}
     for task, found in both.items():
         for key, stages in found.items():
             assert bool(stages) != neutral(key), (task, key, stages)

@@ -58,7 +58,10 @@ def test_the_tables_import_nothing_heavy():
 
 
 def test_a_method_runs_where_its_needs_are_met():
-    assert set(methods_of("summarize")) == {"pgtg", "reinforce", "mle"}
+    paired, grouped = {"best_of_k", "dpo", "simpo", "tdpo"}, {"grpo", "rloo"}
+    own = {"pgtg", "reinforce", "mle"}
+    assert set(methods_of("summarize")) == own | paired | grouped
+    assert set(methods_of("preferences")) == own | paired  # nothing judges own generations
     assert set(methods_of("prompt")) == {"pgtg", "sparse", "random"}
     assert method_spec("prompt", "pgtg").code != method_spec("summarize", "pgtg").code
     lacking = (

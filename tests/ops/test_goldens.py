@@ -4,6 +4,7 @@ Where they come from: `tests/data/copy_goldens.py`.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +23,9 @@ from tests.ops.test_aggregate import evaluate_groups
 TIGHT: dict[str, Any] = {"rtol": 1e-5, "atol": 0.0}
 
 
-def cases(kind: str) -> list[dict[str, Any]]:
+def cases(kind: str, path: Path = GOLDENS) -> list[dict[str, Any]]:
     """The cases of one formula, inputs and outputs together."""
-    return json.loads(GOLDENS.read_text(encoding="utf-8"))[kind]
+    return json.loads(path.read_text(encoding="utf-8"))[kind]
 
 
 def tensor(values: Any) -> Tensor:

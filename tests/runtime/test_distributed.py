@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,12 +217,17 @@ def test_a_process_that_is_killed_ends_the_other(tmp_path: Path):
 
 
 def started(
-    task: str, folder: Path, *more: str, count: int = COUNT, told: Mapping[str, str] | None = None
+    task: str,
+    folder: Path,
+    *more: str,
+    count: int = COUNT,
+    told: Mapping[str, str] | None = None,
+    words: Sequence[str] | None = None,
 ) -> list[Forked]:
-    """The processes of one run, which are told something more."""
+    """The processes of one run, which are told something more, or other words than `DEALT`."""
     port, children = free_port(), []
     for rank in range(count):
-        arguments = ["train", task, *DEALT[task], *more, f"run_dir={folder}"]
+        arguments = ["train", task, *(words or DEALT[task]), *more, f"run_dir={folder}"]
         here = {**(environment(rank, port) if count > 1 else {}), **(told or {})}
         stderr = folder.with_name(f"{folder.name}.{rank}.err")
         children.append(Forked(arguments, stderr, here, adam_eps=STEADY))
@@ -249,6 +254,19 @@ def close(a: Any, b: Any, most: float = 1e-5) -> bool:
 @pytest.mark.parametrize("task", DEALT)
 def test_two_processes_end_as_one(task: str, tmp_path: Path):
     runs = [started(task, tmp_path / str(count), count=count) for count in (1, COUNT)]
+    for code, said in [each for one in runs for each in ended(one)]:
+        assert code == 0, said
+    same(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["best_of_k", "dpo", "simpo", "tdpo", "grpo", "rloo"])
+def test_methods_that_learn_from_judged_texts_end_as_one(method: str, tmp_path: Path):
+    few = [word for word in DEALT["summarize"] if not word.startswith("method.")]
+    runs = []
+    for count in (1, COUNT):
+        folder = tmp_path / str(count)
+        runs.append(started("summarize", folder, f"method={method}", count=count, words=few))
     for code, said in [each for one in runs for each in ended(one)]:
         assert code == 0, said
     same(tmp_path / "1", tmp_path / "2")
