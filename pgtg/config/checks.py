@@ -61,7 +61,8 @@ CHOICES: dict[str, dict[str, str]] = {
     "method.baseline": {
         "none": "rewards as they are",
         "batch": "minus the batch's mean",
-        "group": "minus the mean of the source's own generations",
+        "group": "minus the mean of the source's other generations",
+        "loo_at_t": "the same, at each place by itself; what has ended counts as 0",
     },
     "reward.score": {
         "heldout": "the generations of held-out sources",

@@ -80,9 +80,10 @@ class WeightedMLE(_Trained):
     def problems(self) -> Iterator[str]:
         if not self.mle and not self.reinforce:
             yield "mle: found 0, and reinforce=0 as well: nothing would be trained"
-        if self.baseline == "group" and self.reinforce and self.samples < 2:
+        if self.baseline in ("group", "loo_at_t") and self.reinforce and self.samples < 2:
             found = f"found {self.samples}"
-            yield f"samples: {found}, but baseline=group needs at least 2 generations per source"
+            needs = f"baseline={self.baseline} needs at least 2 generations per source"
+            yield f"samples: {found}, but {needs}"
 
 
 @dataclass

@@ -99,7 +99,8 @@ def advantages(
         group: The source that each sequence continues, any labels.
         baseline: "none"; "batch": mean over all sequences (tokens for R); "group": for a sequence,
             the mean over the *other* sequences of its group (their tokens for R), so it is
-            unbiased; 0 where a group has one sequence only.
+            unbiased; 0 where a group has one sequence only. "loo_at_t": the same, but for R the
+            others' mean at the token's own place t, where a sequence that has ended counts as 0.
         token_share: lambda in [0, 1].
         to_go: Reward-to-go in place of the token's own reward.
 
@@ -113,17 +114,20 @@ def advantages(
     elif baseline == "batch":
         of_sequence = evaluations.mean().expand_as(evaluations)
         of_token = (value.sum() / real.sum().clamp(min=1)).expand_as(evaluations)
-    elif baseline == "group":
+    elif baseline in ("group", "loo_at_t"):
         others = (group[:, None] == group[None, :]) & ~torch.eye(
             len(group), dtype=torch.bool, device=group.device
         )
         weight = others.to(value)
         of_sequence = weight @ evaluations / weight.sum(-1).clamp(min=1)
-        of_token = weight @ value.sum(-1) / (weight @ real.sum(-1)).clamp(min=1)
+        if baseline == "group":
+            of_token = weight @ value.sum(-1) / (weight @ real.sum(-1)).clamp(min=1)
+        else:
+            of_token = weight @ value / weight.sum(-1, keepdim=True).clamp(min=1)
     else:
-        raise ValueError(f"baseline {baseline!r}: known are none, batch, group")
+        raise ValueError(f"baseline {baseline!r}: known are none, batch, group, loo_at_t")
     sparse = (evaluations - of_sequence)[:, None]
-    dense = value - of_token[:, None]
+    dense = value - (of_token if of_token.dim() > 1 else of_token[:, None])
     return ((1 - token_share) * sparse + token_share * dense).where(mask, 0.0)
 
 

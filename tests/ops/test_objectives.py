@@ -202,7 +202,9 @@ MIXED: dict[str, Any] = {"token_share": 0.3, "to_go": True}
 
 
 @pytest.mark.parametrize("options", [DENSE, SPARSE, MIXED], ids=["dense", "sparse", "mixed"])
-@pytest.mark.parametrize(("baseline", "count"), [("none", 1), ("none", 2), ("group", 2)])
+@pytest.mark.parametrize(
+    ("baseline", "count"), [("none", 1), ("none", 2), ("group", 2), ("loo_at_t", 2)]
+)
 def test_policy_gradient_is_unbiased(baseline: str, count: int, options: dict):
     """Without a baseline, and with the mean of the other samples of the group."""
     theta, first, second = toy()
@@ -255,7 +257,9 @@ def test_dense_advantage_by_hand():
     assert batch.tolist() == [[-2.0, -1.0], [0.0, 0.0], [3.0, 0.0]]
     others = advantages(rewards, unused, mask, group, baseline="group")
     assert others.tolist() == [[-2.0, -1.0], [1.5, 0.0], [6.0, 0.0]]
-    with pytest.raises(ValueError, match="known are none, batch, group"):
+    at_t = advantages(rewards, unused, mask, group, baseline="loo_at_t")
+    assert at_t.tolist() == [[-2.0, 2.0], [2.0, 0.0], [6.0, 0.0]]  # the second row has ended
+    with pytest.raises(ValueError, match="known are none, batch, group, loo_at_t"):
         advantages(rewards, unused, mask, group, baseline="mean")
 
 
