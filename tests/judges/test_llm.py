@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from pgtg.runs.folder import RunFolder
 from pgtg.runs.log import RunLog
 from pgtg.types import Example
 from tests.support.chat_server import chat_server
+from tests.support.forking import Forked
 from tests.support.llm_server import KEY, Server, serving, worth
 from tests.support.reward_models import CHATML, tokenizer
 from tests.support.tiny import SHORT, TINY, _quiet, results  # noqa: F401 (a fixture)
@@ -355,6 +357,44 @@ def test_a_run_is_judged_by_it_and_resumes_when_the_server_is_back(
     assert sums[0] == sums[1]
     gather(tmp_path / "stopped", Options(), RunLog(None, quiet=True))
     assert not holding(tmp_path, KEY) and KEY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_among_its_questions_resumes_with_the_answers(
+    server: Server, tmp_path: Path
+):
+    """By SIGKILL, with answers under way; then its server is gone: one line, exit code 2."""
+    server.always = "nap"
+    words = [word for word in TINY if not word.startswith(("judge", "cache"))]
+    words += ["judge=llm", f"judge.base_url={server.url}", "judge.model=m", "judge.retries=0"]
+
+    def child(name: str) -> Forked:
+        own = [*words, f"cache={tmp_path / name / 'cache'}", f"run_dir={tmp_path / name / 'run'}"]
+        (tmp_path / name).mkdir(exist_ok=True)
+        stderr = tmp_path / name / "stderr"
+        return Forked(["train", "summarize", *own], stderr, {"OPENAI_API_KEY": KEY})
+
+    whole = child("whole")
+    assert whole.communicate(90)[1].count("requests to m in this run") and not whole.returncode
+    asked = len(server.bodies)
+    for most in (9, 25):
+        server.bodies.clear()
+        killed, end = child("killed"), time.monotonic() + 90
+        while len(server.bodies) < most and time.monotonic() < end:
+            time.sleep(0.002)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate(90)
+        assert killed.returncode == -signal.SIGKILL
+    server.always = "500"
+    gone = child("killed")
+    lines = gone.communicate(90)[1].strip().splitlines()
+    assert gone.returncode == 2 and "no answer after 1 try (the last: 500" in lines[-1]
+    server.always = "ok"
+    assert child("killed").communicate(90)[1]
+    assert results(tmp_path / "killed" / "run") == results(tmp_path / "whole" / "run")
+    requests = read_json(tmp_path / "killed" / "run" / "judge.json")["requests"]
+    assert asked <= requests <= asked + 16  # two kills, up to 8 answers under way at each
+    assert not holding(tmp_path, KEY)
 
 
 def test_preferences_are_evaluated_by_it(server: Server, tmp_path: Path):
