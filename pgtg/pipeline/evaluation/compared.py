@@ -194,4 +194,4 @@ def _samples(ctx: Context, split: str, system: str, decoding: str) -> list[dict[
 def _cell(column: str, value: Any) -> Any:
     if not isinstance(value, float):
         return value
-    return round(value) if column == "gain %" else round(value, 1 if column == "on flaws" else 2)
+    return round(value) if column == "gain %" else round(value, 2)

@@ -103,26 +103,20 @@ class TextEvaluation:
             columns["ended"] = [100.0 * any(i in codec.eos_ids for i in ids[-1:]) for ids in tokens]
             results["decodings"][name] = {
                 "decoding": asdict(sampler.decoding),
-                "mean": {column: fmean(_known(row)) for column, row in columns.items()},
+                "mean": _means(columns),
             }
             samples[name] = [
                 {"id": e.id, "text": text, "references": list(references[i]), "tokens": found[i]}
-                | {"scores": {column: _or_null(row[i]) for column, row in columns.items()}}
+                | _row(columns, i)
                 for i, (e, text) in enumerate(zip(examples, texts, strict=True))
             ]
         if self.reads_references:
             columns = likelihoods(ctx, lm, codec, examples)
             results["decodings"][REFERENCES] = {
                 "decoding": {"teacher_forced": True},
-                "mean": {column: fmean(_known(row)) for column, row in columns.items()},
+                "mean": _means(columns),
             }
-            samples[REFERENCES] = [
-                {
-                    "id": e.id,
-                    "scores": {column: _or_null(row[i]) for column, row in columns.items()},
-                }
-                for i, e in enumerate(examples)
-            ]
+            samples[REFERENCES] = [{"id": e.id} | _row(columns, i) for i, e in enumerate(examples)]
         return results, samples
 
     def more(
@@ -158,13 +152,18 @@ class TextEvaluation:
         compared.places(ctx)
 
 
-def _known(scores: Sequence[float]) -> list[float]:
-    """Without those of texts that nobody judged."""
-    return [score for score in scores if not math.isnan(score)]
+def _means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of each column, without texts that have no score in it: nobody judged them."""
+    return {
+        column: fmean(score for score in row if not math.isnan(score))
+        for column, row in columns.items()
+    }
 
 
-def _or_null(score: float) -> float | None:
-    return None if math.isnan(score) else score
+def _row(columns: Mapping[str, Sequence[float]], i: int) -> dict[str, dict[str, float | None]]:
+    """The scores of one text, as they are kept."""
+    scores = {column: row[i] for column, row in columns.items()}
+    return {"scores": {c: None if math.isnan(score) else score for c, score in scores.items()}}
 
 
 def _cut(codec: Codec, examples: Sequence[Example]) -> int:
