@@ -5,39 +5,19 @@ python docs/make_configuration.py
 
 import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from pgtg.config import expected_type
-from pgtg.config.compose import SECTIONS
-from pgtg.config.groups import CONF, groups, option_files
+from pgtg.config.comments import rows
+from pgtg.config.groups import CONF, SECTIONS, groups, option_files
 
 PAGE = Path(__file__).with_name("configuration.md")
-LINE = re.compile(r"^( *)([\w\"]+):(?: ((?:\"[^\"]*\"|[^#])*?))?(?: *# (.+))?$")
 INTRO = """# Configuration
 
 Made by `make docs` from the yaml files in `conf/` and the schema; change those. Any key can stand
 on the command line as `key=value`, and a group as `group=option` (policy=t5_small). The tables show
 each task's own keys, then the keys of each option of a group.
 """
-
-
-def rows(file: Path, section: str) -> Iterator[tuple[str, str, str]]:
-    """Key, value and comment of each commented line of a yaml file.
-
-    Args:
-        section: Where the file's keys stand in the config; "" for the top.
-    """
-    path: list[tuple[int, str]] = [(-1, section)] if section else []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not (found := LINE.match(line)):
-            continue
-        indent, key, value, comment = found.groups()
-        while path and path[-1][0] >= len(indent):
-            path.pop()
-        path.append((len(indent), key.strip('"')))
-        if comment:
-            yield ".".join(name for _, name in path), (value or "").strip(), comment
 
 
 def table(file: Path, section: str) -> str:

@@ -4,7 +4,7 @@ Shape letters, everywhere: `B` sources · `S` source tokens · `N` generations �
 (right-padded) · `G` comparison groups · `J` candidates per group · `V` vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,6 +59,7 @@ class DataCounts:
     dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
     truncated: Mapping[str, int] = field(default_factory=dict)  # column -> rows cut to fit
     examples: Mapping[str, str] = field(default_factory=dict)  # reason -> id of the first such row
+    unread: Sequence[str] = ()  # columns that nothing reads
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from pgtg.config import expected_type
 from pgtg.config.checks import choices
-from pgtg.config.groups import LISTS, options
+from pgtg.config.comments import rows
+from pgtg.config.groups import CONF, LISTS, NOT_OURS, SECTIONS, options
 from pgtg.config.registry import METHODS, METRICS, REGISTRIES, TASKS, nearest
+from pgtg.config.schema import known_keys
 from pgtg.config.sizes import parse_size, show_size
 from pgtg.errors import ConfigError
 from pgtg.runs import entries, sweeps
@@ -17,7 +20,8 @@ def show(group: str | None, config_dir: Path | None = None) -> None:
     """Print one group with its descriptions, all groups in short, a sweep's status, or the cache.
 
     Args:
-        group: One of LISTS, a sweep's folder, or "cache"; None for all groups.
+        group: One of LISTS, a sweep's folder, "cache", "keys", a key of the config or a section of
+            it; None for all groups.
         config_dir: The user's own config files, if any.
 
     Raises:
@@ -28,7 +32,8 @@ def show(group: str | None, config_dir: Path | None = None) -> None:
         raise ConfigError(f"--config-dir: there is no folder {config_dir}")
     if group is None:
         _print({name: ", ".join(names(name, config_dir)) for name in LISTS})
-        print("\npgtg ls GROUP says more on each; also: ls SWEEP_FOLDER, ls cache", file=sys.stderr)
+        more = "pgtg ls GROUP says more on each; also: ls keys, ls KEY, ls cache, ls SWEEP_FOLDER"
+        print(f"\n{more}", file=sys.stderr)
         return
     if group == "cache":
         show_cache(entries.default_cache())
@@ -36,12 +41,42 @@ def show(group: str | None, config_dir: Path | None = None) -> None:
     if group not in LISTS and Path(group).is_dir():
         sweeps.show(Path(group))
         return
+    own = {key: name for name, key in LISTS.items()} | {"task": "tasks", "metric": "metrics"}
+    group = own.get(group, group)  # as the config calls it
+    if group == "keys" or (group not in LISTS and group in _sections()):
+        _show_keys("" if group == "keys" else group)
+        return
     if group not in LISTS:
-        raise ConfigError(f"there is no group '{group}'{nearest(group, LISTS)}, and no such folder")
+        known = [*LISTS, *own, "keys", *_sections()]
+        raise ConfigError(f"there is no group '{group}'{nearest(group, known)}, and no such folder")
     _print(names(group, config_dir))
     if group == "metrics":
         print("\nnames for metrics.names=[...] and eval --metrics:")
         _print(METRICS.about())
+
+
+def _sections() -> set[str]:
+    """All keys of the config, and the sections that hold them."""
+    return {".".join(key.split(".")[:n]) for key in known_keys() for n in range(1, 10)}
+
+
+def _show_keys(within: str) -> None:
+    """Print each key below a section, or a key: its values in the yaml files, comment, type."""
+    found: dict[str, tuple[dict[str, None], str]] = {}
+    for file in sorted(CONF.rglob("*.yaml")):
+        folder = file.relative_to(CONF).parts[0] if file.parent != CONF else ""
+        if folder in (*NOT_OURS, "experiment"):
+            continue
+        for key, value, comment in rows(file, SECTIONS.get(folder, folder)):
+            if key == within or key.startswith(f"{within}." if within else ""):
+                found.setdefault(key, ({}, comment))[0][value] = None
+    if not found:
+        raise ConfigError(f"{within}: a section of a map, whose keys are yours")
+    for key, (values, comment) in found.items():
+        if expected := expected_type(key):
+            given = ", ".join(value for value in values if value)
+            print(f"{key}{f' = {given}' if given else ''}")
+            print(f"    {comment} [{expected}]")
 
 
 def show_cache(folder: Path) -> None:

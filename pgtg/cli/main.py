@@ -62,6 +62,9 @@ class Cfg(StrEnum):
 Task = Annotated[
     str, typer.Argument(help="The task, e.g. summarize.", autocompletion=complete_tasks)
 ]
+AnyTask = Annotated[
+    str | None, typer.Argument(help="The task, e.g. summarize.", autocompletion=complete_tasks)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -117,9 +120,23 @@ Examples:
 """
 
 
+def named(task: str | None) -> str:
+    """The task that was named.
+
+    Raises:
+        ConfigError: None was; lists them.
+    """
+    if task is None:
+        from pgtg.config.registry import TASKS
+
+        lines = [f"  pgtg train {name:<12} {about}" for name, about in TASKS.about().items()]
+        raise ConfigError("which task?", *lines)
+    return task
+
+
 @app.command(epilog=TRAIN_EXAMPLES)
 def train(
-    task: Task,
+    task: AnyTask = None,
     overrides: Overrides = None,
     multirun: Annotated[
         bool, typer.Option("-m", "--multirun", help="One run for each combination of key=a,b.")
@@ -141,7 +158,7 @@ def train(
     with reporting():
         from pgtg.cli.calls import Call
 
-        call = Call.parse(task, overrides, config_dir, multirun=multirun)
+        call = Call.parse(named(task), overrides, config_dir, multirun=multirun)
         if probe and not dry_run:
             raise ConfigError(
                 "--probe goes with --dry-run: it times a few steps of what is planned"

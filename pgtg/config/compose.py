@@ -37,7 +37,7 @@ from pgtg.config import (
     stand_in,
 )
 from pgtg.config.checks import PLANTED, check, value_at
-from pgtg.config.groups import CONF, groups
+from pgtg.config.groups import CONF, SECTIONS, groups
 from pgtg.config.overrides import PATHS, as_hydra, folder_name
 from pgtg.config.registry import (
     AGGREGATORS,
@@ -66,7 +66,6 @@ PLUGGABLE: Mapping[str, Registry] = {  # groups whose options may be a plugin's
     "aggregator": AGGREGATORS,
 }
 NAMES_SERVER = {"judge", "judge.base_url"}  # keys by which a user names one
-SECTIONS = {"dataset": "data"}  # groups that fill a section of another name
 # what an experiment fits to its data, whatever backbone or method the call chooses
 FITTED = {
     "reward": ("fit",),

@@ -20,6 +20,7 @@ LISTS = {
     "quoting": "data.quoting",
     "tokenizers": "metrics.tokenizer",
 }
+SECTIONS = {"dataset": "data"}  # groups that fill a section of another name
 NOT_OURS = {"accelerate"}  # settings of a launcher, for its own command line
 
 

@@ -27,8 +27,8 @@ order: no shuffling, so that a limit means the same rows in every run.
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Protocol, TypeVar
 
@@ -41,6 +41,8 @@ from pgtg.types import DataCounts, Example
 T = TypeVar("T")
 T_in = TypeVar("T_in", contravariant=True)
 
+# in names of columns that hold preferences
+PREFERENCES = ("chosen", "rejected", "score", "rank", "rating", "preference", "completions")
 SPARE, EMPTY_SOURCE = "empty references left out", "empty source kept"  # in DataCounts.truncated
 
 
@@ -133,6 +135,7 @@ def read_rows(
     id_column: str | None,
     limit: int | None,
     tally: "Tally | None" = None,
+    reads: Sequence[str] | None = None,
 ) -> DataCounts:
     """Keep the usable rows of a table; returns what became of all of them.
 
@@ -145,6 +148,7 @@ def read_rows(
         id_column: Column with the ids; None numbers the rows from 0.
         limit: Keep the first so many usable rows; None = all.
         tally: Where to count, for who wants the texts' fingerprints afterwards.
+        reads: The columns that `make` reads, so that the others can be named; None: any of them.
 
     Raises:
         DataError: As `require`; a repeated id; no usable row.
@@ -171,6 +175,10 @@ def read_rows(
     if table.columns is None and rows:
         require(list(met), table.name)
     counts = DataCounts(split, rows, len(into), dict(tally.dropped), dict(tally.cut), tally.first)
+    if reads is not None:
+        read = {*reads, *(name.split(".")[0] for name in reads)}
+        there = met if table.columns is None else table.columns
+        counts = replace(counts, unread=[name for name in there if name not in read])
     if not len(into):
         raise DataError(f"{table.name}: no usable row for the {split} split: {_why_empty(counts)}")
     return counts
@@ -195,6 +203,7 @@ def _examples(
         id_column=columns.id,
         limit=limit,
         tally=tally,
+        reads=named,
     )
     return writer.finish(), counts
 
@@ -290,6 +299,21 @@ def counts_line(counts: DataCounts) -> str:
         for reason, number in {**counts.dropped, **counts.truncated}.items()
     ]
     return "; ".join([f"data {counts.split}: {counts.kept} of {counts.rows} rows", *lost])
+
+
+def unread_line(splits: Iterable[DataCounts]) -> str | None:
+    """The columns that nothing reads, in one line; None if there are none.
+
+    Whoever names a column of better answers as the reference trains on them alone: where other
+    columns look like preferences, the line says what reads those.
+    """
+    found = dict.fromkeys(name for counts in splits for name in counts.unread)
+    if not found:
+        return None
+    line = f"columns not read: {', '.join(found)}"
+    if any(mark in name.lower() for name in found for mark in PREFERENCES):
+        line += "; preferences are learned from by `pgtg train preferences`"
+    return line
 
 
 def text_problem(text: Any, what: str) -> str | None:

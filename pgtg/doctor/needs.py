@@ -124,7 +124,7 @@ def _split_sizes(cfg: RunConfig, around: Surroundings) -> tuple[dict[str, int | 
         from pgtg.pipeline.plan import split_sizes
 
         return split_sizes(cfg), []
-    from pgtg.data.splits import counts_line, repeated_between
+    from pgtg.data.splits import counts_line, repeated_between, unread_line
     from pgtg.tasks import task_of
 
     task, spec = task_of(cfg, around.outputs), TASKS[cfg.task]
@@ -132,7 +132,9 @@ def _split_sizes(cfg: RunConfig, around: Surroundings) -> tuple[dict[str, int | 
     sizes: dict[str, int | None] = dict.fromkeys(() if spec.sources else spec.splits, 0)
     sizes |= {split: counts.kept for split, counts in task.counts.items()}
     lost = [c for c in task.counts.values() if {*c.dropped, *c.truncated} - {*ASKED_FOR}]
-    return sizes, [*map(counts_line, lost), *repeated_between(task.seen)]
+    unread = unread_line(task.counts.values())
+    said = [*map(counts_line, lost), *([unread] if unread else [])]
+    return sizes, [*said, *repeated_between(task.seen)]
 
 
 def _hub_data(cfg: RunConfig, around: Surroundings) -> Finding:

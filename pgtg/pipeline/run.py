@@ -15,7 +15,7 @@ from typing import Any
 
 from pgtg.config import RunConfig
 from pgtg.config.registry import TASKS
-from pgtg.data.splits import counts_line, repeated_between
+from pgtg.data.splits import counts_line, repeated_between, unread_line
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.methods import method_of
 from pgtg.methods.context import Context, opened, quiet, usable_device
@@ -252,6 +252,8 @@ def _report_data(ctx: Context) -> None:
         ctx.log.say(ctx.task.about)
     for counts in ctx.task.counts.values():
         ctx.log.say(counts_line(counts))
+    if unread := unread_line(ctx.task.counts.values()):
+        ctx.log.warn(unread)
     for line in [*repeated_between(ctx.task.seen), *ctx.task.remarks]:
         ctx.log.warn(line)
     found = {split: asdict(counts) for split, counts in ctx.task.counts.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pgtg.config import ColumnsConfig, DataConfig
-from pgtg.data.splits import SPARE, load_split, repeated_between
+from pgtg.data.splits import SPARE, load_split, repeated_between, unread_line
 from pgtg.data.tables import BREAKS, QUOTES
 from pgtg.errors import ConfigError, DataError, MissingResourceError
 from pgtg.types import Example
@@ -470,3 +470,18 @@ def test_texts_that_stand_in_several_splits_are_said():
     (line,) = repeated_between(seen)
     assert line == "data: 1 of the 3 texts of test stand in train too"
     assert repeated_between({"train": frozenset([b"a"]), "test": frozenset([b"b"])}) == []
+
+
+def test_columns_that_nothing_reads_are_named_once(tmp_path: Path):
+    """Those of fields are read by their owner; what holds preferences is told where they go."""
+    rows = [{"key": "p", "text": {"body": "article"}, "sums": "one", "rejected": "two", "url": "x"}]
+    columns = ColumnsConfig("key", "text.body", ["sums"])
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    _, counts = load_split(DataConfig("files", str(tmp_path), columns=columns), "train")
+    assert counts.unread == ["rejected", "url"]
+    said = unread_line([counts, counts])
+    assert said == (
+        "columns not read: rejected, url; preferences are learned from by `pgtg train preferences`"
+    )
+    assert unread_line([replace(counts, unread=["url"])]) == "columns not read: url"
+    assert unread_line([replace(counts, unread=[])]) is None
