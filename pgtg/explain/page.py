@@ -114,7 +114,7 @@ class Drawing:
         return (
             f'<p class="legend"><b>{self._labels[number]}</b> '
             f"<span>{low} {swatches} {high}</span>, middle {middle} (median)"
-            f'{right}<br><span class="soft">{text(str(run.path))}: '
+            f'{right}<br><span class="soft">{text(run.path.name)}: '
             f"aggregator {text(run.about.aggregator.name)}, head {text(run.about.head)}, bound "
             f"{text(run.about.bound)}</span></p>"
         )

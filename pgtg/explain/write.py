@@ -86,7 +86,7 @@ def table_rows(credit: Credit) -> Iterator[dict[str, Any]]:
             for run, view in zip(credit.runs, entry.views, strict=True):
                 yield {
                     "id": group.id,
-                    "run": str(run.path),
+                    "run": run.path.name,
                     "label": run.label,
                     "aggregator": run.about.aggregator.name,
                     "source": group.source,

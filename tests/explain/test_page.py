@@ -60,7 +60,14 @@ def credit(runs: int = 2) -> Credit:
     about = About("summarize", "made up", 0, "paper", "softplus", tiny().aggregator)
     none: Any = None
     opened = [
-        Reader(path=Path(f"run{n}"), about=about, codec=none, sourceless=False, model=none, label=n)
+        Reader(
+            path=Path(f"/home/somebody/run{n}"),
+            about=about,
+            codec=none,
+            sourceless=False,
+            model=none,
+            label=n,
+        )
         for n in ("avg", "max<b>")[:runs]
     ]
     scales = [Scale(-1.0, 0.5, 2.0)] * runs
@@ -104,6 +111,7 @@ def test_page_holds_all_texts_and_numbers_without_its_script():
     made = credit()
     page = as_page(made)
     bare = re.sub(r"<script>.*?</script>|<style>.*?</style>", "", page, flags=re.S)
+    assert "runavg: aggregator" in bare and "somebody" not in page
     assert page.count("<script>") == 1 and "<b>source" not in bare and "<i>hostile" not in bare
     numbers = re.findall(r'data-r="([^"]*)"', bare)
     expected = [
