@@ -9,6 +9,7 @@ import os
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import TextWrapper
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -94,10 +95,15 @@ class Bar:
 class QuietConsole(Console):
     """A console whose reader may leave: then it falls silent, and the run continues."""
 
-    def tell(self, text: str, style: str = "") -> None:
-        """Text as it is, without markup or wrapping, in what the stream's encoding can hold."""
+    def tell(self, text: str, style: str = "", *, prose: bool = False) -> None:
+        """Text as it is, without markup or wrapping, in what the stream's encoding can hold.
+
+        On a terminal prose is broken at spaces; words, such as paths, stay whole.
+        """
         encoding = getattr(self.file, "encoding", None) or "utf-8"
         safe = shown(text).encode(encoding, "backslashreplace").decode(encoding)
+        if prose and self.is_terminal:
+            safe = "\n".join(_broken(line, self.width) for line in safe.split("\n"))
         self.print(Text(safe, style), soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
@@ -106,6 +112,16 @@ class QuietConsole(Console):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.file.fileno())  # else Python complains about the pipe at exit
             os.close(null)
+
+
+def _broken(line: str, width: int) -> str:
+    """A line in parts of at most `width` columns, the later ones indented by two."""
+    if len(line) <= width:
+        return line
+    wrapper = TextWrapper(
+        width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return wrapper.fill(line)
 
 
 def shown(text: str) -> str:

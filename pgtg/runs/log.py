@@ -91,7 +91,7 @@ class RunLog:
         """A line to stderr and log.txt."""
         self._note("", text)
         if not self._quiet:
-            self._stderr.tell(text)
+            self._stderr.tell(text, prose=True)
 
     def note(self, text: str) -> None:
         """A line to log.txt only."""
@@ -106,7 +106,7 @@ class RunLog:
     def warn(self, text: str) -> None:
         """A warning to stderr, also when quiet, and to log.txt."""
         self._note("warning: ", text)
-        self._stderr.tell(f"warning: {text}", style="yellow")
+        self._stderr.tell(f"warning: {text}", style="yellow", prose=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Results to stdout: a drawn table on a terminal, aligned columns elsewhere."""
