@@ -12,8 +12,8 @@ ARGS ?=
 RESULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-preferences test bench results-quickstart results-scitldr \
-	docs torture check lint format types clean
+.PHONY: help setup train train-preferences test bench results-claim results-quickstart \
+	results-scitldr docs torture check lint format types clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,14 @@ bench: $(READY) ## time each phase against a calibrating matmul (ARGS="--threads
 
 train-preferences: $(READY) ## learn token rewards from 200 example pairs and improve a tiny LM on them
 	$(BIN)/pgtg train preferences experiment=preferences_example $(ARGS)
+
+results-claim: $(READY) ## tables of docs/results.md: token guidance against six opponents, 5 seeds
+	$(BIN)/pgtg train summarize -m seed=11,12,13,14,15 $(RESULTS) \
+		method.controls=[uniform,shuffled,untrained,shuffled_scores,sequence,filter,oracle] \
+		sweep_dir=outputs/results/claim/quickstart
+	$(BIN)/pgtg report outputs/results/claim/quickstart --baseline pgtg --metrics nll,meteor_stem \
+		--out outputs/results/claim/report
+	$(BIN)/python benchmarks/results.py claim outputs/results/claim/report "make results-claim"
 
 results-quickstart: $(READY) ## tables of docs/results.md: 4 aggregators x 3 seeds, plain MLE, controls
 	$(BIN)/pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1,2 $(RESULTS) \
