@@ -60,10 +60,12 @@ def _load_once() -> None:
         config = options.get("config")
         told = {**options, "config": config and config.to_dict()}
         key = repr((cls, path, files, sorted(told.items())))
-        if key not in kept:
-            kept[key] = load(cls, path, **options)
-            while len(kept) > 16:
-                del kept[next(iter(kept))]
-        return copy.deepcopy(kept[key])
+        if key in kept:
+            return copy.deepcopy(kept[key])
+        model = load(cls, path, **options)
+        kept[key] = copy.deepcopy(model)  # not the model itself, whose weights hold their file open
+        while len(kept) > 16:
+            del kept[next(iter(kept))]
+        return model
 
     setattr(PreTrainedModel, "from_pretrained", classmethod(loaded))  # noqa: B010
