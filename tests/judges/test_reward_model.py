@@ -70,7 +70,7 @@ def test_scores_are_the_models_own(
     judge = opened(path, batch_tokens=batch_tokens, before="Q: ", between="\nA: ", after=" .")
     expected = [plain(path, f"Q: {SOURCE}\nA: {text} .") for text in TEXTS]
     assert judged(judge, SOURCE) == pytest.approx(expected, abs=2e-5)
-    assert len(set(expected)) == len(set(TEXTS))
+    assert len({round(score, 4) for score in expected}) == len(set(TEXTS))
 
 
 def test_on_a_cpu_a_score_is_the_texts_own_to_the_bit(tmp_path: Path):

@@ -144,7 +144,7 @@ SHARED: dict[str, Any] = {
     "method.reward_to_go": False,
     "method.entropy": 0.0,
     "method.reinforce": 0.0,
-    "method.controls": ["uniform", "shuffled"],
+    "method.controls": ["uniform", "shuffled", "untrained"],
     "improve.micro_batch": 8,
     "improve.accumulate": 4,
     "improve.optimizer": "adamw",
@@ -359,7 +359,7 @@ def test_a_scaled_run_of_each_summarization_experiment(
     final = train(cfg, run)
     assert [p.name for p in sorted((run / "rounds").iterdir())] == ["00", "01", "02", "03", "04"]
     found = json.loads((run / "eval/results_test.json").read_text(encoding="utf-8"))
-    assert set(found) == {"pgtg", "uniform", "shuffled"}
+    assert set(found) == {"pgtg", "uniform", "shuffled", "untrained"}
     for system in found.values():
         assert (system["examples"], system["reference"]) == (ROWS[data], "as_trained")
         assert system["metrics"][0]["sentence_splitter"] == "punkt"
