@@ -113,7 +113,9 @@ def credit(asked: Asked, run_dir: Path) -> list[dict[str, Any]]:
     lm, tokenizer = load_language_model(
         str(cfg.policy.path), revision=cfg.policy.revision, dtype=cfg.policy.dtype
     )
-    texts = as_read(spanned, _codec(cfg, tokenizer, lm.is_encoder_decoder, lm.end_ids))
+    kind = ChatCodec if cfg.data.as_chat else Codec  # as the preferences task has it
+    reads = (cfg.policy, tokenizer, lm.is_encoder_decoder, lm.end_ids)
+    texts = as_read(spanned, kind.of(*reads, cut_start=True))
     if not any(texts.texts[row].spans for row in texts.annotated):
         raise DataError(f"{asked.dataset}: no completion has a marked error")
     folds = in_folds(len(texts.sources), asked.folds, cfg.seed)
@@ -139,22 +141,6 @@ def credit(asked: Asked, run_dir: Path) -> list[dict[str, Any]]:
         write_json(run_dir / "credit.json", {"about": about, "seconds": seconds, "figures": made})
         log.say(f"written to {run_dir / 'credit.json'}; {seconds / 60:.1f} min this time")
     return made
-
-
-def _codec(cfg: RunConfig, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int]) -> Codec:
-    """As the preferences task has it."""
-    policy, kind = cfg.policy, ChatCodec if cfg.data.as_chat else Codec
-    return kind(
-        tokenizer,
-        is_encoder_decoder,
-        policy.prefix,
-        policy.suffix,
-        policy.target_prefix,
-        policy.max_source_tokens,
-        policy.max_target_tokens,
-        tuple(ends),
-        cut_start=True,
-    )
 
 
 def _counted(texts: Texts) -> str:

@@ -3,9 +3,8 @@
 What it never saw, the questions of its fold, gets its token rewards. Marks are never learned from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from pgtg.benchmark.texts import Texts, compared
 from pgtg.config import RunConfig
-from pgtg.data.comparisons import of_sources, parts_in_passes
+from pgtg.data.comparisons import of_sources
 from pgtg.errors import DataError
 from pgtg.models.batch import per_token
 from pgtg.models.budget import token_budget
@@ -25,7 +24,7 @@ from pgtg.models.lora import add_lora
 from pgtg.models.reward import HeadSpec, RewardModel, build_reward_model
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.sampling import derive_seed
-from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce, group_batch, heldout_metrics
+from pgtg.pipeline.stages.align import PlackettLuce, group_batch, heldout_metrics, passes
 from pgtg.runs.folder import Artifact, RunFolder, content_hash, load_tensors, save_tensors
 from pgtg.runs.log import RunLog
 from pgtg.training.loop import fit
@@ -76,7 +75,7 @@ def read_once(work: Work, cfg: RunConfig, lm: LanguageModel) -> KeptTexts:
                 [sources, tokens, origin, _policy(cfg), cfg.tf32, cfg.deterministic]
             )
             artifact = work.folder.artifact("texts", f"{start // PART:04d}")
-            if not _made(artifact, inputs):
+            if not artifact.made_from(inputs):
                 found = read_texts(lm, sources, tokens, origin, device=work.device)
                 folder = artifact.working(inputs, fresh=True)
                 save_tensors(folder / FILE, vars(found))
@@ -88,14 +87,6 @@ def read_once(work: Work, cfg: RunConfig, lm: LanguageModel) -> KeptTexts:
 
 def _policy(cfg: RunConfig) -> list[Any]:
     return [cfg.policy.path, cfg.policy.revision, cfg.policy.dtype, cfg.sample.precision]
-
-
-def _made(artifact: Artifact, inputs: str) -> bool:
-    """Whether it is there, whole, and made from these inputs."""
-    if not artifact.exists() or artifact.manifest()["inputs"] != inputs:
-        return False
-    artifact.verify()
-    return True
 
 
 def rewards(
@@ -117,7 +108,7 @@ def rewards(
         part |= {"seed": cfg.seed, "share": cfg.data.validation_share, "policy": _policy(cfg)}
         inputs = content_hash(part | {"fold": fold, "folds": work.folds, "texts": texts.contents()})
         artifact = work.folder.artifact("rows", name, f"fold{fold}")
-        if not _made(artifact, inputs):
+        if not artifact.made_from(inputs):
             working = artifact.working(inputs)
             model = _model(work, cfg, kept, embedding)
             metrics = _learn(work, cfg, model, held, Where(cfg.seed, "align", fold, name), working)
@@ -168,15 +159,10 @@ def _learn(
     checks = [group_batch(checking, part, work.device) for part in parts]
     objective = PlackettLuce(model, Aggregator.of(cfg.aggregator))
     seed = where.seed_at(0, "passes")
-
-    def windows(step: int) -> list[Callable[[], GroupBatch]]:
-        parts = parts_in_passes(pool, comparisons, options, seed, step)
-        return [partial(group_batch, pool, part, work.device) for part in parts]
-
     model.train()
     result = fit(
         model,
-        windows,
+        passes(pool, comparisons, options, seed, work.device),
         objective,
         options,
         where=where,

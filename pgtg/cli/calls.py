@@ -368,23 +368,15 @@ def export_reward(run: Path, out: Path, *, distil: bool, force: bool, quiet: boo
     write(run, out, distil=distil, force=force, log=RunLog(None, quiet=quiet))
 
 
-def export_policy(run: Path, out: Path, *, force: bool, quiet: bool) -> None:
-    """A run's policy as a Transformers folder."""
+def export_folder(what: str, run: Path, out: Path, *, force: bool, quiet: bool) -> None:
+    """A run's "policy" as a Transformers folder, or its "preferences" as data of their task."""
     _require_folder(out, "--out")
     stay_offline()
-    from pgtg.export.policy import export_policy as write
+    from pgtg.export.policy import export_policy
+    from pgtg.export.preferences import export_preferences
     from pgtg.runs.log import RunLog
 
-    write(run, out, force=force, log=RunLog(None, quiet=quiet))
-
-
-def export_preferences(run: Path, out: Path, *, force: bool, quiet: bool) -> None:
-    """A run's judged generations as data of the preferences task."""
-    _require_folder(out, "--out")
-    stay_offline()
-    from pgtg.export.preferences import export_preferences as write
-    from pgtg.runs.log import RunLog
-
+    write = {"policy": export_policy, "preferences": export_preferences}[what]
     write(run, out, force=force, log=RunLog(None, quiet=quiet))
 
 

@@ -60,9 +60,6 @@ class Cfg(StrEnum):
 
 
 Task = Annotated[
-    str, typer.Argument(help="The task, e.g. summarize.", autocompletion=complete_tasks)
-]
-AnyTask = Annotated[
     str | None, typer.Argument(help="The task, e.g. summarize.", autocompletion=complete_tasks)
 ]
 Overrides = Annotated[
@@ -120,8 +117,8 @@ Examples:
 """
 
 
-def named(task: str | None) -> str:
-    """The task that was named.
+def named(task: str | None, command: str) -> str:
+    """The task that a command was given.
 
     Raises:
         ConfigError: None was; lists them.
@@ -129,14 +126,15 @@ def named(task: str | None) -> str:
     if task is None:
         from pgtg.config.registry import TASKS
 
-        lines = [f"  pgtg train {name:<12} {about}" for name, about in TASKS.about().items()]
-        raise ConfigError("which task?", *lines)
+        raise ConfigError(
+            f"pgtg {command} needs a task: {', '.join(TASKS)} (pgtg ls tasks says what each is)"
+        )
     return task
 
 
 @app.command(epilog=TRAIN_EXAMPLES)
 def train(
-    task: AnyTask = None,
+    task: Task = None,
     overrides: Overrides = None,
     multirun: Annotated[
         bool, typer.Option("-m", "--multirun", help="One run for each combination of key=a,b.")
@@ -158,7 +156,7 @@ def train(
     with reporting():
         from pgtg.cli.calls import Call
 
-        call = Call.parse(named(task), overrides, config_dir, multirun=multirun)
+        call = Call.parse(named(task, "train"), overrides, config_dir, multirun=multirun)
         if probe and not dry_run:
             raise ConfigError(
                 "--probe goes with --dry-run: it times a few steps of what is planned"
@@ -175,7 +173,7 @@ def stage_command(stage: str, doc: str) -> None:
     """Add the command that runs one stage of a round on a run folder."""
 
     def command(
-        task: Task,
+        task: Task = None,
         overrides: Overrides = None,
         round: Round = None,
         config_dir: ConfigDir = None,
@@ -186,7 +184,7 @@ def stage_command(stage: str, doc: str) -> None:
         with reporting():
             from pgtg.cli.calls import Call
 
-            call = Call.parse(task, overrides, config_dir)
+            call = Call.parse(named(task, stage), overrides, config_dir)
             call.run_stage(stage, round, force=force, quiet=quiet)
 
     example = f"Example: pgtg {stage} summarize run_dir=outputs/mine"
@@ -373,37 +371,31 @@ def export_reward(
         written(run, out, distil=distil, force=force, quiet=quiet)
 
 
-@export.command("policy", epilog="Example: pgtg export policy outputs/mine --out policy")
-def export_policy(
-    run: RunPath,
-    out: OutFolder,
-    force: Replace = False,
-    plugin: Plugins = None,
-    quiet: Quiet = False,
-) -> None:
-    """Write the policy as a Transformers folder: weights, tokenizer, decoding, card."""
-    with reporting():
-        from pgtg.cli.calls import export_policy as written
+def folder_command(what: str, doc: str) -> None:
+    """Add the command that writes a part of a run as a folder."""
 
-        written(run, out, force=force, quiet=quiet)
+    def command(
+        run: RunPath,
+        out: OutFolder,
+        force: Replace = False,
+        plugin: Plugins = None,
+        quiet: Quiet = False,
+    ) -> None:
+        with reporting():
+            from pgtg.cli.calls import export_folder
+
+            export_folder(what, run, out, force=force, quiet=quiet)
+
+    example = f"Example: pgtg export {what} outputs/mine --out {what}"
+    export.command(what, help=doc, epilog=example)(command)
 
 
-@export.command(
-    "preferences", epilog="Example: pgtg export preferences outputs/mine --out preferences"
+folder_command(
+    "policy", "Write the policy as a Transformers folder: weights, tokenizer, decoding, card."
 )
-def export_preferences(
-    run: RunPath,
-    out: OutFolder,
-    force: Replace = False,
-    plugin: Plugins = None,
-    quiet: Quiet = False,
-) -> None:
-    """Write what the judge said of the run's generations, for `pgtg train preferences`."""
-    with reporting():
-        from pgtg.cli.calls import export_preferences as written
-
-        written(run, out, force=force, quiet=quiet)
-
+folder_command(
+    "preferences", "Write what the judge said of the run's generations, for pgtg train preferences."
+)
 
 TOKENS_EXAMPLES = """
 Examples:

@@ -5,10 +5,11 @@ stored preferences) and trains for as many updates as the guided policy does, so
 is what is made of the same judgements.
 
 `BEST_OF_K` is plain MLE on each source's best generation (rejection-sampling fine-tuning, RAFT:
-arXiv:2304.06767). `DPO`, `SIMPO` and `TDPO` are losses on pairs (`ops.preferences`).
+arXiv:2304.06767); where texts were compared two by two, on the better of each pair. `DPO`, `SIMPO`
+and `TDPO` are losses on pairs (`ops.preferences`).
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +40,7 @@ from pgtg.types import Loss, TokenBatch, Window
 ROUNDING = 1e-4  # of a margin
 
 
-class JudgedTrainer(TextTrainer):
+class JudgedTrainer(TextTrainer, ABC):
     """A stream of groups of the round's generations, in seeded passes over all of them.
 
     Raises:
@@ -172,10 +173,7 @@ class PairTrainer(JudgedTrainer):
         self.objective = PairLoss(self.lm, self.loss)
         self.start: list[np.ndarray] | None = None
         if self.options.keeps_start:
-            start = self.start_policy()
-            self.start = self.read_once(
-                lambda batch: log_probability(start.logits(batch).float(), batch.tokens)
-            )
+            self.start = self.read_once(self.start_policy().log_probabilities)
 
     def start_policy(self) -> LanguageModel:
         """What the run started from, frozen."""

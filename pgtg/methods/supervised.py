@@ -24,7 +24,6 @@ from pgtg.methods.texts import TextTrainer
 from pgtg.models.batch import moved, token_batch
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import advantages, effective_share
-from pgtg.runs.folder import Artifact
 from pgtg.runtime import distributed
 from pgtg.training.update import Where
 from pgtg.types import TokenBatch
@@ -122,7 +121,7 @@ class SupervisedTrainer(TextTrainer):
         """Token rewards of the targets that the round uses, by the example's row."""
         artifact, inputs = self.given.targets, self.given.targets_inputs
         assert artifact is not None and self.model is not None
-        if not _made(artifact, inputs):
+        if not artifact.made_from(inputs):
             working = artifact.working(inputs)
             sources, targets = self.tokens.sources(used), self.tokens.targets(used)
             values = self.ctx.per_token(self.model, sources, targets, range(len(used)))
@@ -163,15 +162,6 @@ class SupervisedTrainer(TextTrainer):
             token_share=self.options.token_share,
             to_go=self.options.reward_to_go,
         )
-
-
-@distributed.first
-def _made(artifact: Artifact, inputs: str) -> bool:
-    """Whether the artifact is there, whole, from these inputs."""
-    if not artifact.exists() or artifact.manifest()["inputs"] != inputs:
-        return False
-    artifact.verify()
-    return True
 
 
 @distributed.first

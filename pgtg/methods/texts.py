@@ -4,13 +4,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 
-from torch import Tensor
-
 from pgtg.judges.judge import judged
 from pgtg.methods.method import Improving, PolicyTrainer
-from pgtg.ops.sampling import log_probability
 from pgtg.runtime import distributed
-from pgtg.types import Example, TokenBatch, TokenIds
+from pgtg.types import Example, TokenIds
 
 JUDGED_AT_ONCE = 128  # texts
 
@@ -47,13 +44,9 @@ class TextTrainer(PolicyTrainer):
         """Mean log-probability of each target's tokens [nats], in the order of the examples."""
         sources = self.codec.encode_sources([example.source for example in examples])
         targets = self.codec.encode_targets([example.target for example in examples])
-
-        def log_probs(batch: TokenBatch) -> Tensor:
-            return log_probability(self.lm.logits(batch).float(), batch.tokens)
-
         given = [ids for ids, _ in sources], [ids for ids, _ in targets]
         with self.ctx.reading(self.lm):
-            values = self.ctx.per_token(log_probs, *given, range(len(examples)))
+            values = self.ctx.per_token(self.lm.log_probabilities, *given, range(len(examples)))
         return [float(row.mean()) for row in values]
 
     def _judged(self, examples: Sequence[Example]) -> list[float]:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from transformers import PreTrainedTokenizerBase
 
+from pgtg.config import PolicyConfig
 from pgtg.errors import ConfigError
 from pgtg.models.special_tokens import Frame, encode, end_tokens, frame
 from pgtg.types import TokenIds
@@ -38,6 +39,29 @@ class Codec:
     max_target_tokens: int
     ends: tuple[int, ...] = ()
     cut_start: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        policy: PolicyConfig,
+        tokenizer: Any,
+        is_encoder_decoder: bool,
+        ends: Sequence[int] = (),
+        *,
+        cut_start: bool = False,
+    ) -> Self:
+        """As a config's section `policy` says."""
+        return cls(
+            tokenizer,
+            is_encoder_decoder,
+            policy.prefix,
+            policy.suffix,
+            policy.target_prefix,
+            policy.max_source_tokens,
+            policy.max_target_tokens,
+            tuple(ends),
+            cut_start=cut_start,
+        )
 
     @cached_property
     def _source_frame(self) -> Frame:

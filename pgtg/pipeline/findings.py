@@ -16,6 +16,7 @@ KINDS = ("highest", "random")  # tokens that are deleted
 PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
 MANY_ROUNDS = 4  # more of them are shown by the first and the last only
 REFERENCES = "references"  # the decoding that is none: given texts are read
+LOWER_IS_BETTER = ("nll", "nll_facts", "nll_end", "nll_content")  # of flaws a high one is
 NOT_COMPARED = (
     "tokens",
     "ended",
@@ -87,8 +88,7 @@ def word_of(found: Comparison, column: str) -> str:
     """Whether a difference is better or worse in this column, or not shown."""
     if not found.p_holm < ALPHA:
         return SAME
-    lower_is_better = column.startswith("nll") and column != "nll_flaws"
-    return "better" if (found.difference > 0) != lower_is_better else "worse"
+    return "better" if (found.difference > 0) != (column in LOWER_IS_BETTER) else "worse"
 
 
 def _rows(ctx: Context, split: str, system: str, decoding: str) -> list[dict[str, Any]]:

@@ -105,6 +105,18 @@ class Artifact:
         """
         return _read_manifest(self.path)
 
+    @first
+    def made_from(self, inputs: str) -> bool:
+        """Whether it is there and made from these inputs; then its files are verified.
+
+        Raises:
+            ArtifactError: A file is missing, changed, a link, or not listed.
+        """
+        if not self.exists() or self.manifest()["inputs"] != inputs:
+            return False
+        self.verify()
+        return True
+
     def verify(self) -> dict[str, Any]:
         """The manifest, after each file was compared with its size and sha256 there.
 

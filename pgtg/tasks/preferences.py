@@ -71,19 +71,9 @@ class PreferencesTask(TextTask):
 
     def codec(self, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int] = ()) -> Codec:
         """Conversations by the model's chat template; texts run straight into their completions."""
-        policy = self.cfg.policy
         kind = ChatCodec if self.rankings("train").conversational else Codec
-        self._codec = kind(
-            tokenizer,
-            is_encoder_decoder,
-            policy.prefix,
-            policy.suffix,
-            policy.target_prefix,
-            policy.max_source_tokens,
-            policy.max_target_tokens,
-            tuple(ends),
-            cut_start=True,
-        )
+        policy = self.cfg.policy
+        self._codec = kind.of(policy, tokenizer, is_encoder_decoder, ends, cut_start=True)
         return self._codec
 
     def contents(self, split: str) -> str:

@@ -73,17 +73,7 @@ class TextTask(ABC):
         return None
 
     def codec(self, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int] = ()) -> Codec:
-        policy = self.cfg.policy
-        self._codec = Codec(
-            tokenizer,
-            is_encoder_decoder,
-            policy.prefix,
-            policy.suffix,
-            policy.target_prefix,
-            policy.max_source_tokens,
-            policy.max_target_tokens,
-            tuple(ends),
-        )
+        self._codec = Codec.of(self.cfg.policy, tokenizer, is_encoder_decoder, ends)
         self.require_readable(self._codec)
         return self._codec
 

@@ -40,7 +40,7 @@ def test_a_name_that_nothing_has_is_refused():
         show("improve.lrs")
 
 
-def test_train_without_a_task_lists_them():
-    said = pgtg("train", code=2).stderr
-    assert "which task?" in said
-    assert all(f"pgtg train {name}" in said for name in TASKS)
+@pytest.mark.parametrize("command", ["train", "sample", "align"])
+def test_a_command_without_its_task_lists_them(command: str):
+    said = pgtg(command, code=2).stderr
+    assert f"pgtg {command} needs a task: {', '.join(TASKS)}" in said and said.count("\n") == 1

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from pgtg.errors import ArtifactError, ConfigError, DivergedError, PgtgError
+from pgtg.runs import artifacts
 from pgtg.runs import folder as store
 from pgtg.runs.artifacts import settle
 from pgtg.runs.folder import Artifact, RunFolder
@@ -471,6 +472,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path):
 
 CACHE_WRITER = """
 import sys
+from pgtg.runs import artifacts
 from pgtg.runs import folder as store
 artifact = store.cached(sys.argv[1], "warm", "key")
 folder = artifact.working("key")
@@ -650,3 +652,39 @@ def test_yaml_is_plain(tmp_path: Path):
     assert "&" not in text
     assert yaml.safe_load(text)["b"] == [1, 2]
     assert run.config()["t"] == [1, 2]
+
+
+def test_a_manifest_is_read_again_when_its_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Remembered by the state of its file; one just written may change within a clock tick."""
+    artifact = Artifact(tmp_path / "made")
+    (artifact.working("x") / "file").write_text("text")
+    artifact.commit(inputs="x", position=0)
+    read, check = [], artifacts._checked_manifest
+    monkeypatch.setattr(
+        artifacts, "_checked_manifest", lambda *where: read.append(where) or check(*where)
+    )
+    for settled, expected in ((10**18, 3), (-(10**18), 1)):
+        read.clear()
+        monkeypatch.setattr(artifacts, "SETTLED", settled)
+        for _ in range(2):
+            artifact.manifest()["inputs"] = "what a reader does with it is its own"
+        assert artifact.manifest()["inputs"] == "x" and len(read) == expected
+    path = artifact.path / "manifest.json"
+    before, text = path.stat(), path.read_text()
+    path.write_text(text.replace('"x"', '"y"'))  # as long as before
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ArtifactError, match="damaged"):
+        artifact.manifest()
+
+
+def test_what_is_made_from_other_inputs_or_lost_bytes_is_not_taken(tmp_path: Path):
+    artifact = Artifact(tmp_path / "made")
+    assert not artifact.made_from("x")
+    (artifact.working("x") / "file").write_text("text")
+    artifact.commit(inputs="x", position=0)
+    assert artifact.made_from("x") and not artifact.made_from("y")
+    (artifact.path / "file").write_text("tex!")
+    with pytest.raises(ArtifactError, match="is damaged"):
+        artifact.made_from("x")

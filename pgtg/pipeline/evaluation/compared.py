@@ -67,10 +67,8 @@ def answers(ctx: Context, splits: Sequence[str]) -> None:
     The evidence is the NLL of references and the judge's score of own texts, with Holm's correction
     over all that is said.
     """
-    method, found = (
-        ctx.cfg.method.name,
-        dict[tuple[str, str, str], tuple[Comparison, float, float]](),
-    )
+    method = ctx.cfg.method.name
+    found: dict[tuple[str, str, str], tuple[Comparison, float, float]] = {}
     for split in splits:
         for control in ctx.cfg.method.alongside:
             for decoding in (REFERENCES, *ctx.cfg.evaluate.decodings[-1:]):

@@ -14,8 +14,7 @@ from pgtg.data.examples import Examples
 from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
-from pgtg.ops.sampling import log_probability
-from pgtg.types import TokenBatch, TokenIds
+from pgtg.types import TokenIds
 
 # kind of a token -> the column of its negative log-likelihood
 COLUMNS = {"fact": "nll_facts", "end": "nll_end", "content": "nll_content"}
@@ -65,8 +64,4 @@ def _log_probs(
     ctx: Context, lm: LanguageModel, sources: Sequence[TokenIds], tokens: Sequence[TokenIds]
 ) -> list[np.ndarray]:
     """log pi of every token [nats]."""
-
-    def value(batch: TokenBatch):
-        return log_probability(lm.logits(batch).float(), batch.tokens)
-
-    return ctx.per_token(value, sources, tokens, range(len(tokens)))
+    return ctx.per_token(lm.log_probabilities, sources, tokens, range(len(tokens)))

@@ -9,14 +9,12 @@
   divergence from the policy that training began with.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from pgtg.data.comparisons import parts_in_passes
 from pgtg.data.examples import Examples
 from pgtg.data.generations import read_generations
 from pgtg.data.pairs import Chosen
@@ -26,13 +24,13 @@ from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel, load_reward_model, save_reward_model
 from pgtg.ops.aggregate import Aggregator, padded
-from pgtg.ops.sampling import derive_seed, log_probability
+from pgtg.ops.sampling import derive_seed
 from pgtg.pipeline.evaluation.text import TextEvaluation
-from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce, fresh_reward_model, group_batch
+from pgtg.pipeline.stages.align import PlackettLuce, fresh_reward_model, passes
 from pgtg.runs.folder import Artifact, hash_of
 from pgtg.training.loop import fit
 from pgtg.training.update import Where
-from pgtg.types import TokenBatch, TokenIds
+from pgtg.types import TokenIds
 
 NAME = "heldout_reward"
 
@@ -101,11 +99,7 @@ def _log_probs(
     ctx: Context, lm: LanguageModel, sources: Sequence[TokenIds], tokens: Sequence[TokenIds]
 ) -> list[np.ndarray]:
     """log pi of each token [nats]."""
-
-    def values(batch: TokenBatch) -> torch.Tensor:
-        return log_probability(lm.logits(batch).float(), batch.tokens)
-
-    return ctx.per_token(values, sources, tokens, range(len(tokens)))
+    return ctx.per_token(lm.log_probabilities, sources, tokens, range(len(tokens)))
 
 
 def _wins(
@@ -146,11 +140,7 @@ def _train(ctx: Context, samples: Artifact, artifact: Artifact, inputs: str) -> 
     model, tokenizer = fresh_reward_model(ctx)
     compared, seed = ctx.task.all_comparisons(pool), derive_seed(ctx.cfg.seed, NAME)
     working = artifact.working(inputs)
-
-    def windows(step: int) -> list[Callable[[], GroupBatch]]:
-        parts = parts_in_passes(pool, compared, cfg, seed, step)
-        return [partial(group_batch, pool, part, ctx.device) for part in parts]
-
+    windows = passes(pool, compared, cfg, seed, ctx.device)
     model.train()
     result = fit(
         model,

@@ -21,7 +21,7 @@ from pgtg.models.language import LanguageModel
 from pgtg.models.loading import save_language_model
 from pgtg.models.tiny.t5 import build, copy_pairs
 from pgtg.ops.objectives import uniform_weights
-from pgtg.ops.sampling import derive_seed, log_probability
+from pgtg.ops.sampling import derive_seed
 from pgtg.runs.folder import Artifact
 from pgtg.runs.log import RunLog
 from pgtg.training.loop import fit
@@ -148,7 +148,7 @@ def token_nll(
 ) -> float:
     """Mean over all target tokens of -log pi [nats], teacher forced."""
     values = per_token(
-        lambda batch: -log_probability(lm.logits(batch).float(), batch.tokens),
+        lambda batch: -lm.log_probabilities(batch),
         [source for source, _ in rows],
         [target for _, target in rows],
         range(len(rows)),

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pgtg.data.comparisons import Comparisons
+from pgtg.config import FitConfig
+from pgtg.data.comparisons import Comparisons, parts_in_passes
 from pgtg.data.generations import joined, read_generations, shuffled_scores
 from pgtg.errors import ConfigError, DataError
 from pgtg.methods import method_of
@@ -337,6 +338,22 @@ def random_reward_model(ctx: Context) -> RewardModel:
     model = untrained_reward_model(ctx)
     randomize_head(model, derive_seed(ctx.cfg.seed, "random_reward_model"))
     return model
+
+
+def passes(
+    pool: Generations,
+    compared: Comparisons,
+    cfg: FitConfig,
+    seed: int,
+    device: torch.device,
+) -> Callable[[int], list[Callable[[], GroupBatch]]]:
+    """What makes the micro-batches of an update: seeded passes over all groups of a pool."""
+
+    def window(step: int) -> list[Callable[[], GroupBatch]]:
+        parts = parts_in_passes(pool, compared, cfg, seed, step)
+        return [partial(group_batch, pool, part, device) for part in parts]
+
+    return window
 
 
 def group_batch(

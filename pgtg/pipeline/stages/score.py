@@ -14,9 +14,8 @@ from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel, load_reward_model
-from pgtg.ops.sampling import log_probability
 from pgtg.runs.folder import Artifact, hash_of, write_table
-from pgtg.types import TokenBatch, TokenIds
+from pgtg.types import TokenIds
 
 
 def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
@@ -87,12 +86,8 @@ def _values(
     origin: Sequence[int],
 ) -> dict[str, list[list[float]]]:
     """Token rewards, and log-probabilities [nats] under the start policy."""
-
-    def start_log_prob(batch: TokenBatch):
-        return log_probability(start.logits(batch).float(), batch.tokens)
-
     found = {}
-    for name, value in {"reward": model, "start_log_prob": start_log_prob}.items():
+    for name, value in {"reward": model, "start_log_prob": start.log_probabilities}.items():
         rows = ctx.per_token(value, sources, tokens, origin)
         if not all(np.isfinite(row).all() for row in rows):
             raise DivergedError(f"score: a token's {name} is not finite; what is saved stays")

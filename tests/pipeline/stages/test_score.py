@@ -9,10 +9,13 @@ from pgtg.runs.folder import read_table
 from tests.support.finished import finished_run
 from tests.support.tiny import SHORT, _quiet, tiny  # noqa: F401 (a fixture)
 
+# wrong words as well: after the right one a text goes on, after the right end it does not
+FLAWED = tiny(*SHORT, "data.newswire.noise=0.9", "data.newswire.wrong_fact_share=0.6")
+
 
 def test_the_right_token_is_scored_at_the_flaws_state(tmp_path_factory: pytest.TempPathFactory):
-    run = finished_run(tiny(*SHORT), tmp_path_factory, "sample", "align", "score")
-    with session(tiny(*SHORT), run, True) as ctx:
+    run = finished_run(FLAWED, tmp_path_factory, "sample", "align", "score")
+    with session(FLAWED, run, True) as ctx:
         table = read_table(ctx.artifact(0, "score").file("targets.parquet"))
         model = load_reward_model(ctx.artifact(0, "align").file("reward")).eval()
         codec = ctx.load_start()[1]
@@ -20,14 +23,14 @@ def test_the_right_token_is_scored_at_the_flaws_state(tmp_path_factory: pytest.T
         clean = [codec.encode_target(e.references[0])[0] for e in held]
         sources = ctx.task.sources(held, codec).ids
         rewards = ctx.per_token(model, sources, clean, range(len(clean)))
-    flawed = 0
+    kinds = set()
     for i, labels in enumerate(table["label"]):
         bad = [t for t, label in enumerate(labels) if label in ("wrong", "boilerplate")]
         assert table["flaw_at"][i] == (bad[0] if bad else -1)
         if bad:
-            flawed += 1
+            kinds.add(labels[bad[0]])
             assert table["right_reward"][i] == pytest.approx(rewards[i][bad[0]], abs=1e-6)
-    assert flawed
+    assert kinds == {"wrong", "boilerplate"}
 
 
 def test_same_states_count_right_tokens_above_flaws():
