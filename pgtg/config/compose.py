@@ -495,6 +495,8 @@ def _group_problem(load: ConfigLoaderImpl, override: Override, options: list[str
     group, value = override.key_or_group, "null" if value is None else value
     if load.repository.config_exists(f"{group}/{value}"):  # in a folder of the group
         return None
+    if group == "method" and any(s.name == value and not s.alone for s in METHODS.specs):
+        return f"method={value}: it is a control, run by method.controls=[{value}]"
     return f"{group}={value}: there is no {group} '{value}'{nearest(str(value), options)}"
 
 

@@ -174,6 +174,11 @@ class MethodSpec(Spec):
     def learns_reward(self) -> bool:
         return "reward" in self.needs
 
+    @property
+    def reads_judged(self) -> bool:
+        """Whether it learns from judged generations themselves; as a control it has its own."""
+        return "samples" in self.needs and not self.learns_reward
+
 
 S = TypeVar("S", bound=Spec)
 

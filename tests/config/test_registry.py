@@ -162,3 +162,9 @@ def test_what_a_method_lacks_changes_nothing():
     assert replace(found, reinforce=0.5, samples=3).own_samples == 3
     assert replace(found, reinforce=0.5, kl=0.1).keeps_start
     assert Reinforce.of(replace(Sparse.of(MethodConfig("sparse")), kl=0.2)).keeps_start
+
+
+def test_a_control_that_is_asked_for_as_a_method_is_told_where_it_goes():
+    said = r"method=oracle: it is a control, run by method\.controls=\[oracle\]"
+    with pytest.raises(ConfigError, match=said):
+        run_config("summarize", ["method=oracle"])

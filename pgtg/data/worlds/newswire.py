@@ -239,16 +239,21 @@ class Checked:
     boilerplate: bool
 
 
+def require(cfg: NewswireConfig) -> None:
+    """Raises a ConfigError if more fillers or tails are asked for than there are."""
+    for key, asked, there in (("fillers", cfg.fillers, FILLERS), ("tails", cfg.tails, TAILS)):
+        if asked > len(there):
+            raise ConfigError(f"data.newswire.{key}={asked}: there are {len(there)} to choose")
+
+
 def generate(cfg: NewswireConfig) -> dict[str, list[Example]]:
     """The three splits. Each depends on the seed, its own size and the world's settings only, and a
     larger split begins with the smaller one's bulletins.
 
     Raises:
-        ConfigError: More fillers or tails than there are.
+        ConfigError: As `require`.
     """
-    for key, asked, there in (("fillers", cfg.fillers, FILLERS), ("tails", cfg.tails, TAILS)):
-        if asked > len(there):
-            raise ConfigError(f"data.newswire.{key}={asked}: there are {len(there)} to choose")
+    require(cfg)
     sizes = {"train": cfg.train, "validation": cfg.validation, "test": cfg.test}
     return {split: list(_bulletins(cfg, split, size)) for split, size in sizes.items()}
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pgtg.config import RunConfig
-from pgtg.config.registry import method_spec
+from pgtg.config.registry import controls_of, method_spec
+from pgtg.data.worlds import newswire
 from pgtg.errors import DataError
 from pgtg.pipeline.plan.work import Work, heads_of, lines_of, validations
 from pgtg.training.schedule import segments, updates_per_epoch
@@ -19,10 +20,12 @@ class Counts:
     """Work of one run; None where it depends on what is not on this machine yet.
 
     Args:
-        rounds: Reward trainings; 0 for methods without a reward model.
+        rounds: Of sampling, with a reward training each where the method has a reward model; 0
+            for methods that need no generations.
+        trainings: Reward trainings.
         policy_updates: Of the main line, by round.
         controls: Further policies trained for the same number of updates.
-        generations: Sampled for reward training and its held-out checks, per round.
+        generations: Sampled to learn from and for held-out checks, by all lines, per round.
         reward_updates: At most, per round.
         compared_heads: Further heads, trained in round 0 only.
         gradient_generations: For the policy-gradient term, in all.
@@ -30,6 +33,7 @@ class Counts:
     """
 
     rounds: int
+    trainings: int
     policy_updates: list[int] | None
     controls: int
     generations: int
@@ -41,20 +45,24 @@ class Counts:
 
 def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     """Count generations and updates; `examples` holds the size of each split, None if unknown."""
-    learned = method_spec(cfg.task, cfg.method.name).learns_reward
+    spec, controls = method_spec(cfg.task, cfg.method.name), controls_of(cfg.task)
+    learned, sampled = spec.learns_reward, spec.learns_reward or spec.reads_judged
+    lines = sampled + sum(controls[name].reads_judged for name in cfg.method.alongside)
+    rounds = len(segments(cfg.schedule, MANY))
     window = cfg.improve.micro_batch * cfg.improve.accumulate
     parts = _parts(cfg, examples.get("train"))
-    if parts and not learned:
+    if parts and not sampled:
         parts = [sum(parts)]
     policies = 1 + len(cfg.method.alongside) + cfg.evaluate.start_policy
     sizes = [examples.get(split, 0) for split in cfg.evaluate.splits]
     most = cfg.evaluate.examples or math.inf
     texts = None if None in sizes else sum(int(min(size or 0, most)) for size in sizes)
     return Counts(
-        rounds=len(segments(cfg.schedule, MANY)) if learned else 0,
+        rounds=rounds if lines else 0,
+        trainings=rounds if learned else 0,
         policy_updates=parts,
         controls=len(cfg.method.alongside),
-        generations=(cfg.sample.sources + cfg.sample.heldout_sources) * cfg.sample.k * learned,
+        generations=(cfg.sample.sources + cfg.sample.heldout_sources) * cfg.sample.k * lines,
         reward_updates=cfg.reward.fit.updates * learned,
         compared_heads=len(cfg.reward.compare_heads) * learned,
         gradient_generations=_gradient(parts, window * cfg.method.own_samples),
@@ -77,7 +85,7 @@ def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     found, held = count(cfg, examples), cfg.sample.heldout_sources
     parts = found.policy_updates or []
     lines, sampling = len(lines_of(cfg, "improve")), len(lines_of(cfg, "sample"))
-    heads = sum(len(heads_of(cfg, round)) for round in range(found.rounds))
+    heads = sum(len(heads_of(cfg, round)) for round in range(found.trainings))
     scored = cfg.sample.sources * ("train" in cfg.reward.score)
     scored += held * len({"heldout", "targets"} & {*cfg.reward.score})
     return Work(
@@ -86,7 +94,7 @@ def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
         reward_checks=heads * validations(cfg.reward.fit, [cfg.reward.fit.updates]) * held,
         policy_updates=lines * sum(parts),
         policy_checks=lines * validations(cfg.improve, parts) * held,
-        scored=found.rounds * scored,
+        scored=found.trainings * scored,
         evaluated=found.evaluated or 0,
         set_up=1 if tiny is None else tiny.copy_updates + tiny.warm_start.updates,
     )
@@ -103,6 +111,7 @@ def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
 
     wanted = ["train", *(split for split in cfg.evaluate.splits if has_split(cfg.data, split))]
     if cfg.data.name == "newswire" and cfg.data.newswire is not None:
+        newswire.require(cfg.data.newswire)
         sizes = {split: getattr(cfg.data.newswire, split) for split in wanted}
     elif cfg.data.name == "hub":
         sizes = dict.fromkeys(wanted)
@@ -123,15 +132,17 @@ def _work(cfg: RunConfig, counts: Counts) -> dict[str, str]:
     if cfg.policy.tiny_t5 is not None:
         tiny = cfg.policy.tiny_t5
         rows["warm start"] = f"{tiny.copy_updates} copy + {tiny.warm_start.updates} MLE updates"
-    rows["rounds"] = f"{rounds} reward trainings"
-    rows["generations"] = (
-        f"{counts.generations:,} per round, {counts.generations * rounds:,} in all"
-    )
-    rows["judged texts"] = rows["generations"]
-    rows["reward updates"] = (
-        f"at most {counts.reward_updates:,} per round, {counts.reward_updates * rounds:,} in all, "
-        f"and as many for each of {counts.compared_heads} more heads in round 0"
-    )
+    rows["rounds"] = f"{rounds}, a reward training each" if counts.trainings else f"{rounds}"
+    if rounds:
+        total = counts.generations * rounds
+        rows["generations"] = f"{counts.generations:,} per round, {total:,} in all"
+        rows["judged texts"] = rows["generations"]
+    if counts.trainings:
+        total = counts.reward_updates * counts.trainings
+        rows["reward updates"] = (
+            f"at most {counts.reward_updates:,} per round, {total:,} in all, "
+            f"and as many for each of {counts.compared_heads} more heads in round 0"
+        )
     rows["policy updates"] = _policy_row(counts)
     if counts.gradient_generations != 0:
         rows["policy-gradient generations"] = _number(counts.gradient_generations)

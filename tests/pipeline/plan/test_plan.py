@@ -38,6 +38,21 @@ def test_counts_of_plain_mle():
     assert found.policy_updates == [100] and found.evaluated == 20 * 2 * 2
 
 
+def test_methods_that_read_judged_texts_sample_in_every_round_without_a_reward_model():
+    """As a control such a method has samples of its own; others take the main line's."""
+    few = ["sample.sources=10", "sample.heldout_sources=2", "sample.k=3", "schedule.total=6"]
+    few += ["schedule.retrain_every=2", "schedule.retrain_until=4", "schedule.unit=updates"]
+    own = counts(*few, "method=dpo")
+    assert (own.rounds, own.trainings, own.generations) == (3, 0, 12 * 3)
+    assert own.reward_updates == 0 and own.policy_updates == [2, 2, 2]
+    controls = {"uniform,shuffled": 1, "dpo": 2, "dpo,grpo,uniform": 3}
+    for names, lines in controls.items():
+        found = counts(*few, f"method.controls=[{names}]")
+        assert (found.rounds, found.trainings, found.generations) == (3, 3, lines * 12 * 3)
+    plain = counts(*few, "method=mle", "method.controls=[]")
+    assert plain.rounds == plain.generations == 0 and plain.policy_updates == [6]
+
+
 def test_what_is_not_on_this_machine_is_unknown():
     cfg = run_config("summarize", ["experiment=cnn_dm_t5_small"])
     found = summarize.count(cfg, plan.split_sizes(cfg))
