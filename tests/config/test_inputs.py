@@ -82,6 +82,8 @@ def only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(task, "segments", lambda _: [2, 2])
     monkeypatch.setattr(PreferencesTask, "contents", lambda *_: "theirs")
     monkeypatch.setattr(PreferencesTask, "heldout", lambda _: [])
+    for task in CONFIGS:  # a module that is imported below would keep what is patched
+        evaluation(task)
     spent = {"": {"train": 9}, "sparse": {"train": 1}}
     monkeypatch.setattr(matching, "judged_prompts", lambda c, i, control, *_: spent[control])
 
