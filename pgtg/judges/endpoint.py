@@ -9,6 +9,7 @@ The key is sent as a header, to the address of the config alone (redirects are n
 in no text that leaves this module: it is cut out of whatever the server says.
 """
 
+import contextlib
 import email.utils
 import http.client
 import json
@@ -193,7 +194,7 @@ class Endpoint:
         except (OSError, http.client.HTTPException):
             return ""
         text = raw.decode(errors="replace")
-        try:
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):  # no json: as it is
             found = json.loads(raw)
             found = found.get("error", found)
             if isinstance(found, dict):
@@ -201,8 +202,6 @@ class Endpoint:
                 text = " ".join(str(part) for part in parts if part)
             else:
                 text = str(found)
-        except (ValueError, RecursionError, AttributeError):
-            pass
         return " ".join(self._clean(text).split())[:300]
 
     def _refused(self, status: int, said: str) -> ConfigError:
@@ -238,10 +237,8 @@ def _seconds(given: str | None) -> float | None:
     """What Retry-After says, seconds or a date."""
     if given is None:
         return None
-    try:
+    with contextlib.suppress(ValueError):
         return max(float(given), 0.0)
-    except ValueError:
-        pass
     try:
         return max(email.utils.parsedate_to_datetime(given).timestamp() - time.time(), 0.0)
     except (ValueError, TypeError, OverflowError):

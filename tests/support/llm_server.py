@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -87,15 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         with own.turn:
             own.bodies.append(body)
             own.keys.append(self.headers.get("Authorization"))
-            own.at_once += 1
-            own.most_at_once = max(own.most_at_once, own.at_once)
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.meet(own.next(), body)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            with own.turn:
-                own.at_once -= 1
 
     def meet(self, how: str, body: dict[str, Any]) -> None:
         own = self.own
@@ -124,7 +117,12 @@ class Handler(BaseHTTPRequestHandler):
             "parts": (200, completion(None)),
         }
         if how == "nap":
+            with own.turn:
+                own.at_once += 1
+                own.most_at_once = max(own.most_at_once, own.at_once)
             own.closing.wait(0.02)
+            with own.turn:  # before the answer, after which another may be asked at once
+                own.at_once -= 1
             self.send(200, completion(good))
         elif how in contents:
             self.send(200, completion(contents[how]))
