@@ -40,6 +40,15 @@ class Server:
         self.turn, self.closing = threading.Lock(), threading.Event()
         self.url = ""
 
+    def nap(self) -> None:
+        """Work on a question, counted until the answer, after which another may be asked."""
+        with self.turn:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        self.closing.wait(0.02)
+        with self.turn:
+            self.at_once -= 1
+
     def content(self, prompt: str) -> str:
         """A good answer."""
         found = ANSWER.findall(prompt)
@@ -117,12 +126,7 @@ class Handler(BaseHTTPRequestHandler):
             "parts": (200, completion(None)),
         }
         if how == "nap":
-            with own.turn:
-                own.at_once += 1
-                own.most_at_once = max(own.most_at_once, own.at_once)
-            own.closing.wait(0.02)
-            with own.turn:  # before the answer, after which another may be asked at once
-                own.at_once -= 1
+            own.nap()
             self.send(200, completion(good))
         elif how in contents:
             self.send(200, completion(contents[how]))
