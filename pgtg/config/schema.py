@@ -381,6 +381,18 @@ class MethodConfig:
         """Whether training reads the start policy."""
         return False
 
+    @property
+    def own_updates(self) -> int | None:
+        """Updates of a method that is done in one round, whatever `schedule` says: a search has 0.
+
+        None: as `schedule` says.
+        """
+        return None
+
+    def asked(self) -> tuple[int, int] | None:
+        """Prompts that it has judged at most, on train and on dev; None: those of `sample`."""
+        return None
+
     def problems(self) -> Iterator[str]:
         """What is wrong with the options together, each line after the key's own name."""
         yield from ()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from pgtg.config import FitConfig
 from pgtg.methods.context import Context
+from pgtg.methods.search import MakeSearch
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel
@@ -136,6 +137,7 @@ class Method:
         needs_reward: Whether policy training reads the round's reward model.
         needs_samples: Whether policy training reads judged generations.
         judges_updates: Whether it may have own samples judged for each update (prompt.fresh).
+        search: For methods that propose prompts and train nothing: begins the search of a run.
     """
 
     name: str
@@ -150,3 +152,9 @@ class Method:
     needs_reward: bool = True
     needs_samples: bool = False
     judges_updates: bool = False
+    search: MakeSearch | None = None
+
+    @property
+    def published(self) -> str:
+        """The folder of a run in which what came out of `improve` is found."""
+        return "policy" if self.search is None else "found"

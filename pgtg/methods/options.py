@@ -3,7 +3,7 @@
 Plain dataclasses that load no torch, since a config is composed and checked before anything runs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -227,3 +227,41 @@ class GroupGradient(_Preferred):
             yield f"clip: found {self.clip}, expected between 0 and 1"
         if self.kl < 0:
             yield f"kl: found {self.kl}, expected 0 or more"
+
+
+@dataclass
+class GrIPS(_Options):
+    """Edits of an instruction."""
+
+    iterations: int = MISSING
+    candidates: int = MISSING
+    patience: int = MISSING
+    score: str = MISSING
+    phrases: str = MISSING
+    released: bool = MISSING
+    template: str = MISSING
+    instruction: str | None = MISSING
+    paraphraser: str | None = MISSING
+
+    @property
+    def own_updates(self) -> int:
+        return 0
+
+    def asked(self) -> tuple[int, int]:
+        return 1 + self.iterations * self.candidates, 0
+
+    def problems(self) -> Iterator[str]:
+        yield from _counts(self, "iterations", "candidates", "patience")
+        yield from _one_of(self, "score", ("accuracy", "balanced", "gap"))
+        yield from _one_of(self, "phrases", ("rules", "words"))
+
+
+def _counts(options: MethodConfig, *names: str) -> Iterator[str]:
+    for name in names:
+        if (value := getattr(options, name)) < 1:
+            yield f"{name}: found {value}, expected 1 or more"
+
+
+def _one_of(options: MethodConfig, name: str, known: Sequence[str]) -> Iterator[str]:
+    if (value := getattr(options, name)) not in known:
+        yield f"{name}: found '{value}', expected {', '.join(known[:-1])} or {known[-1]}"

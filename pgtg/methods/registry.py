@@ -10,6 +10,7 @@ from pgtg.methods.options import (
     DPO,
     TDPO,
     BestOfK,
+    GrIPS,
     GroupGradient,
     Reinforce,
     SimPO,
@@ -20,6 +21,7 @@ from pgtg.methods.options import (
 TARGETS = frozenset({"targets"})
 GUIDED = frozenset({"samples", "reward", "targets"})
 SEARCH = frozenset({"samples", "judge", "classifier"})
+ASKING = frozenset({"judge", "classifier"})
 PREFERRED = frozenset({"samples", "targets"})
 
 METHODS = (
@@ -65,6 +67,13 @@ METHODS = (
         "pgtg.methods.prompt:RANDOM",
         SEARCH,
         alongside=True,
+    ),
+    MethodSpec(
+        "grips",
+        "edits of an instruction, kept while they help (prompt)",
+        "pgtg.methods.grips:METHOD",
+        ASKING,
+        options=GrIPS,
     ),
     MethodSpec(
         "uniform",

@@ -47,6 +47,25 @@ def accuracy(log_probs: Float[Tensor, "*P E C"], labels: Int[Tensor, " E"]) -> F
     return (log_probs.argmax(-1) == labels).double().mean(-1)
 
 
+def balanced_entropy(log_probs: Float[Tensor, "E C"], labels: Int[Tensor, " E"]) -> float:
+    """100 x mean over the classes of their accuracy, to 2 decimals, + 10 x entropy of the guesses.
+
+    The entropy [nats] is of the shares in which the C words are guessed: it tells apart prompts
+    that guess one class for all. Classes without an example are left out of the mean.
+
+    Raises:
+        ValueError: As `gap_scores`.
+
+    Source: GrIPS, arXiv:2203.07281, Sec. 3.2, and its released code.
+    """
+    _check(log_probs, labels)
+    guesses = log_probs.argmax(-1)
+    own = [(guesses[labels == c] == c).double().mean().item() for c in labels.unique().tolist()]
+    shares = guesses.bincount(minlength=log_probs.shape[-1]).double() / len(guesses)
+    entropy = torch.special.entr(shares).sum().item()
+    return 100 * round(sum(own) / len(own), 2) + 10 * entropy
+
+
 def _check(log_probs: Tensor, labels: Tensor) -> None:
     classes = log_probs.shape[-1]
     if classes < 2 or bool(((labels < 0) | (labels >= classes)).any()):

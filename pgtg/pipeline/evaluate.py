@@ -11,6 +11,7 @@ from pgtg.config.inputs import portable
 from pgtg.config.registry import TASKS
 from pgtg.data.splits import counts_line
 from pgtg.errors import ArtifactError, ConfigError, PgtgError
+from pgtg.methods import method_of
 from pgtg.methods.context import Context, opened, quiet
 from pgtg.models.compatibility import check_models
 from pgtg.pipeline.evaluation import evaluation_of
@@ -160,11 +161,13 @@ def evaluate_saved(
                 f"{path}: config.yaml is of another version of pgtg; keys that it lacks have "
                 f"today's defaults ({len(added)}): {', '.join(added)}"
             )
-        artifact = run.artifact("policy")
+        name = method_of(cfg).published
+        artifact = run.artifact(name)
         if not artifact.exists():
-            raise ArtifactError(f"{path} holds no trained policy yet: `pgtg train` finishes it")
+            what = {"policy": "trained policy"}.get(name, "prompt")
+            raise ArtifactError(f"{path} holds no {what} yet: `pgtg train` finishes it")
         artifact.verify()
-        policy, out = artifact.path, run.path / "eval"
+        policy, parents, out = artifact.path, [artifact], run.path / "eval"
     else:
         classifier = classifier_of(cfg)
         if classifier is not None and classifier.path is None:
@@ -175,7 +178,7 @@ def evaluate_saved(
             )
         for line in check_models(cfg, fetch=False, evaluated=True):
             log.warn(line)
-        policy, out = path, None
+        policy, parents, out = path, [], None
     if metrics:
         if "targets" not in TASKS[cfg.task].gives:
             raise ConfigError(f"--metrics: a {cfg.task} run has no texts to compare; leave it out")
@@ -183,7 +186,7 @@ def evaluate_saved(
     evaluation = evaluation_of(cfg)
     with open_task(cfg, path, judged=False) as task:
         ctx = opened(cfg, run, log, task)
-        results, samples = evaluation.results(ctx, System("policy", policy), split)
+        results, samples = evaluation.results(ctx, System("policy", policy, parents), split)
         results |= _rows(ctx, split)
         for counts in task.counts.values():
             log.say(counts_line(counts))

@@ -118,7 +118,8 @@ def show_prompts(
         kinds = {"best": ("best_prompt", "top", name, spent)}
         if "policy_prompt" in found:
             kinds["best"] = ("best_prompt", "top", f"{name}: search", spent)
-            kinds["policy"] = ("policy_prompt", "policy_top", f"{name}: policy", [None] * 5)
+            whose = "choice" if found["policy_prompt"]["from"] == "search" else "policy"
+            kinds["policy"] = ("policy_prompt", "policy_top", f"{name}: {whose}", [None] * 5)
         for kind, (key, top, label, cells) in kinds.items():
             best = found[key]
             mean = decodings.get(kind, {}).get("mean", {})
@@ -138,7 +139,8 @@ def show_prompts(
     columns += ["dev", "dev %"]
     log.table(
         f"{title}: judged prompts and sequences (in all: with ranking and test), gap scores, "
-        "accuracy (best by dev; mean of top); search: of all judged, policy: of its own prompts",
+        "accuracy (best by dev; mean of top); search: of all judged, policy: of its own prompts, "
+        "choice: what the search itself ends with",
         [*columns, f"{split} %", "top %", "prompt"],
         rows,
     )

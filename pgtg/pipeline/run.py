@@ -72,9 +72,12 @@ def improve_round(ctx: Context, round: int) -> None:
         improve(ctx, round, control=control)
     for control in ctx.cfg.method.alongside if TASKS[ctx.cfg.task].equal_budgets else ():
         match(ctx, round, control)
-    kept, folder, _ = kept_policy(ctx, round + 1)
-    if folder is not None:
-        ctx.folder.publish("policy", folder, round=kept)
+    method = method_of(ctx.cfg)
+    if method.trainer is not None:
+        kept, folder, _ = kept_policy(ctx, round + 1)
+        ctx.folder.publish(method.published, folder, round=kept)
+    elif method.search is not None:
+        ctx.folder.publish(method.published, ctx.artifact(round, "improve").path, control="")
     if ctx.cfg.keep_rounds == "last":
         _tidy(ctx, round)
 
@@ -181,6 +184,8 @@ def _show_credit(ctx: Context, page: Callable[[Path], Path]) -> None:
 def _tidy(ctx: Context, round: int) -> None:
     """keep_rounds=last: drop earlier rounds' weights that neither resume nor result will read."""
     for control in lines(ctx, "improve"):
+        if method_of(ctx.cfg, control).trainer is None:
+            continue
         kept = kept_policy(ctx, round + 1, control)[0]
         for earlier in range(round):
             artifact = ctx.artifact(earlier, "improve", control=control)

@@ -31,6 +31,7 @@ from pgtg.data.splits import fingerprint
 from pgtg.data.tokens import Encoded, encoded
 from pgtg.data.worlds import reviews
 from pgtg.errors import ConfigError, DataError
+from pgtg.judges.candidate import Candidate
 from pgtg.judges.classifier import Classifier, load_classifier
 from pgtg.judges.judge import Columns, Judge
 from pgtg.judges.memo import PromptScores
@@ -71,7 +72,7 @@ class PromptTask:
         self.remarks: list[str] = []
         self.about = ""
         self._splits: dict[str, list[Labelled] | None] = {}
-        self._scores: dict[str, PromptScores] = {}
+        self._scores: dict[tuple[str, bool], PromptScores] = {}
 
     @property
     def targets(self) -> None:
@@ -147,7 +148,8 @@ class PromptTask:
         return tokenizer.convert_tokens_to_ids(reviews.candidates(self.cfg.data.reviews))
 
     def segments(self) -> list[int]:
-        return segments(self.cfg.schedule, 0)
+        own = self.cfg.method.own_updates
+        return segments(self.cfg.schedule, 0) if own is None else [own]
 
     def keep_in(self, folder: RunFolder, log: RunLog) -> None:
         pass
@@ -228,19 +230,38 @@ class PromptTask:
         how = self.classifier
         return gap_scores(log_probs, labels, correct=how.correct, wrong=how.wrong)
 
-    def scorer(self, template: str) -> PromptScores:
+    def answers(self, candidates: Sequence[Candidate], split: str) -> np.ndarray:
+        """float32 [P, E, C] log-probabilities of the label words under a search's candidates.
+
+        Args:
+            candidates: All in one template.
+        """
+        examples, first = self.labelled(split), candidates[0]
+        assert examples is not None
+        name = first.template or self.classifier.template
+        prompts = [candidate.prompt for candidate in candidates]
+        return self.scorer(name, edited=first.edited)(prompts, split, examples)
+
+    def scorer(self, template: str, *, edited: bool = False) -> PromptScores:
         """The memoised classifier with one of the data set's templates.
+
+        Args:
+            edited: Prompts take the place of the template's instruction.
 
         Raises:
             ConfigError: The data set has no such template for this kind of classifier.
         """
-        if template not in self._scores:
+        key = (template, edited)
+        if key not in self._scores:
             model, tokenizer = self._model
             spec = self.template(template)
+            text, instruction = spec.template, spec.instruction
+            if edited:
+                text, instruction = text.replace("{instruction}", "{prompt}"), None
             classifier = Classifier(
                 model,
                 tokenizer,
-                Template.parse(spec.template, instruction=spec.instruction),
+                Template.parse(text, instruction=instruction, needs_prompt=edited),
                 spec.words,
                 rendering=spec.rendering,
                 max_tokens=self.classifier.max_tokens,
@@ -248,8 +269,8 @@ class PromptTask:
             )
             cache = None if self.cfg.cache == "off" else Path(self.cfg.cache).expanduser()
             folder = None if cache is None else cache / "answers"
-            self._scores[template] = PromptScores(classifier, folder)
-        return self._scores[template]
+            self._scores[key] = PromptScores(classifier, folder)
+        return self._scores[key]
 
     def template(self, name: str) -> TemplateConfig:
         masked = type(self._model[0]).__name__.endswith("ForMaskedLM")

@@ -55,6 +55,7 @@ METHODS = {
     name: tiny(f"method={name}", "method.controls=[uniform]")
     for name in ("dpo", "simpo", "tdpo", "grpo")
 }
+METHODS |= {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in ("grips",)}
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
 

@@ -4,7 +4,7 @@
 
 The first file has those of the paper, as evaluated in float64, apart from this package, by the
 formulas of the authors' released code on fixed random inputs; the second those that the released
-functions of its rivals gave (OpenRLHF, SimPO, TDPO): per formula a list of cases, inputs and
+functions of its rivals gave (OpenRLHF, SimPO, TDPO, GrIPS): per formula a list of cases, inputs and
 outputs together. Only the formulas that a test reads are kept.
 """
 
@@ -23,7 +23,14 @@ KINDS = {
         "reinforce_max_entropy",
         "prompt_gap_reward",
     ),
-    RIVALS: ("preference_losses", "group_advantages", "clipped_losses_masked"),
+    RIVALS: (
+        "preference_losses",
+        "group_advantages",
+        "clipped_losses_masked",
+        "grips_edits",
+        "grips_score",
+        "grips_search",
+    ),
 }
 
 

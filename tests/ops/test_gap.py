@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from pgtg.ops.gap import accuracy, gap_scores
+from pgtg.ops.gap import accuracy, balanced_entropy, gap_scores
+from tests.data.copy_goldens import RIVALS
 from tests.ops.test_goldens import TIGHT, cases, tensor
 
 NUMBERS = st.floats(-8, 8, allow_nan=False)
@@ -73,3 +74,14 @@ def test_golden(case: dict[str, Any]):
     assert_close(scores, tensor(case["per_example"]), **TIGHT)
     assert_close(scores.mean(), tensor(case["reward"]), **TIGHT)
     assert accuracy(logits, labels).item() == case["accuracy"]
+
+
+@pytest.mark.parametrize("case", cases("grips_score", RIVALS))
+def test_the_released_balanced_accuracy_with_entropy(case: dict[str, Any]):
+    words = case["labels"]
+    guesses = torch.tensor([words.index(word) for word in case["predicted"]])
+    labels = torch.tensor([words.index(word) for word in case["gold"]])
+    log_probs = torch.nn.functional.one_hot(guesses, len(words)).double()
+    found = balanced_entropy(log_probs, labels)
+    assert found == pytest.approx(case["search_score"], rel=2e-5)
+    assert accuracy(log_probs, labels).item() == pytest.approx(case["accuracy"])

@@ -7,8 +7,10 @@ import types
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -124,6 +126,20 @@ def test_metric_head_method_and_task_of_the_page():
     assert_close(method.load().weigh(rewards, mask, options, 0), torch.tensor([[0.1, 0.9, 0.0]]))
     assert [*replace(options, power=0.0).problems()] == ["power: found 0.0, expected above 0"]
     assert task.name == "titles" and task.load()(tiny(), Path()).cfg == tiny()
+
+
+def test_the_search_of_the_page_finds_the_word_that_helps():
+    (method,) = specs(2)
+    texts = [SimpleNamespace(label=0), SimpleNamespace(label=1)]
+    task = SimpleNamespace(search=SimpleNamespace(labelled=lambda split: texts))
+    cfg = SimpleNamespace(method=method.options("words", []))
+    search = method.load().search(SimpleNamespace(task=task, cfg=cfg))
+    sure = {"good": [[0.0, 0.0], [0.0, 1.0]], "bad": [[0.0, 1.0], [0.0, 1.0]], "film": [[0, 1]] * 2}
+    while (question := search.ask()) is not None:
+        texts_asked = [one.prompt.text for one in question.candidates]
+        search.tell(np.array([sure[text.split()[0]] for text in texts_asked]))
+        search.restore(search.state())
+    assert search.best()[0].prompt.text == "good good" and cfg.method.asked() == (search.total, 0)
 
 
 def test_the_front_page_is_one_page():

@@ -27,7 +27,9 @@ def test_the_reward_model_guides_in_eval_mode_and_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))}).train()
-    method = SimpleNamespace(trainer=lambda method, given: seen(given), random_reward=False)
+    method = SimpleNamespace(
+        trainer=lambda method, given: seen(given), random_reward=False, search=None
+    )
     monkeypatch.setattr(stage, "method_of", lambda *_: method)
     monkeypatch.setattr(stage, "load_reward_model", lambda _: model)
     monkeypatch.setattr(stage, "_targets", lambda *_: (None, ""))
@@ -83,8 +85,7 @@ def test_the_top_figures_are_means_over_as_many_prompts(monkeypatch: pytest.Monk
     scores = [4.0, 1.0, 1.0, 9.0]  # in the order of the dev split; the last is not of the top
     task: Any = SimpleNamespace(
         labelled=lambda _: [1],
-        prompts=lambda ids, texts: ids,
-        log_probs=lambda prompts, split: np.array([scores[ids[0]] for ids in prompts]),
+        answers=lambda candidates, split: np.array([scores[one] for one in candidates]),
     )
     asked: Any = SimpleNamespace(add=lambda *_: None)
     about = evaluation.PromptEvaluation.__new__(evaluation.PromptEvaluation)
@@ -92,7 +93,8 @@ def test_the_top_figures_are_means_over_as_many_prompts(monkeypatch: pytest.Monk
     monkeypatch.setattr(evaluation, "_own", lambda rows: [])
     monkeypatch.setattr(evaluation, "_of", lambda *_: {})
     monkeypatch.setattr(evaluation, "_means", lambda t, one, s: {"accuracy": one, "score": -one})
-    rows, results = [{"ids": [i], "text": ""} for i in range(4)], {"decodings": {}}
-    about._test(task, rows, "test", results, asked)
+    ranked: Any = [(i, {"text": ""}) for i in range(4)]
+    results: dict[str, Any] = {"decodings": {}}
+    about._test(task, ranked, "test", results, asked)
     top = results["decodings"]["top"]
     assert top == {"decoding": {"prompts": 3}, "mean": {"accuracy": 2.0, "score": -2.0}}

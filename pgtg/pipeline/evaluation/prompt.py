@@ -18,6 +18,7 @@ import torch
 from pgtg.config import RunConfig
 from pgtg.data.generations import read_generations
 from pgtg.data.worlds import reviews
+from pgtg.judges.candidate import Candidate
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.record import TABLE, read_judged
 from pgtg.judges.template import Prompt
@@ -28,6 +29,7 @@ from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.evaluation.asked import Asked, Ranked, found_by_search, search_results
 from pgtg.pipeline.evaluation.system import Results, Rows, System
 from pgtg.pipeline.findings import show_prompts
 from pgtg.pipeline.stages.improve import kept_policy
@@ -54,12 +56,16 @@ class PromptEvaluation:
         rounds = len(ctx.task.segments())
         found = []
         for control in ("", *ctx.cfg.method.alongside):
-            stages, policy, parents = method_of(ctx.cfg, control).stages, None, []
-            if "improve" in stages:
+            method, policy, parents = method_of(ctx.cfg, control), None, []
+            if method.search is not None:
+                parents = [ctx.artifact(0, "improve", control=control)]
+            elif "improve" in method.stages:
                 _, policy, artifact = kept_policy(ctx, rounds, control)
                 parents = [artifact]
             sampled = [ctx.artifact(i, "sample", control=control) for i in range(rounds)]
-            parents += [*sampled, *_tables(ctx, control)]
+            if "sample" in method.stages:
+                parents += sampled
+            parents += _tables(ctx, control)
             name = control or ctx.cfg.method.name
             found.append(System(name, policy, parents, control))
         start = ctx.parents(0)
@@ -89,9 +95,11 @@ class PromptEvaluation:
         }
         asked = Asked(task)  # of the judge, to find and to test prompts
         if system.name == OPTIMUM:
-            rows = self._optimum(ctx, asked)
-            self._test(task, rows, split, results, asked)
+            ranked = self._optimum(ctx, asked)
+            self._test(task, ranked, split, results, asked)
+            first, rows = ranked[0][0], [row for _, row in ranked]
         elif system.name in self.options.baselines:
+            first = Candidate(Prompt(""), system.name)
             rows = [{"text": "", "template": system.name} | self._scored(ctx, system.name, "dev")]
             asked.add(1, "dev")
             if examples is not None:
@@ -99,17 +107,25 @@ class PromptEvaluation:
                 results["decodings"]["best"] = _of(task, values, split)
                 asked.add(1, split)
         else:
-            judged = _judged(ctx, system.control)
-            rows = self._candidates(ctx, system, judged)
-            asked.add(len(rows), "train", "dev")
-            self._test(task, rows, split, results, asked)
-            if judged:
+            searches = method_of(ctx.cfg, system.control).search is not None
+            judged = {} if searches else _judged(ctx, system.control)
+            if searches:
+                chosen = found_by_search(system.parents[0], 2 * self.options.candidates)
+                ranked = self._ranked(task, chosen)
+            else:
+                ranked = self._candidates(ctx, system, judged)
+            asked.add(len(ranked), "train", "dev")
+            self._test(task, ranked, split, results, asked)
+            first, rows = ranked[0][0], [row for _, row in ranked]
+            if searches:
+                results["search"] = search_results(ctx, system.parents[0], len(rows))
+            elif judged:
                 results["search"] = self._search(ctx, system, rows, judged)
         searched = results.get("search", {}).get("judged_sequences", 0)
         results["judged_sequences_in_all"] = searched + asked.sequences
         if examples is None:  # never another split in its place
             results["absent"]["accuracy"] = NO_FILE.format(split=split)
-        results["texts_cut"] = _report_cut(ctx, rows[0], split)
+        results["texts_cut"] = _report_cut(ctx, first, split)
         samples: dict[str, Rows] = {"candidates": rows}
         for name in ("best", "policy"):
             per_example = results["decodings"].get(name, {}).pop("rows", None)
@@ -122,7 +138,7 @@ class PromptEvaluation:
 
     def _candidates(
         self, ctx: Context, system: System, judged: Mapping[tuple[int, ...], float]
-    ) -> Rows:
+    ) -> list[Ranked]:
         """Distinct prompts, best dev score first: the judge's favourites so far, and of the kept
         policy samples and its greedy prompt ("policy": whether it is one of these)."""
         task, options = prompt_task(ctx), self.options
@@ -139,10 +155,10 @@ class PromptEvaluation:
                     chosen.setdefault(tuple(ids), "greedy" if how.greedy else "sampled")
                     written.add(tuple(ids))
         codec = codec or ctx.load_start()[1]
-        rows = self._ranked(task, codec, chosen)
-        return [row | {"policy": tuple(row["ids"]) in written} for row in rows]
+        ranked = self._ranked(task, _written(task, codec, chosen))
+        return [(one, row | {"policy": tuple(row["ids"]) in written}) for one, row in ranked]
 
-    def _optimum(self, ctx: Context, asked: "Asked") -> Rows:
+    def _optimum(self, ctx: Context, asked: Asked) -> list[Ranked]:
         """The generated world's best prompt under the judge, by coordinate ascent."""
         task, world = prompt_task(ctx), ctx.cfg.data.reviews
         assert world is not None
@@ -159,36 +175,37 @@ class PromptEvaluation:
         ids = codec.tokenizer.convert_tokens_to_ids(list(best))
         assert isinstance(ids, list)
         asked.add(1, "train", "dev")
-        return self._ranked(task, codec, {tuple(ids): "coordinate ascent"})
+        return self._ranked(task, _written(task, codec, {tuple(ids): "coordinate ascent"}))
 
-    def _ranked(
-        self, task: PromptTask, codec: Codec, chosen: Mapping[tuple[int, ...], str]
-    ) -> Rows:
-        """Rows of prompts (ids -> where they come from) with their scores, best on dev first."""
-        texts = [codec.decode(list(ids)) for ids in chosen]
-        prompts = task.prompts([list(ids) for ids in chosen], texts)
-        rows = [
-            {"text": text, "ids": list(ids), "from": origin}
-            for (ids, origin), text in zip(chosen.items(), texts, strict=True)
-        ]
+    def _ranked(self, task: PromptTask, chosen: Sequence[Ranked]) -> list[Ranked]:
+        """Candidates and their rows, with their scores now, best on dev first."""
+        candidates, rows = [one for one, _ in chosen], [row for _, row in chosen]
         for split in ("train", "dev"):
-            values = task.log_probs(prompts, split)
+            values = task.answers(candidates, split)
             for row, one in zip(rows, values, strict=True):
                 row |= {f"{split}_{k}": v for k, v in _means(task, one, split).items()}
-        return sorted(rows, key=lambda r: (-r["dev_score"], -r["train_score"], r["ids"]))
+        ranked = list(zip(candidates, rows, strict=True))
+        return sorted(ranked, key=lambda one: _order(one[1]))
 
     def _test(
-        self, task: PromptTask, rows: Rows, split: str, results: Results, asked: "Asked"
+        self,
+        task: PromptTask,
+        ranked: Sequence[Ranked],
+        split: str,
+        results: Results,
+        asked: Asked,
     ) -> None:
         """Score what leads on the dev split, of all candidates and of the policy's own prompts, on
         the split asked for."""
         if task.labelled(split) is None:
             return
+        rows = [row for _, row in ranked]
         lists = {"": rows[: self.options.tested], "policy": _own(rows)[: self.options.tested]}
-        leading = [row for row in rows if any(row is one for own in lists.values() for one in own)]
+        tested = [row for own in lists.values() for row in own]
+        both = [(one, row) for one, row in ranked if any(row is other for other in tested)]
+        leading = [row for _, row in both]
         asked.add(len(leading), split)
-        ids = [row["ids"] for row in leading]
-        values = task.log_probs(task.prompts(ids, [row["text"] for row in leading]), split)
+        values = task.answers([one for one, _ in both], split)
         for row, one in zip(leading, values, strict=True):
             row |= {f"{split}_{name}": value for name, value in _means(task, one, split).items()}
         for name, own in lists.items():
@@ -270,22 +287,19 @@ class PromptEvaluation:
         pass
 
 
-class Asked:
-    """Prompts that a judge was asked for, by split: remembered or not, each as often as asked."""
+def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Best on dev first, then on train; equals in an order of their own."""
+    return -row["dev_score"], -row["train_score"], row.get("ids", []), row["text"]
 
-    def __init__(self, task: PromptTask):
-        self._task, self.prompts = task, dict[str, int]()
 
-    def add(self, prompts: int, *splits: str) -> None:
-        for split in splits:
-            self.prompts[split] = self.prompts.get(split, 0) + prompts
-
-    @property
-    def sequences(self) -> int:
-        """Texts that the judge read: each prompt with every example of its split."""
-        return sum(
-            number * len(self._task.labelled(split) or []) for split, number in self.prompts.items()
-        )
+def _written(task: PromptTask, codec: Codec, chosen: Mapping[tuple[int, ...], str]) -> list[Ranked]:
+    """Prompts of the policy's tokens (ids -> where they come from) as the judge reads them."""
+    texts = [codec.decode(list(ids)) for ids in chosen]
+    prompts = task.prompts([list(ids) for ids in chosen], texts)
+    return [
+        (Candidate(prompt), {"text": text, "ids": list(ids), "from": origin})
+        for prompt, text, (ids, origin) in zip(prompts, texts, chosen.items(), strict=True)
+    ]
 
 
 def _own(rows: Rows) -> Rows:
@@ -340,15 +354,14 @@ def _curve(ctx: Context, control: str) -> list[dict[str, float]]:
     return rows
 
 
-def _report_cut(ctx: Context, row: Mapping[str, Any], split: str) -> dict[str, int]:
+def _report_cut(ctx: Context, first: Candidate, split: str) -> dict[str, int]:
     """Texts that the judge reads shortened, by split; said where there are any."""
     task = prompt_task(ctx)
-    name = row.get("template", task.classifier.template)
-    prompt = Prompt(row["text"], tuple(row["ids"]) if "ids" in row else None)
-    classifier = task.scorer(name).classifier
+    name = first.template or task.classifier.template
+    classifier = task.scorer(name, edited=first.edited).classifier
     assert isinstance(classifier, Classifier)
     found = {
-        part: classifier.truncated(task.labelled(part) or [], prompt)
+        part: classifier.truncated(task.labelled(part) or [], first.prompt)
         for part in dict.fromkeys(("train", "dev", split))
     }
     for part, number in found.items():

@@ -37,14 +37,12 @@ class SearchCounts:
 def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
     """Count; `sizes` holds the examples of train, dev and test, None if unknown, 0 for no file."""
     assert cfg.prompt is not None
-    parts = segments(cfg.schedule, 0)
+    parts = updates_of(cfg)
     rounds, lines = len(parts), 1 + len(cfg.method.alongside)
-    judged = cfg.prompt.first + (rounds - 1) * cfg.sample.sources
-    fresh, checked = fresh_prompts(cfg, rounds)
-    judged += rounds * cfg.sample.heldout_sources + fresh
+    judged, checked = judged_of(cfg, rounds)
     ranked = 2 * cfg.prompt.candidates + 1
     validated = 0
-    if cfg.prompt.validation_prompts:
+    if cfg.prompt.validation_prompts and any(parts):
         every = cfg.improve.validate_every or max(parts)
         validated = cfg.prompt.validation_prompts * sum(-(-part // every) for part in parts)
     tested = tested_prompts(cfg)
@@ -54,7 +52,9 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
         of_line = (judged + ranked) * train + (ranked + validated + checked) * dev
         sequences = lines * of_line + tested * test + len(cfg.prompt.baselines) * (dev + test)
     learns = method_spec(cfg.task, cfg.method.name).learns_reward
-    updates = sum(parts) if learns else rounds * Sparse.of(cfg.method).sparse_updates
+    updates = sum(parts)
+    if not learns and cfg.method.own_updates is None:
+        updates = rounds * Sparse.of(cfg.method).sparse_updates
     window = cfg.improve.micro_batch * cfg.improve.accumulate
     return SearchCounts(
         rounds=rounds,
@@ -65,6 +65,22 @@ def count(cfg: RunConfig, sizes: dict[str, int | None]) -> SearchCounts:
         sampled_prompts=updates * window if learns else 0,
         reward_updates=rounds * cfg.reward.fit.updates if learns else 0,
     )
+
+
+def updates_of(cfg: RunConfig) -> list[int]:
+    """Policy updates of each round."""
+    own = cfg.method.own_updates
+    return segments(cfg.schedule, 0) if own is None else [own]
+
+
+def judged_of(cfg: RunConfig, rounds: int) -> tuple[int, int]:
+    """Prompts that a line has judged at most, on train and on dev, its ranking left out."""
+    assert cfg.prompt is not None
+    if (asked := cfg.method.asked()) is not None:
+        return asked
+    judged = cfg.prompt.first + (rounds - 1) * cfg.sample.sources
+    fresh, checked = fresh_prompts(cfg, rounds)
+    return judged + rounds * cfg.sample.heldout_sources + fresh, checked
 
 
 def fresh_prompts(cfg: RunConfig, rounds: int) -> tuple[int, int]:
@@ -81,7 +97,8 @@ def fresh_prompts(cfg: RunConfig, rounds: int) -> tuple[int, int]:
 def tested_prompts(cfg: RunConfig) -> int:
     """Prompts of all lines that are tested, at most: of the search, and of each policy's own."""
     assert cfg.prompt is not None
-    lists = len(lines_of(cfg, "sample")) + len(lines_of(cfg, "improve"))
+    lists = len({*lines_of(cfg, "sample"), *lines_of(cfg, "improve")})
+    lists += len(lines_of(cfg, "improve"))
     return lists * cfg.prompt.tested * len(cfg.evaluate.splits)
 
 
@@ -99,7 +116,7 @@ def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     train, dev, test = (sizes[split] for split in ("train", "dev", "test"))
     if train is None or dev is None or test is None:
         raise DataError(f"data.name={cfg.data.name}: the data are not on this machine yet")
-    parts, held = segments(cfg.schedule, 0), cfg.sample.heldout_sources
+    parts, held = updates_of(cfg), cfg.sample.heldout_sources
     found = count(cfg, sizes)
     heads = sum(len(heads_of(cfg, round)) for round in range(len(parts)))
     lines, sampling = len(lines_of(cfg, "improve")), lines_of(cfg, "sample")
@@ -108,6 +125,8 @@ def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     # what a reward model's updates have judged is part of their time, in the other lines it is not
     own = len({*sampling} & {*lines_of(cfg, "align")})
     spent = len(sampling) * (found.judged_prompts + checked) - own * (fresh + checked)
+    if cfg.method.asked() is not None:
+        spent = found.lines * sum(judged_of(cfg, 1))
     return Work(
         sampled=spent,
         reward_updates=heads * cfg.reward.fit.updates,

@@ -1,6 +1,7 @@
 """(2) Improve: train the policy with the guidance of the round's reward model.
 
-What it trains on is the method's business: a stream of batches and an objective (`methods/`).
+What it trains on is the method's business: a stream of batches and an objective (`methods/`). A
+method that trains nothing searches instead (`stages.search`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from pgtg.pipeline.reuse import (
 from pgtg.pipeline.stages.align import random_reward_model, untrained_reward_model
 from pgtg.pipeline.stages.lines import made_for
 from pgtg.pipeline.stages.match import updates_of
+from pgtg.pipeline.stages.search import run_search
 from pgtg.runs.folder import Artifact, hash_of, load_tensors, save_tensors
 from pgtg.tasks.task import described, examples_hash
 from pgtg.training.loop import FitResult, fit
@@ -97,8 +99,14 @@ def _make(
     length: int,
 ) -> None:
     method, updates = method_of(ctx.cfg, control), ctx.task.segments()
-    assert method.trainer is not None
     working = artifact.working(inputs)
+    if method.search is not None:
+        metrics = run_search(ctx, method.search(ctx), working, inputs, control)
+        artifact.commit(
+            inputs=inputs, metrics=metrics, position=ctx.committed(), round=round, control=control
+        )
+        return
+    assert method.trainer is not None
     lm, codec = ctx.load_policy(round, control)
     model = None
     if aligned is not None:

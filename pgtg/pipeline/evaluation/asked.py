@@ -1,0 +1,90 @@
+"""What a line of the prompt task asked of the judge, and what a search found by asking."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pgtg.judges.candidate import Candidate, read_found
+from pgtg.judges.template import Prompt
+from pgtg.methods.context import Context
+from pgtg.methods.fresh import prompt_task
+from pgtg.pipeline.stages.match import judged_prompts
+from pgtg.pipeline.stages.search import ASKED
+from pgtg.runs.files import read_jsonl
+from pgtg.runs.folder import Artifact
+from pgtg.tasks.prompt import PromptTask
+
+Ranked = tuple[Candidate, dict[str, Any]]  # what the judge reads, and its row in tables
+
+
+class Asked:
+    """Prompts that a judge was asked for, by split: remembered or not, each as often as asked."""
+
+    def __init__(self, task: PromptTask):
+        self._task, self.prompts = task, dict[str, int]()
+
+    def add(self, prompts: int, *splits: str) -> None:
+        for split in splits:
+            self.prompts[split] = self.prompts.get(split, 0) + prompts
+
+    @property
+    def sequences(self) -> int:
+        """Texts that the judge read: each prompt with every example of its split."""
+        return sum(
+            number * len(self._task.labelled(split) or []) for split, number in self.prompts.items()
+        )
+
+
+def found_by_search(artifact: Artifact, most: int) -> list[Ranked]:
+    """What a search ended with ("policy": its own choice), then the texts that led on train.
+
+    Args:
+        most: Candidates in all.
+    """
+    own = read_found(artifact.path)
+    found = [(one, one.row() | {"from": "search", "policy": True}) for one in own]
+    known = {one.prompt for one in own}
+    judged: dict[Prompt, float] = {}
+    for row in read_jsonl(artifact.file(ASKED)):
+        if row["split"] == "train" and "vectors" not in row:  # of vectors only the own are kept
+            judged[_prompt(row)] = row["score"]
+    for prompt in sorted(judged, key=lambda prompt: -judged[prompt]):
+        if prompt not in known and len(found) < most:
+            one = replace(own[0], prompt=prompt)
+            found.append((one, one.row() | {"from": "judged", "policy": False}))
+    return found
+
+
+def search_results(ctx: Context, artifact: Artifact, ranked: int) -> dict[str, Any]:
+    """What a search spent, each prompt counted as often as it was asked for, and how it went."""
+    spent = Asked(prompt_task(ctx))
+    control = artifact.manifest()["extra"]["control"]
+    for split, prompts in judged_prompts(ctx, 0, control).items():
+        spent.add(prompts, split)
+    asked = read_jsonl(artifact.file(ASKED))
+    curve: list[dict[str, float]] = []
+    prompts, best = 0, -math.inf
+    train = [row for row in asked if row["split"] == "train"]
+    for _, turn in itertools.groupby(train, key=lambda row: row["turn"]):
+        scores = [row["score"] for row in turn]
+        prompts, best = prompts + len(scores), max(best, *scores)
+        curve.append({"prompts": prompts, "best": best, "mean": float(np.mean(scores))})
+    distinct = {_prompt(row) for row in asked if "vectors" not in row}
+    return {
+        "judged_prompts": sum(spent.prompts.values()),
+        "judged_sequences": spent.sequences,
+        "judged_by_split": spent.prompts,
+        "distinct_prompts": len(distinct) + sum("vectors" in row for row in train),
+        "dev_prompts": ranked,
+        "best_train_score": curve[-1]["best"],
+        "last_mean_score": curve[-1]["mean"],
+        "curve": curve,
+    }
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    return Prompt(row["text"], tuple(row["ids"]) if "ids" in row else None)
