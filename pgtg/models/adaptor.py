@@ -85,7 +85,7 @@ class AdaptedLanguageModel(LanguageModel):
             states = states[:, -last:]
         return self.speak(states), cache
 
-    def _logits_of(self, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
+    def logits_of(self, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
         return self.speak(states)
 
     def speak(

@@ -5,7 +5,7 @@ Kept, they cost a look-up. States are kept in bfloat16; nothing else is rounded.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pgtg.errors import ConfigError
-from pgtg.models.batch import token_batch
 from pgtg.models.language import LanguageModel
-from pgtg.models.reward import HeadSpec, RewardModel, build_reward_model
-from pgtg.ops.masking import length_sorted
+from pgtg.models.reward import HeadSpec, RewardModel
+from pgtg.ops.masking import length_sorted, pad
+from pgtg.ops.sampling import seeded
 from pgtg.types import TokenBatch, TokenIds
 
-LOGITS = 2**26  # logits that are held in memory at a time
+PLACES = 1024  # tokens, padding included, that are read in one pass
 
 
 @dataclass(frozen=True)
@@ -60,34 +60,40 @@ def read_texts(
 ) -> KeptTexts:
     """States, log-probabilities and entropies of N texts that continue sources.
 
-    Each source is read once, with all of its texts.
+    Each source is read once, and its texts continue it in batches of texts of similar length.
     """
-    continuing: list[list[int]] = [[] for _ in sources]
-    for row, source in enumerate(origin):
-        continuing[source].append(row)
-    used = [source for source, rows in enumerate(continuing) if rows]
-    widths = [len(rows) * max(len(tokens[row]) for row in rows) for rows in continuing if rows]
-    table: Any = lm.model.get_output_embeddings()
-    vocabulary = int(table.weight.shape[0])
     found: list[tuple[Tensor, Tensor, Tensor]] = [()] * len(tokens)  # type: ignore[list-item]
-    for places in length_sorted(widths, budget=LOGITS // vocabulary):
-        rows = [row for place in places for row in continuing[used[place]]]
-        local = [n for n, place in enumerate(places) for _ in continuing[used[place]]]
-        own = [tokens[row] for row in rows]
-        batch = token_batch([sources[used[place]] for place in places], own, local, device)
-        states, logits = lm.read(batch)
-        log_p = logits.float().log_softmax(-1)
-        log_probs = log_p.gather(-1, batch.tokens[..., None]).squeeze(-1).cpu()
-        entropies = -(log_p.exp() * log_p).sum(-1).cpu()
-        states = states.bfloat16().cpu()
-        for n, row in enumerate(rows):
-            length = len(tokens[row])
-            # copies: a view would keep the whole batch in memory
-            parts = states[n, : length + 1], log_probs[n, :length], entropies[n, :length]
-            found[row] = tuple(part.clone() for part in parts)  # type: ignore[assignment]
+    continued = sorted(set(origin))
+    lengths = [len(sources[source]) for source in continued]
+    for some in length_sorted(lengths, budget=PLACES):
+        here = {continued[n]: place for place, n in enumerate(some)}
+        source, mask = pad([sources[own] for own in here])
+        reading = lm.prefill(source.to(device), mask.to(device), logits=False)
+        rows = [row for row, own in enumerate(origin) if own in here]
+        for part in length_sorted([len(tokens[row]) for row in rows], budget=PLACES):
+            texts = [rows[n] for n in part]
+            own = reading.fork().select([here[origin[row]] for row in texts])
+            ids, mask = (one.to(device) for one in pad([tokens[row] for row in texts]))
+            states = torch.cat([own.output, lm.extend(own, ids, mask, logits=False)], dim=1)
+            for row, text, of_text in zip(texts, ids, states, strict=True):
+                length = len(tokens[row])
+                log_probs, entropies = _of_logits(lm, of_text[:length], text[:length])
+                found[row] = of_text[: length + 1].bfloat16().cpu(), log_probs, entropies
     states, log_probs, entropies = (torch.cat(column) for column in zip(*found, strict=True))
-    lengths = torch.tensor([len(ids) for ids in tokens])
-    return KeptTexts(states, log_probs, entropies, lengths)
+    return KeptTexts(states, log_probs, entropies, torch.tensor([len(ids) for ids in tokens]))
+
+
+def _of_logits(
+    lm: LanguageModel, states: Float[Tensor, "T D"], ids: Int[Tensor, " T"]
+) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+    """Log-probability of each token after its state, and entropy there, of logits that are held
+    for this text alone."""
+    logits = lm.logits_of(states[None])[0].float()
+    total = logits.logsumexp(-1)
+    log_probs = logits.gather(-1, ids[:, None]).squeeze(-1) - total
+    # log Z - sum_v p_v z_v, which needs one array of probabilities and no array of their logarithms
+    entropies = total - torch.linalg.vecdot(logits.softmax(-1), logits)
+    return log_probs.cpu(), entropies.cpu()
 
 
 class KeptModel(nn.Module):
@@ -141,6 +147,25 @@ class KeptModel(nn.Module):
         return batch.source.cpu()[batch.origin.cpu(), 0]
 
 
+class KeptRewards(RewardModel):
+    """A head on kept texts. It gets texts of similar length at a time: nothing is read, so what it
+    would make of padding were most of its work."""
+
+    def raw(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        """As `RewardModel.raw`; the texts are right-padded."""
+        lengths, found = batch.mask.sum(-1).tolist(), torch.zeros_like(batch.tokens).float()
+        for rows in length_sorted(lengths, budget=PLACES):
+            some, width = torch.tensor(rows, device=found.device), lengths[rows[0]]
+            tokens, mask = batch.tokens[some, :width], batch.mask[some, :width]
+            part = replace(
+                batch, tokens=tokens, mask=mask, origin=batch.origin[some], known_origin=None
+            )
+            steps = torch.arange(width, device=found.device)
+            found = found.index_put((some[:, None], steps), self.head(self.backbone, part))
+        return found
+
+
 def head_on(kept: KeptModel, spec: HeadSpec, seed: int) -> RewardModel:
     """A fresh head on kept texts, with the weights that it has on the model itself."""
-    return build_reward_model(cast(LanguageModel, kept), spec, seed)
+    with seeded(seed):
+        return KeptRewards(cast(LanguageModel, kept), spec).to(kept.device)

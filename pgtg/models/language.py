@@ -216,7 +216,7 @@ class LanguageModel(nn.Module):
         states = self.states(batch)
         passes = self.training and torch.is_grad_enabled() and self.autocast is not None
         with torch.autocast(self.device.type, self.autocast) if passes else nullcontext():
-            return states, self._logits_of(states[:, :-1])
+            return states, self.logits_of(states[:, :-1])
 
     def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
@@ -360,9 +360,9 @@ class LanguageModel(nn.Module):
             return output.gather(1, place.expand(-1, -1, output.shape[-1]))
         states, _ = self._continue(compact, None, real, None, False, cached=False)
         states = states.gather(1, place.expand(-1, -1, states.shape[-1]))
-        return self._logits_of(states) if logits else states
+        return self.logits_of(states) if logits else states
 
-    def _logits_of(self, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
+    def logits_of(self, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
         """Logits from states."""
         return own_logits(self.model, states)
 

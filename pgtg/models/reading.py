@@ -1,6 +1,7 @@
 """What a language model remembers of what it has read: sources, and the rows that continue them."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +73,10 @@ class Reading:
         self.cache.self_attention_cache.batch_select_indices(index)
         sources = self.sources.select(rows, self.cache.cross_attention_cache)
         return Reading(self.output[index], self.cache, None, sources)
+
+    def fork(self) -> "Reading":
+        """The same memory once more: what either reads or selects, the other does not see."""
+        return replace(self, cache=deepcopy(self.cache))
 
     def reserve(self, tokens: int) -> list[str]:
         """Make room for that many further tokens, read one after another without gradients.

@@ -35,14 +35,18 @@ def test_texts_are_read_as_one_by_one(lm: LanguageModel, monkeypatch: pytest.Mon
         assert_close(own[n], states.bfloat16(), rtol=1e-2, atol=1e-2)
         assert_close(probs[n], log_p[range(len(ids)), ids], rtol=1e-5, atol=1e-5)
         assert_close(entropies[n], -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr(module, "LOGITS", 1)  # a source at a time
+    monkeypatch.setattr(module, "PLACES", 1)  # a text at a time
     again = read_texts(lm, SOURCES, TOKENS, ORIGIN)
     assert_close(again.log_probs, found.log_probs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["paper", "linear", "state_action", "logprob"])
-def test_a_head_gives_the_same_rewards_on_kept_texts(head: str, lm: LanguageModel):
-    """In another order of texts, padded, and of a part of them."""
+@pytest.mark.parametrize("places", [2, module.PLACES])  # a text at a time; all at once
+def test_a_head_gives_the_same_rewards_on_kept_texts(
+    head: str, places: int, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    """In another order of texts, padded, and of a part of them; so are gradients."""
+    monkeypatch.setattr(module, "PLACES", places)
     spec, texts = HeadSpec(head, "softplus", 8), read_texts(lm, SOURCES, TOKENS, ORIGIN)
     whole = build_reward_model(lm, spec, 3)
     kept = head_on(KeptModel(texts, lm.model.get_input_embeddings(), "cpu"), spec, 3)
@@ -54,11 +58,16 @@ def test_a_head_gives_the_same_rewards_on_kept_texts(head: str, lm: LanguageMode
     own = [TOKENS[row] for row in rows]
     by_model = token_batch([SOURCES[ORIGIN[row]] for row in rows], own, [0, 1, 2])
     by_number = token_batch([[row] for row in rows], own, [0, 1, 2])
-    with torch.no_grad():
-        expected, found = whole(by_model), kept(by_number)
+    expected, found = whole(by_model), kept(by_number)
     tolerance = 1e-6 if head == "logprob" else 2e-2  # bfloat16 has 8 bits
     mask = by_model.mask
     assert_close(found[mask], expected[mask], rtol=tolerance, atol=tolerance)
+    expected[mask].sum().backward()
+    found[mask].sum().backward()
+    for one, other in zip(whole.head.parameters(), kept.head.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        scale = one.grad.abs().max().item()
+        assert_close(other.grad, one.grad, rtol=0.0, atol=2 * tolerance * scale)
 
 
 def test_parts_are_joined_in_their_order(lm: LanguageModel):
