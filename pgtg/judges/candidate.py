@@ -14,6 +14,7 @@ from pgtg.judges.template import Prompt
 from pgtg.runs.files import load_tensors, read_json, save_tensors, write_json
 
 FOUND, VECTORS = "found.json", "found.safetensors"
+HOW = ("template", "edited", "tokens", "block")  # in which way the classifier reads it
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,18 @@ class Candidate:
         prompt: Its text, for tables too; `ids` where its tokens are the classifier's own.
         template: Which of the data set's templates it stands in; "" is the judge's own.
         edited: Whether it takes the place of that template's instruction, not of {prompt}.
-        offset: Vectors that are added to the prompt's tokens, which `prompt.ids` gives.
+        tokens: Whether its ids are put in as they are, in a template that is tokenised piece by
+            piece and without white space around the prompt.
+        offset: Vectors that are added to the embeddings of these tokens.
+        block: Whether they are added to the output of the embedding block instead.
     """
 
     prompt: Prompt
     template: str = ""
     edited: bool = False
+    tokens: bool = False
     offset: Float[np.ndarray, "L D"] | None = None
+    block: bool = False
 
     def row(self) -> dict[str, Any]:
         """What of it stands in tables; vectors are told by their size."""
@@ -42,7 +48,7 @@ class Candidate:
 
 def save_found(folder: Path, candidates: Sequence[Candidate]) -> None:
     """Keep what a search ended with, its own choice first."""
-    rows = [one.row() | {"template": one.template, "edited": one.edited} for one in candidates]
+    rows = [one.row() | {key: getattr(one, key) for key in HOW} for one in candidates]
     write_json(folder / FOUND, rows)
     vectors = {
         str(i): torch.from_numpy(one.offset)
@@ -70,4 +76,4 @@ def read_found(folder: Path) -> list[Candidate]:
 def _candidate(row: Mapping[str, Any], vectors: torch.Tensor | None) -> Candidate:
     ids = tuple(row["ids"]) if "ids" in row else None
     offset = None if vectors is None else vectors.numpy()
-    return Candidate(Prompt(row["text"], ids), row["template"], row["edited"], offset)
+    return Candidate(Prompt(row["text"], ids), offset=offset, **{key: row[key] for key in HOW})

@@ -32,7 +32,8 @@ from transformers import (
 from pgtg.config import RunConfig, classifier_of
 from pgtg.config.registry import nearest
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader
+from pgtg.judges.candidate import Candidate
+from pgtg.judges.readers import Answers, CausalReader, Demos, MaskedReader, VocabularyReader
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot, Template
 from pgtg.models.backends.linear import onednn_is_faster
 from pgtg.models.loading import load_language_model, require_pair, tokenizer_misfit
@@ -114,6 +115,7 @@ class Classifier:
         self._mixed = template.masked and (not on_cpu if mixed is None else mixed)
         self._causal = None if template.masked else CausalReader(model, ids, cache_bytes)
         self._reader = self._causal or MaskedReader(model, ids)
+        self._vocabulary: VocabularyReader | None = None
         self._biases: dict[Prompt, Tensor] = {}
         self._fingerprint: str | None = None
 
@@ -158,6 +160,53 @@ class Classifier:
         for prompt, own in zip(prompts, values, strict=True):
             self._require_finite(prompt, own)
         return values.numpy()
+
+    def log_probs_on_top(
+        self, candidate: Candidate, examples: Sequence[Labelled]
+    ) -> Float[np.ndarray, "E C"]:
+        """`log_probs` of a prompt's tokens with vectors on top of them.
+
+        Raises:
+            ConfigError: As `log_probs`.
+            PgtgError: An answer is not finite.
+        """
+        assert candidate.offset is not None
+        prompt, texts = candidate.prompt, [example.text for example in examples]
+        vectors = torch.from_numpy(candidate.offset).to(self._model.device)
+        with self._reader.offset.added(vectors, block=candidate.block):
+            values = self._log_probs(prompt, texts, None)
+            if self.readout == "calibrated":
+                bias = self._log_probs(prompt, self._calibration, None).mean(0)
+                values = (values - bias).log_softmax(-1)
+        self._require_finite(prompt, values)
+        return values.numpy()
+
+    def word_logits(
+        self,
+        candidate: Candidate,
+        examples: Sequence[Labelled],
+        vectors: Float[Tensor, "L D"],
+    ) -> Float[Tensor, "E V"]:
+        """Logits of all words at the place of the answer, with gradients to vectors on top of the
+        prompt's tokens (`candidate.offset` is not read)."""
+        self._vocabulary = self._vocabulary or VocabularyReader(self._model)
+        rows = self.renderer.render(candidate.prompt, [example.text for example in examples])
+        return self._vocabulary.read(rows, vectors, block=candidate.block)
+
+    @property
+    def word_embeddings(self) -> Float[Tensor, "V D"]:
+        """Rows of the embedding table, one for each token id."""
+        table: Any = self._model.get_input_embeddings()
+        return table.weight.detach()
+
+    @property
+    def label_ids(self) -> list[int]:
+        """The token of each label word."""
+        return label_ids(self._tokenizer, self.words)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._tokenizer
 
     def _require_finite(self, prompt: Prompt, values: Tensor) -> None:
         if not values.isfinite().all():

@@ -10,6 +10,7 @@ ids do not begin with what was read (tokens may merge across the border in strin
 sentence may be cut) is read plainly.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,11 +36,57 @@ Demos = Sequence[Sequence[Labelled]] | None
 Answers = Iterator[tuple[list[int], Float[Tensor, "N C"]]]  # numbers of rows, and their logits
 
 
+class Offset:
+    """Vectors on top of the prompt's tokens, for as long as they are set.
+
+    They are added to what the embedding layer makes of the tokens, or with `block` to the output of
+    the embedding block (word, position and type, normalised), where a masked LM has one.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self._words: nn.Module = model.get_input_embeddings()
+        self._block: nn.Module = getattr(model.base_model, "embeddings", self._words)
+        self._vectors: Float[Tensor, "L D"] | None = None
+        self._module = self._words
+
+    @contextlib.contextmanager
+    def added(self, vectors: Float[Tensor, "L D"], *, block: bool) -> Iterator[None]:
+        self._vectors, self._module = vectors, self._block if block else self._words
+        try:
+            yield
+        finally:
+            self._vectors = None
+
+    @contextlib.contextmanager
+    def at(self, starts: Sequence[int]) -> Iterator[None]:
+        """Around a pass over rows whose prompts begin at these places."""
+        vectors = self._vectors
+        if vectors is None:
+            yield
+            return
+        places = torch.tensor(list(starts), device=vectors.device)
+        if bool((places < 0).any()):
+            raise ValueError("rows whose prompts have no place: render them in pieces")
+        places = places[:, None] + torch.arange(len(vectors), device=vectors.device)
+
+        def add(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+            here = places[..., None].expand(-1, -1, output.shape[-1])
+            own = vectors.to(output.dtype).expand(len(places), -1, -1)
+            return output.scatter_add(1, here, own)
+
+        hook = self._module.register_forward_hook(add)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
 class MaskedReader:
     """Reads each row as a whole and answers at its mask."""
 
     def __init__(self, model: PreTrainedModel, label_ids: Int[Tensor, " C"]):
         self._model, self._ids = with_fast_linears(model), label_ids
+        self.offset = Offset(model)
         self._head = _proven(_label_head(model, label_ids), self._states, self._logits, label_ids)
 
     def read(self, rows: Sequence[Rendered]) -> Float[Tensor, "N C"]:
@@ -47,9 +94,10 @@ class MaskedReader:
         ids, mask = ids.to(self._model.device), mask.to(self._model.device)
         position = torch.tensor([row.position for row in rows], device=ids.device)
         row = torch.arange(len(rows), device=ids.device)
-        if self._head is None:
-            return self._logits(ids, mask)[row, position][:, self._ids].float()
-        return self._head(self._states(ids, mask)[row, position])
+        with self.offset.at([row.prompt for row in rows]):
+            if self._head is None:
+                return self._logits(ids, mask)[row, position][:, self._ids].float()
+            return self._head(self._states(ids, mask)[row, position])
 
     def _states(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "N L D"]:
         return self._model.base_model(input_ids=ids, attention_mask=mask.long())[0]
@@ -67,6 +115,7 @@ class CausalReader:
 
     def __init__(self, model: PreTrainedModel, label_ids: Int[Tensor, " C"], cache_bytes: int):
         self._lm, self._ids = LanguageModel(model), label_ids
+        self.offset = Offset(model)
         self._head = _proven(
             _label_head(model, label_ids),
             lambda ids, mask: self._lm.prefill(ids, mask, logits=False).output,
@@ -78,7 +127,9 @@ class CausalReader:
         self.kept_bytes = 0
 
     def read(self, rows: Sequence[Rendered]) -> Float[Tensor, "N C"]:
-        return self._answer(self._prefill([row.ids for row in rows]).output[:, 0])
+        longest = max(len(row.ids) for row in rows)  # padding goes to the left
+        with self.offset.at([row.prompt + longest - len(row.ids) for row in rows]):
+            return self._answer(self._prefill([row.ids for row in rows]).output[:, 0])
 
     def read_after_texts(
         self,
@@ -102,7 +153,10 @@ class CausalReader:
                 if len(hits) < len(batch):
                     reading = reading.select(torch.tensor(hits, device=self._lm.device))
                 places = [batch[n] for n in hits]
-                yield places, self._extend(reading, [_after(rows[i], leads[i]) for i in places])
+                starts = [rows[i].prompt - len(leads[i]) for i in places]  # 0, if it is known
+                with self.offset.at(starts):
+                    found = self._extend(reading, [_after(rows[i], leads[i]) for i in places])
+                yield places, found
 
     def read_after_prompt(
         self, renderer: Renderer, prompt: Prompt, rows: Sequence[Rendered], budget: int
@@ -112,7 +166,8 @@ class CausalReader:
         hits = [i for i, row in enumerate(rows) if lead and _continues(row, lead)]
         if not hits:
             return
-        reading = self._prefill([lead])
+        with self.offset.at([rows[hits[0]].prompt]):
+            reading = self._prefill([lead])
         for batch in length_sorted([len(rows[i].ids) for i in hits], budget=budget):
             places = [hits[n] for n in batch]
             same = torch.zeros(len(places), dtype=torch.long, device=self._lm.device)
@@ -166,6 +221,37 @@ def _copied(reading: Reading) -> Reading:
 def _cache_bytes(reading: Reading) -> int:
     parts = [part for layer in reading.cache.layers for part in (layer.keys, layer.values)]
     return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+
+class VocabularyReader:
+    """Reads rows with gradients to vectors on top of the prompt, and answers with all words."""
+
+    def __init__(self, model: PreTrainedModel):
+        self._model, self._offset = model, Offset(model)
+        words = torch.arange(model.config.get_text_config().vocab_size, device=model.device)
+        some = words[-8:]
+        head = _proven(_label_head(model, some), self._states, self._logits, some)
+        self._head = None if head is None else _label_head(model, words)
+
+    def read(
+        self, rows: Sequence[Rendered], vectors: Float[Tensor, "L D"], *, block: bool = False
+    ) -> Float[Tensor, "N V"]:
+        """Logits at the place of the answer."""
+        ids, mask = pad([row.ids for row in rows], fill=self._model.config.pad_token_id or 0)
+        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
+        position = torch.tensor([row.position for row in rows], device=ids.device)
+        row = torch.arange(len(rows), device=ids.device)
+        starts = [row.prompt for row in rows]
+        with self._offset.added(vectors, block=block), self._offset.at(starts):
+            if self._head is None:
+                return self._logits(ids, mask)[row, position].float()
+            return self._head(self._states(ids, mask)[row, position])
+
+    def _states(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "N L D"]:
+        return self._model.base_model(input_ids=ids, attention_mask=mask.long())[0]
+
+    def _logits(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "N L V"]:
+        return self._model(input_ids=ids, attention_mask=mask.long()).logits
 
 
 # --- the LM head, label words only

@@ -44,6 +44,7 @@ class Rendered(NamedTuple):
     position: int  # of the token whose output is the answer
     cut: bool  # whether the sentence was cut
     dropped: int = 0  # demonstrations left out
+    prompt: int = -1  # of the prompt's first token; -1 where that is not known
 
 
 class _Part(NamedTuple):
@@ -167,7 +168,7 @@ class Renderer:
         locate = self._in_string if self.mode == "string" else self._in_pieces
         parts = self._parts(prompt, text, demos)
         while True:
-            ids, mask, sentence = locate(parts)
+            ids, mask, sentence, prompted = locate(parts)
             excess = len(ids) - self._room
             if excess <= 0:
                 break
@@ -186,7 +187,8 @@ class Renderer:
         if not ids:  # a causal LM must have read something before it answers
             ids = [self._first_token()]
         position = len(self._start) + mask if self.template.masked else len(ids) - 1
-        return Rendered(ids, position, cut, dropped)
+        prompted += len(self._start) if prompted >= 0 else 0
+        return Rendered(ids, position, cut, dropped, prompted)
 
     # --- parts of a row
 
@@ -232,22 +234,24 @@ class Renderer:
         number = getattr(self.tokenizer, f"{name}_token_id")
         return None if number is None else (number,)
 
-    # --- ids of the parts, the mask's place, and the places of the sentence
+    # --- ids of the parts, the mask's place, those of the sentence, and the prompt's first
 
-    def _in_pieces(self, parts: list[_Part]) -> tuple[list[int], int, range]:
+    def _in_pieces(self, parts: list[_Part]) -> tuple[list[int], int, range, int]:
         ids: list[int] = []
-        mask, sentence = -1, range(0)
+        mask, sentence, prompted = -1, range(0), -1
         for part in parts:
             own = self._part_ids(part)
             if part.slot is Slot.MASK:
                 mask = len(ids)
             elif part.slot is Slot.SENTENCE:
                 sentence = range(len(ids), len(ids) + len(own))
+            elif part.slot is Slot.PROMPT:
+                prompted = len(ids)
             ids += own
-        return ids, mask, sentence
+        return ids, mask, sentence, prompted
 
-    def _in_string(self, parts: list[_Part]) -> tuple[list[int], int, range]:
-        """`sentence` is of characters here."""
+    def _in_string(self, parts: list[_Part]) -> tuple[list[int], int, range, int]:
+        """`sentence` is of characters here, and tokens of the prompt are not told apart."""
         at, mask_end, sentence = 0, -1, range(0)
         for part in parts:
             end = at + len(part.text)
@@ -258,7 +262,7 @@ class Renderer:
             at = end
         ids, offsets = self._encode("".join(part.text for part in parts))
         if mask_end < 0:
-            return ids, -1, sentence
+            return ids, -1, sentence, -1
         # a mask token may take in the space before it, so its end tells which one it is
         mask_id = self.tokenizer.mask_token_id
         found = [i for i, (_, end) in enumerate(offsets) if end == mask_end and ids[i] == mask_id]
@@ -267,7 +271,7 @@ class Renderer:
                 f"template {self.template.text!r}: the tokenizer does not keep its mask token "
                 f"{self.tokenizer.mask_token!r} whole there; use rendering=piecewise"
             )
-        return ids, found[0], sentence
+        return ids, found[0], sentence, -1
 
     def _shorter(self, parts: list[_Part], sentence: range, excess: int) -> list[_Part]:
         """The parts with `excess` tokens, and at least one character, less of the sentence."""

@@ -64,6 +64,21 @@ class Template:
         return cls(text, tuple(pieces))
 
     @property
+    def tight(self) -> "Template":
+        """Without the white space in front of slots: what stands there brings its own.
+
+        For prompts that are put in as tokens, between which a space would be a token of its own.
+        """
+        pieces: list[str | Slot] = []
+        for number, piece in enumerate(self.pieces):
+            followed = any(
+                isinstance(other, Slot) for other in self.pieces[number + 1 : number + 2]
+            )
+            own = piece.rstrip() if isinstance(piece, str) and followed else piece
+            pieces += [own] if own else []
+        return Template(self.text, tuple(pieces))
+
+    @property
     def masked(self) -> bool:
         """Whether the answer has a place of its own; else it is the next token."""
         return Slot.MASK in self.pieces

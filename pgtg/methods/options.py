@@ -5,6 +5,7 @@ Plain dataclasses that load no torch, since a config is composed and checked bef
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
 from pgtg.config import MISSING, MethodConfig
@@ -254,6 +255,44 @@ class GrIPS(_Options):
         yield from _counts(self, "iterations", "candidates", "patience")
         yield from _one_of(self, "score", ("accuracy", "balanced", "gap"))
         yield from _one_of(self, "phrases", ("rules", "words"))
+
+
+@dataclass
+class BBT(_Options):
+    """An evolution strategy over vectors on top of tokens."""
+
+    tokens: int = MISSING
+    dim: int = MISSING
+    popsize: int = MISSING
+    budget: int = MISSING
+    sigma: float = MISSING
+    alpha: float = MISSING
+    bound: float = MISSING
+    projection: str = MISSING
+    loss: str = MISSING
+    check_every: int = MISSING
+    released: bool = MISSING
+    template: str | None = MISSING
+
+    @property
+    def own_updates(self) -> int:
+        return 0
+
+    def asked(self) -> tuple[int, int]:
+        train = self.budget // self.popsize * self.popsize
+        return train, train // self.check_every
+
+    def problems(self) -> Iterator[str]:
+        if find_spec("cma") is None:
+            yield "name: bbt needs the package cma; pip install cma"
+        yield from _counts(self, "tokens", "dim", "popsize", "budget", "check_every")
+        if 1 <= self.budget < self.popsize:
+            yield f"budget: found {self.budget}, expected at least popsize={self.popsize}"
+        for name in ("sigma", "alpha"):
+            if (value := getattr(self, name)) <= 0:
+                yield f"{name}: found {value}, expected above 0"
+        yield from _one_of(self, "projection", ("released", "centred"))
+        yield from _one_of(self, "loss", ("ce", "hinge"))
 
 
 def _counts(options: MethodConfig, *names: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ first whose needs its task meets.
 
 from pgtg.config.registry import MethodSpec
 from pgtg.methods.options import (
+    BBT,
     DPO,
     TDPO,
     BestOfK,
@@ -74,6 +75,13 @@ METHODS = (
         "pgtg.methods.grips:METHOD",
         ASKING,
         options=GrIPS,
+    ),
+    MethodSpec(
+        "bbt",
+        "black-box tuning: an evolution strategy over vectors on top of tokens (prompt)",
+        "pgtg.methods.bbt:METHOD",
+        ASKING,
+        options=BBT,
     ),
     MethodSpec(
         "uniform",

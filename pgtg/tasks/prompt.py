@@ -72,7 +72,7 @@ class PromptTask:
         self.remarks: list[str] = []
         self.about = ""
         self._splits: dict[str, list[Labelled] | None] = {}
-        self._scores: dict[tuple[str, bool], PromptScores] = {}
+        self._scores: dict[tuple[str, bool, bool], PromptScores] = {}
 
     @property
     def targets(self) -> None:
@@ -238,32 +238,42 @@ class PromptTask:
         """
         examples, first = self.labelled(split), candidates[0]
         assert examples is not None
-        name = first.template or self.classifier.template
-        prompts = [candidate.prompt for candidate in candidates]
-        return self.scorer(name, edited=first.edited)(prompts, split, examples)
+        scorer = self.scorer_of(first)
+        if first.offset is not None:  # no two are alike, so none is remembered
+            classifier = scorer.classifier
+            assert isinstance(classifier, Classifier)
+            return np.stack([classifier.log_probs_on_top(one, examples) for one in candidates])
+        return scorer([candidate.prompt for candidate in candidates], split, examples)
 
-    def scorer(self, template: str, *, edited: bool = False) -> PromptScores:
+    def scorer_of(self, candidate: Candidate) -> PromptScores:
+        """The classifier as it reads a search's candidate."""
+        name = candidate.template or self.classifier.template
+        return self.scorer(name, edited=candidate.edited, tokens=candidate.tokens)
+
+    def scorer(self, template: str, *, edited: bool = False, tokens: bool = False) -> PromptScores:
         """The memoised classifier with one of the data set's templates.
 
         Args:
             edited: Prompts take the place of the template's instruction.
+            tokens: Prompts are put in as tokens, without white space around them.
 
         Raises:
             ConfigError: The data set has no such template for this kind of classifier.
         """
-        key = (template, edited)
+        key = (template, edited, tokens)
         if key not in self._scores:
             model, tokenizer = self._model
             spec = self.template(template)
             text, instruction = spec.template, spec.instruction
             if edited:
                 text, instruction = text.replace("{instruction}", "{prompt}"), None
+            read = Template.parse(text, instruction=instruction, needs_prompt=edited or tokens)
             classifier = Classifier(
                 model,
                 tokenizer,
-                Template.parse(text, instruction=instruction, needs_prompt=edited),
+                read.tight if tokens else read,
                 spec.words,
-                rendering=spec.rendering,
+                rendering="piecewise" if tokens else spec.rendering,
                 max_tokens=self.classifier.max_tokens,
                 readout=self.classifier.readout,
             )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,8 @@ METHODS = {
     name: tiny(f"method={name}", "method.controls=[uniform]")
     for name in ("dpo", "simpo", "tdpo", "grpo")
 }
-METHODS |= {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in ("grips",)}
+SEARCHES = ["grips", *(["bbt"] if find_spec("cma") else [])]
+METHODS |= {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in SEARCHES}
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
 

@@ -4,8 +4,9 @@
 
 The first file has those of the paper, as evaluated in float64, apart from this package, by the
 formulas of the authors' released code on fixed random inputs; the second those that the released
-functions of its rivals gave (OpenRLHF, SimPO, TDPO, GrIPS): per formula a list of cases, inputs and
-outputs together. Only the formulas that a test reads are kept.
+functions of its rivals gave (OpenRLHF, SimPO, TDPO, GrIPS, black-box tuning, AutoPrompt, RLPrompt):
+per formula a list of cases, inputs and outputs together; some are of a tiny RoBERTa, whose weights
+stand with them. Only the formulas that a test reads are kept.
 """
 
 import json
@@ -30,6 +31,21 @@ KINDS = {
         "grips_edits",
         "grips_score",
         "grips_search",
+        "bbt_projection_init",
+        "bbt_objective",
+        "bbt_selection",
+        "bbt_forward",
+        "cma_wiring",
+        "autoprompt_candidates",
+        "autoprompt_accuracy",
+        "autoprompt_step",
+        "soft_prompt",
+        "soft_q_loss",
+        "rlprompt_reward",
+        "reward_shaping",
+        "target_network",
+        "top_k_ties",
+        "tiny_roberta",
     ),
 }
 

@@ -1,6 +1,7 @@
 """A search in the runner: budget, results, resume to the bit, another device; each method's."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,15 @@ from tests.support.tiny_prompt import tiny_prompt
 
 RESULTS = ("rounds", "controls", "found", "eval", "metrics.jsonl", "start")
 FEW = ["prompt.baselines=[manual,instructions]"]
+CHECKS = "method.check_every=5"
 OPTIONS = {
     "grips": ["method.score=gap", "method.phrases=words", "method.patience=4"],
+    "bbt": ["method.tokens=3", "method.dim=4", "method.popsize=5", "method.budget=20", CHECKS],
 }
+
+
+if find_spec("cma") is None:
+    del OPTIONS["bbt"]
 
 
 def config(name: str, *overrides: str) -> RunConfig:

@@ -358,7 +358,7 @@ def _report_cut(ctx: Context, first: Candidate, split: str) -> dict[str, int]:
     """Texts that the judge reads shortened, by split; said where there are any."""
     task = prompt_task(ctx)
     name = first.template or task.classifier.template
-    classifier = task.scorer(name, edited=first.edited).classifier
+    classifier = task.scorer_of(first).classifier
     assert isinstance(classifier, Classifier)
     found = {
         part: classifier.truncated(task.labelled(part) or [], first.prompt)
