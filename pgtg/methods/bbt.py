@@ -122,6 +122,9 @@ class BBTSearch:
     def best(self) -> Sequence[Candidate]:
         return [self.candidate(self.kept)]
 
+    def measured(self) -> Mapping[str, float]:
+        return {}
+
     def candidate(self, z: Sequence[float] | np.ndarray) -> Candidate:
         offset = self.projection @ np.asarray(z, np.float32)
         vectors = offset.reshape(len(self.prompt.ids or ()), -1)

@@ -109,6 +109,9 @@ class GripsSearch:
     def best(self) -> Sequence[Candidate]:
         return [self._candidate(self.text)]
 
+    def measured(self) -> Mapping[str, float]:
+        return {}
+
     def _accept(self, edit: Edited, score: float) -> None:
         self.text, self.score, self.failures = edit.text, score, 0
         if self.options.released:  # the text that is kept was never scored itself

@@ -295,6 +295,32 @@ class BBT(_Options):
         yield from _one_of(self, "loss", ("ce", "hinge"))
 
 
+@dataclass
+class AutoPrompt(_Options):
+    """Trigger tokens replaced by gradient and trial."""
+
+    tokens: int = MISSING
+    iterations: int = MISSING
+    candidates: int = MISSING
+    batch: int = MISSING
+    accumulation: int = MISSING
+    special: bool = MISSING
+    start: str | None = MISSING
+    template: str | None = MISSING
+
+    @property
+    def own_updates(self) -> int:
+        return 0
+
+    def asked(self) -> tuple[int, int]:
+        return self.iterations * (self.candidates + 1), self.iterations
+
+    def problems(self) -> Iterator[str]:
+        yield from _counts(self, "tokens", "iterations", "candidates", "accumulation")
+        if self.batch < 0:
+            yield f"batch: found {self.batch}, expected 0 or more"
+
+
 def _counts(options: MethodConfig, *names: str) -> Iterator[str]:
     for name in names:
         if (value := getattr(options, name)) < 1:

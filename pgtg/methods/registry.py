@@ -10,6 +10,7 @@ from pgtg.methods.options import (
     BBT,
     DPO,
     TDPO,
+    AutoPrompt,
     BestOfK,
     GrIPS,
     GroupGradient,
@@ -82,6 +83,13 @@ METHODS = (
         "pgtg.methods.bbt:METHOD",
         ASKING,
         options=BBT,
+    ),
+    MethodSpec(
+        "autoprompt",
+        "trigger tokens replaced one at a time, by gradient and trial (prompt)",
+        "pgtg.methods.autoprompt:METHOD",
+        ASKING,
+        options=AutoPrompt,
     ),
     MethodSpec(
         "uniform",

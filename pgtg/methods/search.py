@@ -54,5 +54,12 @@ class Search(Protocol):
         """What the search ends with, its first choice first."""
         ...
 
+    def measured(self) -> Mapping[str, float]:
+        """What there is to know of it besides, as metrics; called at its end.
+
+        `improve/gradient_sequences`: texts that it read with gradients.
+        """
+        ...
+
 
 MakeSearch = Callable[[Context], Search]

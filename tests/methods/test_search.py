@@ -27,6 +27,7 @@ FEW = ["prompt.baselines=[manual,instructions]"]
 CHECKS = "method.check_every=5"
 OPTIONS = {
     "grips": ["method.score=gap", "method.phrases=words", "method.patience=4"],
+    "autoprompt": ["method.iterations=4", "method.candidates=3", "method.tokens=2"],
     "bbt": ["method.tokens=3", "method.dim=4", "method.popsize=5", "method.budget=20", CHECKS],
 }
 

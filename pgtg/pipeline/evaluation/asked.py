@@ -65,6 +65,7 @@ def search_results(ctx: Context, artifact: Artifact, ranked: int) -> dict[str, A
     control = artifact.manifest()["extra"]["control"]
     for split, prompts in judged_prompts(ctx, 0, control).items():
         spent.add(prompts, split)
+    metrics = ctx.artifact(0, "improve", control=control).manifest()["metrics"]
     asked = read_jsonl(artifact.file(ASKED))
     curve: list[dict[str, float]] = []
     prompts, best = 0, -math.inf
@@ -78,6 +79,7 @@ def search_results(ctx: Context, artifact: Artifact, ranked: int) -> dict[str, A
         "judged_prompts": sum(spent.prompts.values()),
         "judged_sequences": spent.sequences,
         "judged_by_split": spent.prompts,
+        "gradient_sequences": int(metrics.get("improve/gradient_sequences", 0)),
         "distinct_prompts": len(distinct) + sum("vectors" in row for row in train),
         "dev_prompts": ranked,
         "best_train_score": curve[-1]["best"],

@@ -27,7 +27,8 @@ def run_search(
     """Run a search, or resume it, and keep what it found in the working folder.
 
     Returns:
-        Metrics: prompts that were judged, by split, and the best and last mean score on train.
+        Metrics: prompts that were judged, by split, the best and the last mean score on train, and
+        what the search measured.
     """
     states, label = Artifact(working / "state"), f"improve.{control}" if control else "improve"
     asked = {"train": 0, "dev": 0}
@@ -62,7 +63,8 @@ def run_search(
     states.remove()
     counts = {f"improve/{split}_judged_prompts": float(n) for split, n in asked.items()}
     ends = {"best": best, "last_mean": float(np.mean(scores))}
-    return counts | {f"improve/train_{name}_score": value for name, value in ends.items()}
+    counts |= {f"improve/train_{name}_score": value for name, value in ends.items()}
+    return counts | dict(search.measured())
 
 
 def _judged(ctx: Context, question: Question) -> np.ndarray:
