@@ -57,6 +57,15 @@ CHOICES: dict[str, dict[str, str]] = {
         "softplus": "the paper's, range (1e-8, 1.3133)",
         "sigmoid": "range (0, 1)",
     },
+    "method.weights": {
+        "share": "of a target's rewards; they add up to 1 (the paper)",
+        "threshold": "the same for all tokens from method.threshold on, 0 below",
+        "sign": "the same, and below it a token is made less likely",
+    },
+    "data.targets": {
+        "chosen": "the preferred completion of each row",
+        "all": "every completion of each row",
+    },
     "method.transform": {"none": "weights from r", "exp": "weights from exp(r)"},
     "method.baseline": {
         "none": "rewards as they are",
@@ -199,6 +208,7 @@ RULES: tuple[Rule, ...] = (
     ("method.entropy", *NOT_NEGATIVE),
     ("method.entropy_target", *POSITIVE),
     ("method.mle", *NOT_NEGATIVE),
+    ("method.negative", *NOT_NEGATIVE),
     ("method.reinforce", *NOT_NEGATIVE),
     ("method.token_share", *SHARE),
     ("method.kl", *NOT_NEGATIVE),

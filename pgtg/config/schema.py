@@ -125,6 +125,7 @@ class DataConfig:
     format: str | None = None
     validation_share: float | None = None
     as_chat: bool = False
+    targets: str = "chosen"
 
 
 @dataclass

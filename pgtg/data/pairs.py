@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 
 from pgtg.config import ColumnsConfig, DataConfig
@@ -115,6 +116,10 @@ class Rankings(Sequence[Ranking]):
         pairs = None if winners is None else tuple(zip(winners, losers, strict=True))
         return Ranking(id, prompt, tuple(completions), tuple(scores), pairs, margin)
 
+    def sizes(self) -> np.ndarray:
+        """Completions of each row; nothing is read."""
+        return self._rows.lengths("completions")
+
     def ids(self) -> list[str]:
         """Of all rows; nothing else is read."""
         return self._rows.column("id")
@@ -139,6 +144,31 @@ class Chosen(Sequence[Example]):
         one = self.rankings[index]
         target = one.completions[one.best]
         return Example(one.id, one.prompt, (target,), target)
+
+
+class EveryCompletion(Sequence[Example]):
+    """Each completion of each row as a target, those of a row one after another."""
+
+    def __init__(self, rankings: Rankings):
+        self.rankings = rankings
+        self._ends = np.cumsum(rankings.sizes(), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        row = int(np.searchsorted(self._ends, place, side="right"))
+        one = self.rankings[row]
+        number = place - (int(self._ends[row]) - len(one.completions))
+        target = one.completions[number]
+        return Example(f"{one.id}/{number}", one.prompt, (target,), target)
 
 
 class RankingWriter:

@@ -153,7 +153,7 @@ def open_run(path: Path) -> Run:
 
     return Run(
         path=folder.path,
-        about=_about(cfg),
+        about=_about(cfg, folder),
         codec=task.codec(tokenizer, bool(config.is_encoder_decoder), ends),
         sourceless=not TASKS[cfg.task].sources,
         model=model,
@@ -166,8 +166,16 @@ def open_run(path: Path) -> Run:
     )
 
 
-def _about(cfg: RunConfig) -> About:
+def _about(cfg: RunConfig, folder: RunFolder) -> About:
     weights = WeightedMLE.of(cfg.method)
+    threshold, newest = weights.threshold, -1
+    for (
+        made
+    ) in folder.artifacts():  # the mean of the round's targets stands in the trained policy's
+        found = made.manifest()
+        own = "improve/threshold" in found["metrics"] and not found["extra"].get("control")
+        if own and found["position"] > newest:
+            threshold, newest = found["metrics"]["improve/threshold"], found["position"]
     return About(
         cfg.task,
         cfg.name,
@@ -177,6 +185,9 @@ def _about(cfg: RunConfig) -> About:
         cfg.aggregator,
         weights.transform,
         weights.reward_to_go,
+        weights.weights,
+        threshold,
+        weights.below,
     )
 
 

@@ -5,7 +5,7 @@ Of each completion:
 - r_t, the reward;
 - A_t = r_t - mean_t r_t, the reward centred over the completion's own tokens, for policy gradients;
 - w_t = g(r_t) / sum g(r), the weight of reward-weighted maximum likelihood with the run's own g;
-  over a completion it adds up to 1.
+  over a completion it adds up to 1. With `method.weights` threshold or sign: 1/|y|, or less.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,6 @@ from pgtg.explain.write import format_of
 from pgtg.export.folder import require_free
 from pgtg.ops.aggregate import padded
 from pgtg.ops.masking import masked_mean
-from pgtg.ops.objectives import mle_weights
 from pgtg.runs.folder import write_jsonl, write_table
 from pgtg.runs.log import RunLog
 
@@ -94,8 +93,7 @@ def token_rows(reader: Reader, groups: list[Group], log: RunLog) -> Iterator[dic
     ):
         r, mask = padded(values)
         advantages = r - masked_mean(r, mask)[:, None]
-        how = reader.about
-        weights = mle_weights(r, mask, transform=how.transform, to_go=how.reward_to_go)
+        weights = reader.about.weights(r, mask)
         for n, (passage, (text, tokens, _)) in enumerate(zip(group.passages, texts, strict=True)):
             own = slice(len(tokens))
             row = {

@@ -127,7 +127,8 @@ class Method:
         stages: The stages it runs; as a control, it takes the others' results from the main line.
         trainer: Makes a round's policy training; None if it trains no policy.
         weigh: For supervised methods: (token rewards or None, mask, the run's method options, seed
-            of this batch) -> weights that add up to 1 over each target.
+            of this batch) -> weights that add up to 1 over each target, or 1/|y| for a good token
+            and at most that for others; then rewards are given less their threshold.
         samples: Whether the options' policy-gradient term applies.
         random_reward: Be guided by a reward model whose layers were drawn at random: a control.
         untrained_reward: Be guided by the reward model as its training would start: a control.

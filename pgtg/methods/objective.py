@@ -15,7 +15,7 @@ from pgtg.models.adaptor import AdaptedLanguageModel, Drawn
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
 from pgtg.ops.masking import masked_sum
-from pgtg.ops.objectives import kl_to_start, reinforce, weighted_nll
+from pgtg.ops.objectives import kl_to_start, reinforce, unlikelihood, weighted_nll
 from pgtg.ops.sampling import entropy, log_probability, restrict
 from pgtg.types import Loss, TokenBatch, Window
 
@@ -42,6 +42,8 @@ class SupervisedBatch:
 @dataclass(frozen=True)
 class Improvement:
     """L = m [mean over targets of -sum_t w_t log pi(y_t|s_t) - alpha H] + c L_PG.
+
+    Where w_t < 0, its term is -|w_t| log(1 - pi(y_t|s_t)) instead, which is bounded below.
 
     Where m is 0, targets are not read. H is the mean entropy over the targets' tokens and L_PG the
     mean over sampled tokens of -A_t log pi(a_t|s_t) + kl * KL(pi || pi_start).
@@ -75,8 +77,11 @@ class Improvement:
     def _of_targets(self, batch: SupervisedBatch, window: Window) -> Loss:
         logits = self.policy.logits(batch.batch).float()
         log_probs = log_probability(logits, batch.batch.tokens)
-        nll = weighted_nll(log_probs, batch.weights, batch.batch.mask).sum() / window.sequences
-        mask = batch.batch.mask
+        mask, weights = batch.batch.mask, batch.weights
+        terms = weighted_nll(log_probs, weights.clamp(min=0), mask)
+        if self.cfg.below < 0:
+            terms = terms + unlikelihood(log_probs, -weights.clamp(max=0), mask)
+        nll = terms.sum() / window.sequences
         mean_nll = -masked_sum(log_probs.detach(), mask) / window.tokens
         metrics = {"weighted_nll": nll.detach(), "token_nll": mean_nll}
         value = nll

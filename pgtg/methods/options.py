@@ -52,6 +52,9 @@ class WeightedMLE(_Trained):
     NEUTRAL: ClassVar[Mapping[str, Any]] = {
         **_Trained.NEUTRAL,
         "mle": 1.0,
+        "weights": "share",
+        "threshold": None,
+        "negative": 0.0,
         "transform": "none",
         "reward_to_go": False,
         "reinforce": 0.0,
@@ -62,6 +65,9 @@ class WeightedMLE(_Trained):
     }
 
     mle: float = MISSING
+    weights: str = MISSING
+    threshold: float | None = MISSING
+    negative: float = MISSING
     transform: str = MISSING
     reward_to_go: bool = MISSING
     reinforce: float = MISSING
@@ -69,6 +75,11 @@ class WeightedMLE(_Trained):
     token_share: float = MISSING
     samples: int = MISSING
     filter_share: float = MISSING
+
+    @property
+    def below(self) -> float:
+        """Weight of a token below the threshold, where one above it has 1."""
+        return -self.negative if self.weights == "sign" else 0.0
 
     @property
     def own_samples(self) -> int:
@@ -81,6 +92,10 @@ class WeightedMLE(_Trained):
     def problems(self) -> Iterator[str]:
         if not self.mle and not self.reinforce:
             yield "mle: found 0, and reinforce=0 as well: nothing would be trained"
+        if self.weights == "share" and self.threshold is not None:
+            yield f"threshold: found {self.threshold}, which weights=share does not read"
+        if self.weights != "share" and (self.transform != "none" or self.reward_to_go):
+            yield f"weights: {self.weights} goes with transform=none and reward_to_go=false alone"
         if self.baseline in ("group", "loo_at_t") and self.reinforce and self.samples < 2:
             found = f"found {self.samples}"
             needs = f"baseline={self.baseline} needs at least 2 generations per source"

@@ -14,15 +14,17 @@ from pgtg.config import MethodConfig
 from pgtg.methods.method import STAGES, Method
 from pgtg.methods.options import WeightedMLE
 from pgtg.methods.supervised import SupervisedTrainer
-from pgtg.ops.objectives import mle_weights, shuffled_weights
+from pgtg.ops.objectives import mle_weights, shuffled_weights, threshold_weights
 
 
 def weigh(
     rewards: Float[Tensor, "N T"] | None, mask: Bool[Tensor, "N T"], cfg: MethodConfig, seed: int
 ) -> Float[Tensor, "N T"]:
-    """w_t = g(r_t) / sum g(r)."""
+    """w_t = g(r_t) / sum g(r); or 1/|y| for good tokens, by sign or threshold."""
     assert rewards is not None
     options = WeightedMLE.of(cfg)
+    if options.weights != "share":
+        return threshold_weights(rewards, mask, below=options.below)
     return mle_weights(rewards, mask, transform=options.transform, to_go=options.reward_to_go)
 
 

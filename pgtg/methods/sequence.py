@@ -34,15 +34,23 @@ class _Evaluating(SupervisedTrainer):
 
 
 class SequenceTrainer(_Evaluating):
-    """w_it = e_i / |y_i|, e = g(f(r)) over its mean in the round, so that the mean e is 1."""
+    """w_it = e_i / |y_i|, e = g(f(r)) over its mean in the round, so that the mean e is 1.
+
+    By sign or threshold e_i = 1 where f(r) is at least `method.threshold`, by default its mean.
+    """
 
     def __init__(self, method: Method, given: Improving):
         super().__init__(method, given)
         values = self.evaluations()
-        if self.options.transform == "exp":  # less the largest: the same weights, no overflow
+        if self.options.weights != "share" and len(values):
+            level = self.options.threshold
+            level = values.mean() if level is None else level
+            values = np.where(values >= level, 1.0, self.options.below)
+        elif self.options.transform == "exp":  # less the largest: the same weights, no overflow
             values = np.exp(values - values.max(initial=-np.inf))
         self._factor = np.zeros(len(self.tokens))
-        self._factor[self.used] = values / values.mean() if len(values) else values
+        scale = values.mean() if len(values) and self.options.weights == "share" else 1.0
+        self._factor[self.used] = values / scale
 
     def weights(
         self, examples: Examples, batch: TokenBatch, rewards: Tensor | None, seed: int

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pgtg.data.examples import Examples
 from pgtg.data.rows import BATCH, mapped_rows, write_rows
+from pgtg.errors import DataError
 from pgtg.methods.method import Improving, Method
 from pgtg.methods.objective import Improvement, Sampled, SupervisedBatch, sampled_log_probs
 from pgtg.methods.options import WeightedMLE
@@ -49,10 +50,12 @@ class SupervisedTrainer(TextTrainer):
         self.ahead = self.options.reinforce == 0  # else the policy is sampled for its update
         self.objective = Improvement(self.lm, self.options, ctx.sampling())
         self.start = ctx.load_start()[0] if self.options.keeps_start else None
-        self.tokens = self.targets.tokens("train", self.codec)
+        self.tokens = self.targets.tokens(self.targets.trained, self.codec)
         self.used = used = self._used()
         self.cut = int((self.tokens.source_cut | self.tokens.target_cut)[used].sum())
         self.rewards = self._target_rewards(used) if self.model is not None else None
+        centred = self.rewards is not None and self.options.weights != "share"
+        self.level, self.below = self._threshold() if centred else (0.0, None)
 
     def _used(self) -> np.ndarray:
         """Rows of the examples of the round, in the order of their first use."""
@@ -64,6 +67,9 @@ class SupervisedTrainer(TextTrainer):
             return np.empty(0, np.int64)
         found, first = np.unique(np.concatenate(rows), return_index=True)
         return found[first.argsort()]
+
+    def _examples(self, rows: np.ndarray) -> Examples:
+        return self.targets.examples(self.targets.trained).chosen(rows)
 
     def window(self, step: int) -> list[Callable[[], SupervisedBatch]]:
         """What makes each micro-batch of the round's update number `step`."""
@@ -85,20 +91,22 @@ class SupervisedTrainer(TextTrainer):
             values = torch.zeros(batch.mask.shape)
             for line, row in zip(values, examples.rows.tolist(), strict=True):
                 rewards = self.rewards(row)
-                line[: len(rewards)] = torch.from_numpy(rewards)
+                line[: len(rewards)] = torch.from_numpy(rewards - np.float32(self.level))
             values = moved(values, self.ctx.device)
         return batch, self.weights(examples, batch, values, seed)
 
     def measured(self) -> dict[str, float]:
         """How the weights of the round's first targets are spread (1: all the same), and their part
-        on planted flaws, where these are known."""
+        on planted flaws, where these are known; and the threshold, where there is one."""
         rows = self.used if self.among is None else self.among
         if not len(rows) or not self.options.mle:
             return {}
-        examples = self.targets.examples("train").chosen(rows[:MEASURED])
+        examples = self._examples(rows[:MEASURED])
         batch, weights = self._weighted(examples, self.ctx.cfg.seed)
         mask, weights = batch.mask.cpu(), weights.double().cpu()
         found = {"improve/effective_share": effective_share(weights, mask)}
+        if self.below is not None:
+            found |= {"improve/threshold": self.level, "improve/below_threshold": self.below}
         tokens = self.tokens.targets(examples.rows)
         flaws = [self.task.target_flaws(e, t) for e, t in zip(examples, tokens, strict=True)]
         known = [row for row in flaws if row is not None]
@@ -110,10 +118,33 @@ class SupervisedTrainer(TextTrainer):
             found["improve/weight_on_flaws"] = on_flaws / float(weights.where(mask, 0.0).sum())
         return found
 
+    def _threshold(self) -> tuple[float, float]:
+        """The token reward from which a token is good, and the share of the round's tokens below.
+
+        Raises:
+            DataError: None reaches it.
+        """
+        found = [self.rewards(row) for row in self.used.tolist()] if self.rewards else []
+        values = np.concatenate([*found, np.empty(0, np.float32)])
+        level = self.options.threshold
+        if level is None:
+            level = float(values.mean(dtype=np.float64)) if len(values) else 0.0
+        below = float((values - np.float32(level) < 0).mean()) if len(values) else 0.0
+        if below == 1:
+            raise DataError(
+                f"method.threshold={level:g}: no token of the round's targets has such a reward; "
+                f"the highest is {values.max():.4g}, the mean {values.mean(dtype=np.float64):.4g}"
+            )
+        return level, below
+
     def weights(
         self, examples: Examples, batch: TokenBatch, rewards: Tensor | None, seed: int
     ) -> Tensor:
-        """[N, T] weight of each token of the examples' targets; they add up to 1 over a target."""
+        """[N, T] weight of each token of the examples' targets.
+
+        Args:
+            rewards: Less the threshold, where tokens are told apart by one (method.weights).
+        """
         assert self.method.weigh is not None
         return self.method.weigh(rewards, batch.mask, self.ctx.cfg.method, seed)
 
@@ -125,7 +156,7 @@ class SupervisedTrainer(TextTrainer):
             working = artifact.working(inputs)
             sources, targets = self.tokens.sources(used), self.tokens.targets(used)
             values = self.ctx.per_token(self.model, sources, targets, range(len(used)))
-            names = self.targets.examples("train").chosen(used).ids()
+            names = self._examples(used).ids()
             _write(working / REWARDS, names, values)
             artifact.commit(inputs=inputs, position=self.ctx.cursor[0])
         table, place = mapped_rows(artifact.file(REWARDS), SCHEMA), np.full(len(self.tokens), -1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -33,6 +33,7 @@ from pgtg.models.structure import layers_of
 from pgtg.models.trust import check_folder, load, unloadable
 from pgtg.ops.bounds import BOUNDS
 from pgtg.ops.masking import move_padding
+from pgtg.ops.objectives import mle_weights, threshold_weights
 from pgtg.runs.folder import read_json
 from pgtg.types import TokenBatch
 
@@ -102,6 +103,9 @@ class About:
         aggregator: Token rewards -> one evaluation of a sequence.
         transform: g of the token weights w_t = g(r_t) / sum g(r), "none" or "exp".
         reward_to_go: Whether weights are of the reward-to-go.
+        form: "share", or how tokens are told apart by a threshold.
+        threshold: Token reward from which a token then counts 1/|y|; None before it is known.
+        below: What others then count, as a multiple of that.
     """
 
     task: str
@@ -112,6 +116,26 @@ class About:
     aggregator: AggregatorConfig
     transform: str = "none"
     reward_to_go: bool = False
+    form: str = "share"
+    threshold: float | None = None
+    below: float = 0.0
+
+    def weights(
+        self, rewards: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
+    ) -> Float[Tensor, "N T"]:
+        """The weight of each token in the run's reward-weighted maximum likelihood.
+
+        Raises:
+            ConfigError: Its threshold is the mean of targets that are not read yet.
+        """
+        if self.form == "share":
+            return mle_weights(rewards, mask, transform=self.transform, to_go=self.reward_to_go)
+        if self.threshold is None:
+            raise ConfigError(
+                f"method.weights={self.form}: its threshold is known once the policy of "
+                f"{self.name} is trained, or where method.threshold gives it"
+            )
+        return threshold_weights(rewards - self.threshold, mask, below=self.below)
 
     def as_json(self) -> dict[str, Any]:
         """What `about_from_json` reads back."""
@@ -119,7 +143,13 @@ class About:
             "run": {"task": self.task, "name": self.name, "seed": self.seed, "head": self.head},
             "bound": self.bound,
             "aggregator": asdict(self.aggregator),
-            "weights": {"transform": self.transform, "reward_to_go": self.reward_to_go},
+            "weights": {
+                "transform": self.transform,
+                "reward_to_go": self.reward_to_go,
+                "form": self.form,
+                "threshold": self.threshold,
+                "below": self.below,
+            },
         }
 
 
@@ -144,6 +174,9 @@ def about_from_json(found: Any) -> About:
         ),
         transform=_of(str, weights["transform"]),
         reward_to_go=_of(bool, weights["reward_to_go"]),
+        form=_of(str, weights.get("form", "share")),
+        threshold=None if weights.get("threshold") is None else _of(float, weights["threshold"]),
+        below=_of(float, weights.get("below", 0.0)),
     )
     known = about.bound in BOUNDS and about.transform in ("none", "exp")
     if not (known and about.aggregator.temperature > 0):

@@ -44,6 +44,16 @@ def mle_weights(
     return torch.where(total > 0, value / total, torch.zeros_like(value))
 
 
+def threshold_weights(margins: PerToken, mask: Mask, *, below: float = 0.0) -> PerToken:
+    """w_t = 1/|y| where r_t is at least the threshold, else below/|y|: good tokens count the same.
+
+    Args:
+        margins: r_t less the threshold, without gradient.
+        below: 0 leaves the others out; a negative weight is for `unlikelihood`.
+    """
+    return torch.where(margins >= 0, 1.0, below) * uniform_weights(mask)
+
+
 def uniform_weights(mask: Mask) -> PerToken:
     """w_t = 1/|y|: plain MLE as a mean over each target's tokens."""
     return mask.float() / mask.sum(-1, keepdim=True).clamp(min=1)
@@ -73,6 +83,18 @@ def effective_share(weights: PerToken, mask: Mask) -> float:
 def weighted_nll(log_probs: PerToken, weights: PerToken, mask: Mask) -> Float[Tensor, " N"]:
     """-sum_t w_t log pi(y_t | s_t) per target [nats]."""
     return -(weights * log_probs).where(mask, 0.0).sum(-1)
+
+
+def unlikelihood(log_probs: PerToken, weights: PerToken, mask: Mask) -> Float[Tensor, " N"]:
+    """-sum_t w_t log(1 - pi(y_t | s_t)) per target [nats], for w_t >= 0: y_t is made less likely.
+
+    At least 0, whereas w log pi could be lowered without end. A token of probability above 1 - 1e-5
+    has no gradient: its own would be without bound.
+
+    Source: unlikelihood training, Welleck et al. 2020 (arXiv:1908.04319), its code for the bound.
+    """
+    others = -torch.expm1(log_probs)  # 1 - pi
+    return -(weights * others.clamp(min=1e-5).log()).where(mask, 0.0).sum(-1)
 
 
 def advantages(

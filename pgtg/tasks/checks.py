@@ -26,6 +26,8 @@ def summarize(cfg: RunConfig) -> Iterator[str]:
     yield from _judge(cfg, needed=True)
     if cfg.data.format is not None:
         yield "data.format: preferences are for `pgtg train preferences`; choose data=files"
+    if cfg.data.targets != "chosen":
+        yield f"data.targets: found {cfg.data.targets}; a text here has one target, leave it out"
     if cfg.data.fewshot is not None:
         yield "data.fewshot: only the prompt task has it; leave it out"
     if cfg.data.name in ("files", "hub") and not cfg.data.columns.references:

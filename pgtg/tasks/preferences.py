@@ -1,8 +1,9 @@
 """The preferences task: prompts whose completions somebody has ranked already.
 
-The reward model learns from those rankings. The policy is trained on the preferred completions,
-weighted by their token rewards, and with `method.reinforce` on its own samples. Nothing is judged
-while it runs, unless a judge is chosen: then that says how good held-out greedy text is.
+The reward model learns from those rankings. The policy is trained on the preferred completions, or
+with `data.targets=all` on every one, weighted by their token rewards, and with `method.reinforce`
+on its own samples. Nothing is judged while it runs, unless a judge is chosen: then that says how
+good held-out greedy text is.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any
 
 from pgtg.config import RunConfig
 from pgtg.data.examples import Examples
-from pgtg.data.pairs import Chosen, Rankings, read_rankings, splits_train
+from pgtg.data.pairs import Chosen, EveryCompletion, Rankings, read_rankings, splits_train
 from pgtg.data.splits import Tally, has_split
 from pgtg.data.tables import has_file
 from pgtg.models.chat import ChatCodec
@@ -21,6 +22,8 @@ from pgtg.models.codec import Codec
 from pgtg.runs.files import json_line
 from pgtg.tasks.task import Columns
 from pgtg.tasks.texts import TextTask
+
+EVERY = "train-all"  # every completion of the training split, as a split of its own
 
 
 class PreferencesTask(TextTask):
@@ -32,6 +35,7 @@ class PreferencesTask(TextTask):
 
     def __init__(self, cfg: RunConfig):
         super().__init__(cfg)
+        self.trained = EVERY if cfg.data.targets == "all" else "train"
         self._rankings: dict[str, Rankings] = {}
 
     @cached_property
@@ -67,7 +71,15 @@ class PreferencesTask(TextTask):
         tally = Tally()
         self._rankings[split], self.counts[split] = read_rankings(self.cfg.data, split, tally)
         self.seen[split] = frozenset(tally.seen)
-        return {split: Examples(split, Chosen(self._rankings[split]))}
+        found = {split: Examples(split, Chosen(self._rankings[split]))}
+        if split == "train":
+            found[EVERY] = Examples(EVERY, EveryCompletion(self._rankings[split]))
+        return found
+
+    def examples(self, split: str) -> Examples:
+        if split == EVERY:
+            super().examples("train")  # comes with it
+        return super().examples(split)
 
     def codec(self, tokenizer: Any, is_encoder_decoder: bool, ends: Sequence[int] = ()) -> Codec:
         """Conversations by the model's chat template; texts run straight into their completions."""
@@ -77,6 +89,7 @@ class PreferencesTask(TextTask):
         return self._codec
 
     def contents(self, split: str) -> str:
+        split = "train" if split == EVERY else split
         if split not in self._hashes:
             digest = hashlib.sha256()
             for one in self.rankings(split):

@@ -15,7 +15,7 @@ TASKS = (
     ),
     TaskSpec(
         "preferences",
-        "prompts with completions that somebody has ranked: reward-weighted MLE on the best",
+        "prompts with ranked completions: reward-weighted MLE on the best, or on all",
         "pgtg.tasks.preferences:make",
         gives=frozenset({"samples", "reward", "targets"}),
         controls=("uniform", "shuffled"),

@@ -167,6 +167,8 @@ class Task(Protocol):
 class Targets(Protocol):
     """Supervised data: what texts are trained on, in which order, and what is evaluated."""
 
+    trained: str  # the split whose targets a policy is trained on
+
     def examples(self, split: str) -> Examples:
         """All examples of a split."""
         ...
@@ -179,7 +181,7 @@ class Targets(Protocol):
         """Micro-batches of the policy's update number `update`, counted over all rounds.
 
         Args:
-            among: Rows of the training split to draw from; None: all of it.
+            among: Rows of the split `trained` to draw from; None: all of it.
         """
         ...
 

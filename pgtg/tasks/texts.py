@@ -46,6 +46,7 @@ class TextTask(ABC):
         self._tokens: dict[str, Tokens] = {}
         self._codec: Codec | None = None
         self._judge: Judge | None = None
+        self.trained = "train"  # the split whose targets a policy is trained on
         self._folder: RunFolder | None = None
         self._log: RunLog | None = None
 
@@ -154,7 +155,7 @@ class TextTask(ABC):
         cfg = self.cfg.improve
         epoch = 0
         if self.cfg.schedule.unit == "epochs":
-            examples = len(self.examples("train"))
+            examples = len(self.examples(self.trained))
             epoch = updates_per_epoch(examples, cfg.micro_batch, cfg.accumulate)
         return segments(self.cfg.schedule, epoch)
 
@@ -178,7 +179,7 @@ class TextTask(ABC):
 
     def window(self, update: int, among: np.ndarray | None = None) -> list[Examples]:
         """Micro-batches of the policy's update number `update`, counted over all rounds."""
-        examples, cfg = self.examples("train"), self.cfg.improve
+        examples, cfg = self.examples(self.trained), self.cfg.improve
         size = len(examples) if among is None else len(among)
         epoch, place = divmod(update, updates_per_epoch(size, cfg.micro_batch, cfg.accumulate))
         if among is None:
@@ -187,7 +188,7 @@ class TextTask(ABC):
             rng = np.random.default_rng(derive_seed(self.cfg.seed, "epoch", "among", epoch))
             order = among[rng.permutation(size)]
         parts = of_epoch(
-            self.lengths("train")[0][order] if cfg.bucket > 1 else order,
+            self.lengths(self.trained)[0][order] if cfg.bucket > 1 else order,
             place,
             micro_batch=cfg.micro_batch,
             accumulate=cfg.accumulate,
@@ -200,7 +201,7 @@ class TextTask(ABC):
         if epoch not in self._orders:
             rng = np.random.default_rng(derive_seed(self.cfg.seed, "epoch", epoch))
             self._orders.clear()  # one epoch at a time
-            self._orders[epoch] = rng.permutation(len(self.examples("train")))
+            self._orders[epoch] = rng.permutation(len(self.examples(self.trained)))
         return self._orders[epoch]
 
     @cached_property

@@ -51,10 +51,11 @@ ONE_ROUND = [
     "method.controls=[]",
     "evaluate.start_policy=false",
 ]
+EVERY = ["data.targets=all", "method.weights=sign"]
 MADE = {
     "summarize": lambda device: tiny(*SMALL, "seed=1", device),
     "prompt": lambda device: tiny_prompt("method.controls=[]", device),
-    "preferences": lambda device: tiny_preferences(*ONE_ROUND, device),
+    "preferences": lambda device: tiny_preferences(*ONE_ROUND, *EVERY, device),
 }
 TASKS = tuple(MADE)
 CLOSE: dict[str, Any] = {"rel": 2e-3, "abs": 2e-3}  # float32, carried through two rounds

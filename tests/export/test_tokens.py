@@ -72,6 +72,22 @@ def test_weights_are_the_methods_own(run: Path, tmp_path: Path):
         np.testing.assert_allclose(row["weight"], expected, rtol=1e-9)
 
 
+def test_weights_by_a_threshold_are_the_methods_own(run: Path, tmp_path: Path):
+    """1/|y| from the threshold that the newest policy was trained with, less below."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    config = (copy / "config.yaml").read_text()
+    assert "weights: share" in config
+    (copy / "config.yaml").write_text(config.replace("weights: share", "weights: sign"))
+    refused = said(copy, "--out", tmp_path / "t.jsonl")
+    assert refused.exit_code == 2 and "its threshold is known once the policy" in refused.output
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("threshold: null", "threshold: 0.5"))
+    assert said(copy, "--out", tmp_path / "t.jsonl").exit_code == 0
+    for row in read_jsonl(tmp_path / "t.jsonl"):
+        expected = np.where(np.array(row["reward"]) >= 0.5, 1.0, -0.1) / len(row["reward"])
+        np.testing.assert_allclose(row["weight"], expected, rtol=1e-6)
+
+
 def test_an_exported_folder_writes_the_same_as_its_run(run: Path, exported: Path, tmp_path: Path):
     text = tmp_path / "mine.jsonl"
     rows = [{"prompt": "the plot was", "completion": "neat ."}, {"prompt": "x", "completion": "a"}]

@@ -1,6 +1,7 @@
 """Each control against its definition, on the targets of a tiny run with the head `logprob`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from pgtg.config.compose import run_config
-from pgtg.errors import ConfigError
+from pgtg.errors import ConfigError, DataError
 from pgtg.methods import method_of
 from pgtg.methods.context import Context
 from pgtg.methods.method import Improving
@@ -48,7 +49,7 @@ def trainer(ctx: Context, name: str) -> Any:
         model = untrained_reward_model(ctx).eval()
     if model is not None:
         model.requires_grad_(False)
-    folder, targets = ctx.artifact(0, "improve", control=name), ctx.artifact(9, name)
+    folder, targets = ctx.artifact(0, "improve", control=name), ctx.artifact(9, name or "own")
     given = Improving(ctx, lm, codec, model, [], folder.working("x"), 0, 2, targets, "x")
     assert method.trainer is not None
     return method.trainer(method, given)
@@ -89,6 +90,41 @@ def test_the_oracle_refuses_what_has_no_planted_truth():
         run_config("summarize", [*data, "method.controls=[oracle]"])
     plain, planted = run_config("summarize", data), run_config("summarize", [])
     assert {*planted.method.controls} - {*plain.method.controls} == {"oracle"}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_tokens_and_sequences_are_told_apart_by_a_threshold(ctx: Context, given: bool):
+    """Against all rewards of the round's targets: 1/|y| from the threshold on, else nothing; a
+    sequence by its mean reward, of which the threshold is the mean."""
+    guide = trainer(ctx, "")
+    level = float(np.mean([guide.rewards(row).mean() for row in guide.used])) if given else None
+    method = replace(ctx.cfg.method, weights="threshold", threshold=level)  # type: ignore[call-arg]
+    ctx = replace(ctx, cfg=replace(ctx.cfg, method=method))
+    for name in ("", "sequence"):
+        guide = trainer(ctx, name)
+        rows = {row: guide.rewards(row).astype(float) for row in guide.used.tolist()}
+        mean = np.concatenate([*rows.values()]).mean()
+        if name:
+            mean = np.mean([own.mean() for own in rows.values()])
+        at = mean if level is None else level
+        examples = [part for step in range(2) for part in guide.targets.window(step)]
+        kept = []
+        for part, batch in zip(examples, batches(guide), strict=True):
+            for row, weights, mask in zip(part.rows, batch.weights, batch.batch.mask, strict=True):
+                own = rows[int(row)]
+                good = np.full(len(own), own.mean()) >= at if name else own >= at
+                kept += good.tolist()
+                assert weights[mask].tolist() == pytest.approx((good / len(own)).tolist())
+        assert 0 < np.mean(kept) < 1
+    assert trainer(ctx, "").measured()["improve/below_threshold"] == pytest.approx(
+        np.mean(np.concatenate([*rows.values()]) < (at if level else guide.level)), abs=1e-6
+    )
+
+
+def test_a_threshold_that_no_token_reaches_is_one_line(ctx: Context):
+    method = replace(ctx.cfg.method, weights="threshold", threshold=9.0)  # type: ignore[call-arg]
+    with pytest.raises(DataError, match=r"method.threshold=9: no token .* the highest is"):
+        trainer(replace(ctx, cfg=replace(ctx.cfg, method=method)), "")
 
 
 def test_sequence_spreads_each_targets_evaluation_evenly(ctx: Context):

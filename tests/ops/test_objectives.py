@@ -33,7 +33,9 @@ from pgtg.ops.objectives import (
     reinforce,
     reward_to_go,
     shuffled_weights,
+    threshold_weights,
     uniform_weights,
+    unlikelihood,
     weighted_nll,
 )
 from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
@@ -113,6 +115,36 @@ def test_the_shuffled_control_permutes_the_method_s_weights():
     control = weigh(pgtg.SHUFFLED)(rewards, mask, OPTIONS, 1)
     assert_close(control.sort().values, weights.sort().values)
     assert not torch.equal(control, weights)
+
+
+def test_tokens_from_the_threshold_on_count_the_same():
+    """1/|y| or below/|y| in plain Python; a reward at the threshold is good."""
+    rows = [[0.4, 0.5, 0.6], [0.2], [0.5, 0.1]]
+    margins, mask = rectangle(rows, side="left")
+    for below in (0.0, -0.25):
+        expected = [(1.0 if x >= 0.5 else below) / len(row) for row in rows for x in row]
+        found = threshold_weights(margins - 0.5, mask, below=below)
+        assert found[mask].tolist() == pytest.approx(expected) and (found[~mask] == 0).all()
+
+
+def test_unlikelihood_is_minus_log_of_all_other_tokens():
+    """Brute force over a vocabulary of 5, its gradient by finite differences; bounded near 1."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True)
+    tokens, mask = torch.tensor([[1, 2, 0], [4, 4, 0]]), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+    weights = torch.rand(2, 3, dtype=torch.double)
+
+    def loss(logits: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+        return unlikelihood(log_probs, weights, mask)
+
+    others = torch.ones(2, 3, 5).bool().scatter(-1, tokens[..., None], False)
+    expected = -(logits.softmax(-1) * others).sum(-1).log() * weights
+    assert_close(loss(logits), expected.where(mask, 0.0).sum(-1))
+    assert torch.autograd.gradcheck(loss, (logits,))
+    certain = torch.zeros(1, 1, requires_grad=True)
+    unlikelihood(certain, torch.ones(1, 1), torch.ones(1, 1).bool()).sum().backward()
+    assert certain.grad is not None and certain.grad.item() == 0
 
 
 def test_weighted_nll_ignores_padding_even_in_its_gradient():

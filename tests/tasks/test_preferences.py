@@ -17,6 +17,9 @@ from pgtg.config import RunConfig
 from pgtg.config.compose import run_config
 from pgtg.data.generations import of_tables, read_generations
 from pgtg.errors import ConfigError, DataError
+from pgtg.methods import method_of
+from pgtg.methods.method import Improving
+from pgtg.models.batch import token_batch
 from pgtg.models.codec import Codec
 from pgtg.models.loading import load_language_model
 from pgtg.models.lora import has_lora
@@ -201,6 +204,11 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
         (["data.validation_share=1.5"], "data.validation_share: found 1.5, expected in (0, 1)"),
         (["sample.heldout_sources=0"], "sample.heldout_sources: found 0, but keep=best"),
         (["data=newswire"], "data: newswire holds no preferences"),
+        (["data.targets=rejected"], "data.targets: there is no 'rejected'"),
+        (["method.weights=signs"], "method.weights: there is no 'signs'; did you mean 'sign'?"),
+        (["method.threshold=0.5"], "method.threshold: found 0.5, which weights=share does not"),
+        (["method.weights=sign", "method.transform=exp"], "method.weights: sign goes with tran"),
+        (["method.weights=sign", "method.negative=-1"], "method.negative: found -1.0, expected 0"),
         (["method=sparse"], "method.name: 'sparse' needs classifier, judge, which the task"),
     ],
 )
@@ -213,6 +221,8 @@ def test_what_does_not_fit_is_one_line(overrides: list[str], said: str):
 def test_preferences_are_for_their_task():
     with pytest.raises(ConfigError, match=r"data.format: preferences are for `pgtg train pref"):
         run_config("summarize", ["data=pairs", "data.path=x", "policy=t5_small"])
+    with pytest.raises(ConfigError, match=r"data\.targets: found all; a text here has one"):
+        run_config("summarize", ["data.targets=all"])
     with pytest.raises(ConfigError, match="judge: none judges nothing"):
         run_config("summarize", ["judge=none"])
 
@@ -270,6 +280,72 @@ def test_adapters_are_trained_saved_alone_and_merged(finished: Path, lora: Path)
     first = load_reward_model(lora / "rounds" / "00" / "align" / "reward")
     pairs = zip(reward.backbone.parameters(), first.backbone.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+EVERY = ["data.targets=all", "method.weights=sign", "method.negative=0.2"]
+
+
+def test_every_completion_is_a_target_where_asked_for(finished: Path, tmp_path: Path):
+    """The loss of an update from its definition, with the policy and the reward model of the run;
+    an epoch is as long as there are completions, and the plan knows that."""
+    cfg = tiny_preferences(*EVERY, "improve.accumulate=1", "reward.head=linear")
+    shutil.copytree(finished, tmp_path / "run")
+    with session(cfg, tmp_path / "run", True) as ctx:
+        assert ctx.task.targets is not None
+        texts = ctx.task.targets.examples("train-all")
+        rankings = ctx.task.rankings("train")  # type: ignore[attr-defined]
+        every = [(one.prompt, text) for one in rankings for text in one.completions]
+        assert [(one.source, one.target) for one in texts] == every and len(every) == 48
+        assert texts[5].target == texts[-43].target == every[5][1] and len({*texts.ids()}) == 48
+        method, (lm, codec) = method_of(cfg), ctx.load_start()
+        model = load_reward_model(finished / "rounds/00/align/reward").eval()
+        artifact, working = ctx.artifact(0, "targets"), tmp_path / "working"
+        given = Improving(ctx, lm.eval(), codec, model, [], working, 0, 2, artifact, "x")
+        assert method.trainer is not None
+        trainer = method.trainer(method, given)
+        batch = trainer.window(0)[0]()
+        loss = trainer.objective(batch, trainer.objective.count(batch)).value
+        windows = [ctx.task.targets.window(step)[0].rows.tolist() for step in (0, 1)]
+        rewards, terms, alone = {}, [], {}
+        with torch.no_grad():
+            for row in {*windows[0], *windows[1]}:
+                source = codec.encode_source(texts[row].source)[0]
+                alone[row] = token_batch([source], [codec.encode_target(texts[row].target)[0]], [0])
+                rewards[row] = model(alone[row])[0].tolist()
+            level = float(np.mean([r for own in rewards.values() for r in own]))
+            for row in windows[0]:
+                ids = alone[row].tokens[0].tolist()
+                p = lm.logits(alone[row])[0].softmax(-1)[range(len(ids)), ids].tolist()
+                pairs = zip(p, rewards[row], strict=True)
+                own = [-np.log(x) if r >= level else -0.2 * np.log(1 - x) for x, r in pairs]
+                terms.append(sum(own) / len(ids))
+        assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
+        assert trainer.measured()["improve/threshold"] == pytest.approx(level, rel=1e-6)
+    epochs = ["schedule.unit=epochs", "schedule.total=1", "schedule.retrain_until=0"]
+    assert "policy updates  12 =" in describe(tiny_preferences(*EVERY, *epochs))
+    assert "policy updates  6 =" in describe(tiny_preferences(*epochs))
+
+
+def test_training_on_every_completion_resumes_to_the_bit(tmp_path: Path, monkeypatch):
+    cfg = tiny_preferences(*EVERY, *ONE_ROUND)
+    train(cfg, tmp_path / "whole")
+    seen = 0
+
+    def stop(*arguments: Any, **named: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 5:  # in the policy's training
+            raise KeyboardInterrupt
+        return save(*arguments, **named)
+
+    save = loop.save_state
+    monkeypatch.setattr(loop, "save_state", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, tmp_path / "again")
+    monkeypatch.undo()
+    assert (tmp_path / "again" / "rounds" / "00" / "align").is_dir()
+    train(cfg, tmp_path / "again")
+    assert results(tmp_path / "again") == results(tmp_path / "whole")
 
 
 def test_adapters_resume_to_the_bit(finished: Path, lora: Path, tmp_path: Path, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from pgtg.config import RunConfig
 from pgtg.pipeline.plan import summarize
+from pgtg.pipeline.plan.summarize import TRAINED
 from pgtg.pipeline.plan.work import Work
 
 
@@ -13,10 +14,12 @@ def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
     from pgtg.tasks.preferences import PreferencesTask
 
     task = PreferencesTask(cfg)
-    wanted = [s for s in dict.fromkeys(["train", *cfg.evaluate.splits]) if task.has(s)]
+    wanted: list[str] = [s for s in dict.fromkeys(["train", *cfg.evaluate.splits]) if task.has(s)]
+    if task.trained not in wanted:
+        wanted.append(TRAINED)
     if cfg.data.name == "hub":
         return dict.fromkeys(wanted)
-    return {split: len(task.examples(split)) for split in wanted}
+    return {s: len(task.examples(task.trained if s == TRAINED else s)) for s in wanted}
 
 
 def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:

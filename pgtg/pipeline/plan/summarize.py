@@ -13,6 +13,7 @@ from pgtg.training.schedule import segments, updates_per_epoch
 
 MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
 UNKNOWN = "unknown"
+TRAINED = "trained"  # in sizes of splits: of what a policy is trained on, where it is not "train"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     lines = sampled + sum(controls[name].reads_judged for name in cfg.method.alongside)
     rounds = len(segments(cfg.schedule, MANY))
     window = cfg.improve.micro_batch * cfg.improve.accumulate
-    parts = _parts(cfg, examples.get("train"))
+    parts = _parts(cfg, examples.get(TRAINED, examples.get("train")))
     if parts and not sampled:
         parts = [sum(parts)]
     policies = 1 + len(cfg.method.alongside) + cfg.evaluate.start_policy
