@@ -336,6 +336,49 @@ class AutoPrompt(_Options):
             yield f"batch: found {self.batch}, expected 0 or more"
 
 
+@dataclass
+class RLPrompt(_Options):
+    """Soft Q-learning on the judge's scores of sampled prompts."""
+
+    updates: int = MISSING
+    prompts: int = MISSING
+    lr: float = MISSING
+    target_rate: float = MISSING
+    loss: str = MISSING
+    coefficient: float | None = MISSING
+    standardize: bool = MISSING
+    scale: float = MISSING
+    prior: bool = MISSING
+    check_every: int = MISSING
+    released: bool = MISSING
+
+    @property
+    def own_updates(self) -> int:
+        return self.updates
+
+    @property
+    def keeps_start(self) -> bool:
+        return self.prior
+
+    def asked(self) -> tuple[int, int]:
+        return self.updates * self.prompts, -(-self.updates // self.check_every)
+
+    def problems(self) -> Iterator[str]:
+        yield from _counts(self, "updates", "prompts", "check_every")
+        yield from _one_of(self, "loss", LOSSES)
+        for name in ("lr", "target_rate", "scale"):
+            if (value := getattr(self, name)) <= 0:
+                yield f"{name}: found {value}, expected above 0"
+        if self.target_rate > 1:
+            yield f"target_rate: found {self.target_rate}, expected at most 1"
+        if self.coefficient is not None and not 0 <= self.coefficient <= 1:
+            yield f"coefficient: found {self.coefficient}, expected 0 to 1, or null"
+
+
+# names of the released code, see ops.soft_q
+LOSSES = ("v0", "v1", "v2", "v3", "v2_v2r", "v3_v3r", "v2_v2r_v3_v3r")
+
+
 def _counts(options: MethodConfig, *names: str) -> Iterator[str]:
     for name in names:
         if (value := getattr(options, name)) < 1:

@@ -15,6 +15,7 @@ from pgtg.methods.options import (
     GrIPS,
     GroupGradient,
     Reinforce,
+    RLPrompt,
     SimPO,
     Sparse,
     WeightedMLE,
@@ -90,6 +91,13 @@ METHODS = (
         "pgtg.methods.autoprompt:METHOD",
         ASKING,
         options=AutoPrompt,
+    ),
+    MethodSpec(
+        "rlprompt",
+        "soft Q-learning on the judge's scores of sampled prompts (prompt)",
+        "pgtg.methods.rlprompt:METHOD",
+        ASKING,
+        options=RLPrompt,
     ),
     MethodSpec(
         "uniform",

@@ -10,6 +10,8 @@ def gap_scores(
     labels: Int[Tensor, " E"],
     correct: float = 200.0,
     wrong: float = 180.0,
+    *,
+    ties: bool = False,
 ) -> Float[Tensor, "*P E"]:
     """Score of each example: correct * gap where the gap is positive, else wrong * gap.
 
@@ -20,6 +22,8 @@ def gap_scores(
         labels: Number of each example's class, in 0..C-1.
         correct: Weight of a gap above 0, where the right word is the likeliest.
         wrong: Weight of the others.
+        ties: As RLPrompt's code, which leaves out the own word by its probability: other words
+            that tie with it are left out too, and where none is left the gap is p(label) + 1.
 
     Returns:
         Scores in [-wrong, correct]; the prompt's score is their mean over the examples.
@@ -33,7 +37,10 @@ def gap_scores(
     p = log_probs.softmax(-1)
     index = labels.expand(p.shape[:-1])[..., None]
     own = p.gather(-1, index).squeeze(-1)
-    gap = own - p.scatter(-1, index, -1.0).max(-1).values  # a probability is never below -1
+    others = p.scatter(-1, index, -1.0)  # a probability is never below -1
+    if ties:
+        others = torch.where(p == own[..., None], -1.0, p)
+    gap = own - others.max(-1).values
     return torch.where(gap > 0, correct * gap, wrong * gap)
 
 

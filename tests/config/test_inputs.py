@@ -56,7 +56,7 @@ METHODS = {
     name: tiny(f"method={name}", "method.controls=[uniform]")
     for name in ("dpo", "simpo", "tdpo", "grpo")
 }
-SEARCHES = ["grips", "autoprompt", *(["bbt"] if find_spec("cma") else [])]
+SEARCHES = ["grips", "autoprompt", "rlprompt", *(["bbt"] if find_spec("cma") else [])]
 METHODS |= {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in SEARCHES}
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all

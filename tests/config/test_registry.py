@@ -62,7 +62,15 @@ def test_a_method_runs_where_its_needs_are_met():
     own = {"pgtg", "reinforce", "mle"}
     assert set(methods_of("summarize")) == own | paired | grouped
     assert set(methods_of("preferences")) == own | paired  # nothing judges own generations
-    assert set(methods_of("prompt")) == {"pgtg", "sparse", "random", "grips", "bbt", "autoprompt"}
+    assert set(methods_of("prompt")) == {
+        "pgtg",
+        "sparse",
+        "random",
+        "grips",
+        "bbt",
+        "autoprompt",
+        "rlprompt",
+    }
     assert method_spec("prompt", "pgtg").code != method_spec("summarize", "pgtg").code
     lacking = (
         "'sparse' needs classifier, which the task summarize lacks; it has pgtg, reinforce, mle"

@@ -2,19 +2,20 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pgtg.judges.candidate import Candidate, read_found
+from pgtg.judges.record import TABLE
 from pgtg.judges.template import Prompt
 from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.pipeline.stages.match import judged_prompts
 from pgtg.pipeline.stages.search import ASKED
-from pgtg.runs.files import read_jsonl
+from pgtg.runs.files import read_jsonl, read_table
 from pgtg.runs.folder import Artifact
 from pgtg.tasks.prompt import PromptTask
 
@@ -67,13 +68,9 @@ def search_results(ctx: Context, artifact: Artifact, ranked: int) -> dict[str, A
         spent.add(prompts, split)
     metrics = ctx.artifact(0, "improve", control=control).manifest()["metrics"]
     asked = read_jsonl(artifact.file(ASKED))
-    curve: list[dict[str, float]] = []
-    prompts, best = 0, -math.inf
     train = [row for row in asked if row["split"] == "train"]
-    for _, turn in itertools.groupby(train, key=lambda row: row["turn"]):
-        scores = [row["score"] for row in turn]
-        prompts, best = prompts + len(scores), max(best, *scores)
-        curve.append({"prompts": prompts, "best": best, "mean": float(np.mean(scores))})
+    turns = itertools.groupby(train, key=lambda row: row["turn"])
+    curve = _curve([row["score"] for row in turn] for _, turn in turns)
     distinct = {_prompt(row) for row in asked if "vectors" not in row}
     return {
         "judged_prompts": sum(spent.prompts.values()),
@@ -86,6 +83,26 @@ def search_results(ctx: Context, artifact: Artifact, ranked: int) -> dict[str, A
         "last_mean_score": curve[-1]["mean"],
         "curve": curve,
     }
+
+
+def drawn_curve(ctx: Context, control: str) -> list[dict[str, float]]:
+    """The same of a line in one round that has prompts judged for each update alone."""
+    artifact = ctx.artifact(0, "improve", control=control)
+    table = read_table(artifact.file(TABLE), ["split", "score"])
+    rows = zip(table["split"], table["score"], strict=True)
+    scores = [score for split, score in rows if split == "train"]
+    size = len(scores) // int(artifact.manifest()["metrics"]["improve/updates"])
+    return _curve(scores[at : at + size] for at in range(0, len(scores), size))
+
+
+def _curve(turns: Iterable[Sequence[float]]) -> list[dict[str, float]]:
+    """After each turn: prompts judged so far, their best score, and the mean of the turn's."""
+    found: list[dict[str, float]] = []
+    prompts, best = 0, -math.inf
+    for scores in turns:
+        prompts, best = prompts + len(scores), max(best, *scores)
+        found.append({"prompts": prompts, "best": best, "mean": float(np.mean(scores))})
+    return found
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:

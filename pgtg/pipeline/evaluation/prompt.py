@@ -29,7 +29,13 @@ from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.sampling import derive_seed
-from pgtg.pipeline.evaluation.asked import Asked, Ranked, found_by_search, search_results
+from pgtg.pipeline.evaluation.asked import (
+    Asked,
+    Ranked,
+    drawn_curve,
+    found_by_search,
+    search_results,
+)
 from pgtg.pipeline.evaluation.system import Results, Rows, System
 from pgtg.pipeline.findings import show_prompts
 from pgtg.pipeline.stages.improve import kept_policy
@@ -238,6 +244,7 @@ class PromptEvaluation:
             for split, prompts in judged_prompts(ctx, number, system.control).items():
                 spent.add(prompts, split)
         artifacts = _samples(ctx, system.control)
+        curve = _curve(ctx, system.control) if artifacts else drawn_curve(ctx, system.control)
         found = {
             "judged_prompts": sum(spent.prompts.values()),
             "judged_sequences": spent.sequences,
@@ -245,10 +252,10 @@ class PromptEvaluation:
             "distinct_prompts": len(judged),
             "dev_prompts": len(rows),
             "best_train_score": max(judged.values()),
-            "last_mean_score": artifacts[-1].manifest()["metrics"]["sample/train_mean_score"],
-            "curve": _curve(ctx, system.control),
+            "last_mean_score": curve[-1]["mean"],
+            "curve": curve,
         }
-        reward = ctx.artifact(len(artifacts) - 1, "align", control=system.control)
+        reward = ctx.artifact(max(rounds), "align", control=system.control)
         if reward.exists() and not system.control:
             model = load_reward_model(reward.file("reward")).to(ctx.device).eval()
             ctx.to_read(model.backbone)
