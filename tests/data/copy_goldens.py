@@ -4,9 +4,9 @@
 
 The first file has those of the paper, as evaluated in float64, apart from this package, by the
 formulas of the authors' released code on fixed random inputs; the second those that the released
-functions of its rivals gave (OpenRLHF, SimPO, TDPO, GrIPS, black-box tuning, AutoPrompt, RLPrompt):
-per formula a list of cases, inputs and outputs together; some are of a tiny RoBERTa, whose weights
-stand with them. Only the formulas that a test reads are kept.
+functions of its rivals gave (OpenRLHF, SimPO, TDPO, RL4LMs, RTO, GrIPS, black-box tuning,
+AutoPrompt, RLPrompt): per formula a list of cases, inputs and outputs together; some are of a tiny
+RoBERTa, whose weights stand with them. Only the formulas that a test reads are kept.
 """
 
 import json
@@ -28,6 +28,13 @@ KINDS = {
         "preference_losses",
         "group_advantages",
         "clipped_losses_masked",
+        "kl_controller",
+        "gae",
+        "ppo_rollout",
+        "ppo_loss",
+        "nlpo_mask",
+        "nlpo_masked_distribution",
+        "rto_rewards",
         "grips_edits",
         "grips_score",
         "grips_search",
