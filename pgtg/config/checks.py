@@ -459,10 +459,10 @@ def local_model(key: str, path: str | None) -> Iterator[str]:
 
 def _method(cfg: RunConfig) -> Iterator[str]:
     method = cfg.method
-    if refused := refusal(cfg.task, method.name):
+    if refused := refusal(cfg.task, method.name, options=method):
         yield refused
     for control in method.controls or []:
-        if refused := refusal(cfg.task, control, control=True):
+        if refused := refusal(cfg.task, control, control=True, options=method):
             yield refused
         elif controls_of(cfg.task)[control].planted and cfg.data.name not in PLANTED:
             found = f"data.name={cfg.data.name} has none"

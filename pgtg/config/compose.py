@@ -39,6 +39,7 @@ from pgtg.config import (
 from pgtg.config.checks import PLANTED, check, value_at
 from pgtg.config.groups import CONF, SECTIONS, groups
 from pgtg.config.overrides import PATHS, as_hydra, folder_name
+from pgtg.config.paths import policy_folder
 from pgtg.config.registry import (
     AGGREGATORS,
     JUDGES,
@@ -49,9 +50,11 @@ from pgtg.config.registry import (
     Registry,
     Spec,
     controls_of,
+    method_spec,
     methods_of,
     nearest,
     options_of,
+    refusal,
     resolve,
 )
 from pgtg.errors import ConfigError
@@ -239,9 +242,12 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
         raise ConfigError(*problems, one_line(error)) from error
     assert isinstance(run, RunConfig)
     _expand_home(run)
+    if run.policy.path is not None:
+        run.policy.path = policy_folder(run.policy.path)
     if run.method.controls is None:  # those of the task
-        method = methods_of(run.task).get(run.method.name)
-        learned = method is not None and method.learns_reward
+        method = run.method
+        runs = refusal(run.task, method.name, options=method) is None
+        learned = runs and method_spec(run.task, method.name, options=method).learns_reward
         known, planted = controls_of(run.task), run.data.name in PLANTED
         able = [c for c in TASKS[run.task].controls if planted or not known[c].planted]
         run.method.controls = able if learned else []

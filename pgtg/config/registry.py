@@ -159,6 +159,8 @@ class MethodSpec(Spec):
         question: What a control asks: it is answered where its results are shown.
         controlled: Whether it takes controls; one that is what others are held against does not.
         options: Its section of the config, a subclass of `MethodConfig`.
+        chosen_by: An option and its value: of specs that share a name, a run has the one whose
+            value its own is. None: whatever the options are.
     """
 
     needs: frozenset[str] = frozenset()
@@ -169,6 +171,7 @@ class MethodSpec(Spec):
     question: str = ""
     controlled: bool = True
     options: Any = MethodConfig
+    chosen_by: tuple[str, Any] | None = None
 
     @property
     def learns_reward(self) -> bool:
@@ -326,15 +329,20 @@ def controls_of(task: str) -> dict[str, MethodSpec]:
     return _for(task, alone=False)
 
 
-def method_spec(task: str, name: str, *, control: bool = False) -> MethodSpec:
+def method_spec(
+    task: str, name: str, *, control: bool = False, options: MethodConfig | None = None
+) -> MethodSpec:
     """A method or control of a task.
+
+    Args:
+        options: The run's; None: whatever they are.
 
     Raises:
         ConfigError: There is none of this name, or the task lacks what it needs.
     """
-    known = _for(task, alone=not control)
+    known = _for(task, alone=not control, options=options)
     if name not in known:
-        raise ConfigError(refusal(task, name, control=control) or "")
+        raise ConfigError(refusal(task, name, control=control, options=options) or "")
     return known[name]
 
 
@@ -350,25 +358,44 @@ def options_of(section: str, task: str, name: str) -> type:
     return MethodConfig if spec is None else resolve(spec.options)
 
 
-def refusal(task: str, name: str, *, control: bool = False) -> str | None:
-    """Why a method or control cannot run for a task; None if it can."""
-    key, known = "method.controls" if control else METHODS.key, _for(task, alone=not control)
+def refusal(
+    task: str, name: str, *, control: bool = False, options: MethodConfig | None = None
+) -> str | None:
+    """Why a method or control cannot run for a task with a run's options; None if it can."""
+    key = "method.controls" if control else METHODS.key
+    known = _for(task, alone=not control, options=options)
     if name in known:
         return None
     named = [spec for spec in METHODS.specs if spec.name == name and _role(spec, not control)]
     if not named:
         return f"{key}: there is no '{name}'{nearest(name, known)}"
-    lacks = ", ".join(sorted(named[0].needs - TASKS[task].gives))
-    return f"{key}: '{name}' needs {lacks}, which the task {task} lacks; it has {', '.join(known)}"
+    spec = next((spec for spec in named if _chosen(spec, options)), named[0])
+    lacks, others = ", ".join(sorted(spec.needs - TASKS[task].gives)), ", ".join(known)
+    said = f"'{name}'"
+    if spec.chosen_by is not None:
+        said += f" with method.{spec.chosen_by[0]}={spec.chosen_by[1]}"
+    return f"{key}: {said} needs {lacks}, which the task {task} lacks; it has {others}"
 
 
-def _for(task: str, *, alone: bool) -> dict[str, MethodSpec]:
+def _for(task: str, *, alone: bool, options: MethodConfig | None = None) -> dict[str, MethodSpec]:
     gives = TASKS[task].gives
     found: dict[str, MethodSpec] = {}
     for spec in METHODS.specs:
-        if spec.needs <= gives and _role(spec, alone):
+        if spec.needs <= gives and _role(spec, alone) and _chosen(spec, options):
             found.setdefault(spec.name, spec)
     return found
+
+
+def _chosen(spec: MethodSpec, options: MethodConfig | None) -> bool:
+    """Whether a run's options choose this spec of its name. Where they lack the option, or have a
+    value that none is for, its neutral value does."""
+    if options is None or spec.chosen_by is None:
+        return True
+    key, value = spec.chosen_by
+    found = getattr(options, key, None)
+    if found not in {other.chosen_by[1] for other in METHODS.specs if other.chosen_by}:
+        found = getattr(resolve(spec.options), "NEUTRAL", {}).get(key)
+    return found == value
 
 
 def _role(spec: MethodSpec, alone: bool) -> bool:

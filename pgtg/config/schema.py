@@ -373,14 +373,24 @@ class MethodConfig:
         return self.controls or []
 
     @property
-    def own_samples(self) -> int:
-        """Generations of each source that an update of the policy samples itself."""
+    def own_samples(self) -> float:
+        """Generations that policy training samples itself, for each text of an update."""
         return 0
+
+    @property
+    def trains_critic(self) -> bool:
+        """Whether a second model of the policy's size is trained with it."""
+        return False
 
     @property
     def keeps_start(self) -> bool:
         """Whether training reads the start policy."""
         return False
+
+    @property
+    def models(self) -> list[str]:
+        """Folders of further models that training reads."""
+        return []
 
     @property
     def own_updates(self) -> int | None:

@@ -14,4 +14,5 @@ if TYPE_CHECKING:
 
 def method_of(cfg: RunConfig, control: str = "") -> "Method":
     """The run's method, or that of one of its controls."""
-    return method_spec(cfg.task, control or cfg.method.name, control=bool(control)).load()
+    name = control or cfg.method.name
+    return method_spec(cfg.task, name, control=bool(control), options=cfg.method).load()

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
+
 from pgtg.config import FitConfig
 from pgtg.methods.context import Context
 from pgtg.methods.search import MakeSearch
@@ -33,6 +35,7 @@ class Improving:
         targets: Artifact with the token rewards of the round's targets, for all lines of the run
             that this reward model guides; to be made if it is not there.
         targets_inputs: Hash of all that it depends on.
+        before: What the round before left of the same policy's training; None in the first.
     """
 
     ctx: Context
@@ -45,6 +48,7 @@ class Improving:
     updates: int
     targets: Artifact | None = None
     targets_inputs: str = ""
+    before: Artifact | None = None
 
 
 class Trainer(Protocol):
@@ -54,7 +58,7 @@ class Trainer(Protocol):
     train (`module`), how it is checked (`validate`), and how it is kept (`save`).
     """
 
-    module: LanguageModel  # its parameters that require gradients are trained
+    module: nn.Module  # its parameters that require gradients are trained
     objective: Any
     cut: int  # examples that had to be cut to fit
     validates: bool  # whether there is held-out data to choose the best weights by
@@ -89,7 +93,11 @@ class Trainer(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Keep what was trained, so that the next round and the evaluation can load it."""
+        """Keep the policy, so that the next round and the evaluation can load it."""
+        ...
+
+    def keep(self, folder: Path) -> None:
+        """Keep in the stage's result what else the next round's training continues from."""
         ...
 
 
@@ -100,7 +108,8 @@ class PolicyTrainer:
     ahead = False
 
     def __init__(self, given: Improving):
-        self.ctx, self.given, self.module = given.ctx, given, given.lm
+        self.ctx, self.given = given.ctx, given
+        self.module: nn.Module = given.lm
 
     def fit_config(self) -> FitConfig:
         return replace(self.ctx.cfg.improve, updates=self.given.updates)
@@ -115,7 +124,10 @@ class PolicyTrainer:
         return {}
 
     def save(self, folder: Path) -> None:
-        self.ctx.save_policy(self.module, self.given.codec, folder)
+        self.ctx.save_policy(self.given.lm, self.given.codec, folder)
+
+    def keep(self, folder: Path) -> None:
+        pass
 
 
 @dataclass(frozen=True)

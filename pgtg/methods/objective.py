@@ -3,11 +3,10 @@
 The policy-gradient term is one function for both.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pgtg.methods.options import WeightedMLE
@@ -188,20 +187,33 @@ def _of_sampled(
     policy: LanguageModel, batch: TokenBatch, decoding: Decoding, drawn: Drawn | None
 ) -> tuple[Float[Tensor, "N T C"], Float[Tensor, "N T"]]:
     """Logits of the distribution that is sampled, and log-probabilities of the sampled tokens."""
-    cut = partial(restrict, temperature=decoding.temperature, top_p=decoding.top_p)
     if drawn is None:
-        logits = policy.logits(batch).float()
-    else:
-        assert isinstance(policy, AdaptedLanguageModel)
-        logits = policy.speak(drawn.states, drawn.candidates).float()
-    if drawn is not None and drawn.candidates is not None:
-        restricted = cut(logits)
-        places = (drawn.candidates == drawn.tokens[..., None]).int().argmax(-1)
-    else:
-        restricted, places = cut(logits, top_k=decoding.top_k), batch.tokens
+        return of_logits(policy.logits(batch), batch.tokens, decoding)
+    assert isinstance(policy, AdaptedLanguageModel)
+    logits = policy.speak(drawn.states, drawn.candidates)
+    if drawn.candidates is None:
+        return of_logits(logits, batch.tokens, decoding)
+    places = (drawn.candidates == drawn.tokens[..., None]).int().argmax(-1)
+    return of_logits(logits, places, replace(decoding, top_k=0))
+
+
+def of_logits(
+    logits: Float[Tensor, "N T C"], places: Int[Tensor, "N T"], decoding: Decoding
+) -> tuple[Float[Tensor, "N T C"], Float[Tensor, "N T"]]:
+    """Logits of the distribution that is sampled, and log-probabilities of the sampled tokens.
+
+    Args:
+        logits: A policy's, of all tokens or of candidates.
+        places: Where among them each sampled token stands.
+        decoding: How it was drawn.
+    """
+    logits, temperature = logits.float(), decoding.temperature
+    restricted = restrict(
+        logits, temperature=temperature, top_k=decoding.top_k, top_p=decoding.top_p
+    )
     inside = log_probability(restricted, places)
     # on the CPU it costs nothing to look first; a GPU would have to be waited for
     if inside.device.type == "cpu" and bool(inside.isfinite().all()):
         return restricted, inside
-    whole = log_probability(logits / decoding.temperature, places)
+    whole = log_probability(logits / temperature, places)
     return restricted, torch.where(inside.isfinite(), inside, whole)

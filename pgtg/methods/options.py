@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
 from pgtg.config import MISSING, MethodConfig
+from pgtg.config.checks import local_model
+from pgtg.config.paths import policy_folder
 
 
 @dataclass
@@ -82,7 +84,7 @@ class WeightedMLE(_Trained):
         return -self.negative if self.weights == "sign" else 0.0
 
     @property
-    def own_samples(self) -> int:
+    def own_samples(self) -> float:
         return self.samples if self.reinforce > 0 else 0
 
     @property
@@ -243,6 +245,141 @@ class GroupGradient(_Preferred):
             yield f"clip: found {self.clip}, expected between 0 and 1"
         if self.kl < 0:
             yield f"kl: found {self.kl}, expected 0 or more"
+
+
+@dataclass
+class _ActorCritic(_Preferred):
+    """Proximal policy optimisation with a critic, on generations of its own."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {
+        **_Preferred.NEUTRAL,
+        "judge_scale": 0.01,
+        "normalize_rewards": False,
+        "rollouts": 128,
+        "epochs": 4,
+        "clip": 0.2,
+        "value_clip": None,
+        "value_coef": 0.5,
+        "gamma": 1.0,
+        "gae_lambda": 0.95,
+        "kl": 0.05,
+        "kl_target": 0.1,
+        "entropy": 0.0,
+        "stop_kl": None,
+    }
+
+    judge_scale: float = MISSING
+    normalize_rewards: bool = MISSING
+    rollouts: int = MISSING
+    epochs: int = MISSING
+    clip: float = MISSING
+    value_clip: float | None = MISSING
+    value_coef: float = MISSING
+    gamma: float = MISSING
+    gae_lambda: float = MISSING
+    kl: float = MISSING
+    kl_target: float | None = MISSING
+    entropy: float = MISSING
+    stop_kl: float | None = MISSING
+
+    @property
+    def own_samples(self) -> float:
+        return 1 / self.epochs
+
+    @property
+    def trains_critic(self) -> bool:
+        return True
+
+    @property
+    def keeps_start(self) -> bool:
+        return self.kl > 0
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for key in ("rollouts", "epochs"):
+            if getattr(self, key) < 1:
+                yield f"{key}: found {getattr(self, key)}, expected at least 1"
+        if not 0 < self.clip < 1:
+            yield f"clip: found {self.clip}, expected between 0 and 1"
+        for key in ("judge_scale", "value_clip", "kl_target", "stop_kl"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                yield f"{key}: found {value}, expected above 0"
+        for key in ("value_coef", "entropy", "kl"):
+            if getattr(self, key) < 0:
+                yield f"{key}: found {getattr(self, key)}, expected 0 or more"
+        for key in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, key) <= 1:
+                yield f"{key}: found {getattr(self, key)}, expected in [0, 1]"
+
+
+@dataclass
+class PPO(_ActorCritic):
+    """Rewarded by the judge at the end of a text, or by the learned reward at each token."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {
+        **_ActorCritic.NEUTRAL,
+        "reward": "judge",
+        "released": False,
+    }
+
+    reward: str = MISSING
+    released: bool = MISSING
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.reward not in ("judge", "learned"):
+            yield f"reward: found '{self.reward}', expected judge or learned"
+
+
+@dataclass
+class NLPO(PPO):
+    """PPO whose policy is closed to what an earlier policy finds unlikely."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {
+        **PPO.NEUTRAL,
+        "top_p": 0.9,
+        "least": 100,
+        "mask_every": 20,
+    }
+
+    top_p: float = MISSING
+    least: int = MISSING
+    mask_every: int = MISSING
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not 0 < self.top_p <= 1:
+            yield f"top_p: found {self.top_p}, expected in (0, 1]"
+        for key in ("least", "mask_every"):
+            if getattr(self, key) < 1:
+                yield f"{key}: found {getattr(self, key)}, expected at least 1"
+
+
+@dataclass
+class RTO(_ActorCritic):
+    """PPO with token rewards of a policy that DPO has trained."""
+
+    dpo: str = MISSING
+    dpo_scale: float = MISSING
+    dpo_clip: float | None = MISSING
+    score_clip: float = MISSING
+
+    @property
+    def keeps_start(self) -> bool:
+        return True
+
+    @property
+    def models(self) -> list[str]:
+        return [policy_folder(self.dpo)]
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for key in ("dpo_scale", "dpo_clip", "score_clip"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                yield f"{key}: found {value}, expected above 0"
+        yield from local_model("dpo", policy_folder(self.dpo))
 
 
 @dataclass

@@ -97,7 +97,7 @@ def uses(cfg: RunConfig) -> list[Use]:
     new = max(cfg.sample.max_new_tokens, 0 if prompts else policy.max_target_tokens)
     heads = (
         (reward.head, *reward.compare_heads)
-        if method_spec(cfg.task, cfg.method.name).learns_reward
+        if method_spec(cfg.task, cfg.method.name, options=cfg.method).learns_reward
         else ()
     )
     own = bool(heads) and bool(reward.path or reward.layers)

@@ -135,7 +135,7 @@ def start_models(ctx: Context) -> Any:
     if start:
         return parent_files(start)
     assert ctx.cfg.policy.path is not None  # config check
-    return _pretrained(ctx.cfg.policy.path, ctx.cfg.policy.revision)
+    return pretrained(ctx.cfg.policy.path, ctx.cfg.policy.revision)
 
 
 def _take(ctx: Context, entry: CachedArtifact, artifact: Artifact, inputs: str) -> bool:
@@ -223,7 +223,7 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _pretrained(path: str, revision: str | None) -> Any:
+def pretrained(path: str, revision: str | None) -> Any:
     """Contents of a local Transformers folder, or the commit of a hub model in its local cache."""
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -54,8 +54,8 @@ JUDGED = {
 # methods with options of their own, of which only those are looked at
 METHODS = {
     name: tiny(f"method={name}", "method.controls=[uniform]")
-    for name in ("dpo", "simpo", "tdpo", "grpo")
-}
+    for name in ("dpo", "simpo", "tdpo", "grpo", "ppo", "nlpo")
+} | {"rto": tiny("method=rto", "method.dpo=a/b", "method.controls=[uniform]")}
 SEARCHES = ["grips", "autoprompt", "rlprompt", *(["bbt"] if find_spec("cma") else [])]
 METHODS |= {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in SEARCHES}
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}

@@ -58,10 +58,15 @@ def test_the_tables_import_nothing_heavy():
 
 
 def test_a_method_runs_where_its_needs_are_met():
-    paired, grouped = {"best_of_k", "dpo", "simpo", "tdpo"}, {"grpo", "rloo"}
-    own = {"pgtg", "reinforce", "mle"}
+    paired, grouped = {"best_of_k", "dpo", "simpo", "tdpo"}, {"grpo", "rloo", "rto"}
+    own = {"pgtg", "reinforce", "mle", "ppo", "nlpo"}
     assert set(methods_of("summarize")) == own | paired | grouped
     assert set(methods_of("preferences")) == own | paired  # nothing judges own generations
+    judged, learned = (
+        method_spec("summarize", "ppo", options=run_config("summarize", words).method)
+        for words in (["method=ppo"], ["method=ppo", "method.reward=learned"])
+    )
+    assert not judged.learns_reward and learned.learns_reward
     assert set(methods_of("prompt")) == {
         "pgtg",
         "sparse",

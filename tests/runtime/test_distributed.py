@@ -260,7 +260,9 @@ def test_two_processes_end_as_one(task: str, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["best_of_k", "dpo", "simpo", "tdpo", "grpo", "rloo"])
+@pytest.mark.parametrize(
+    "method", ["best_of_k", "dpo", "simpo", "tdpo", "grpo", "rloo", "ppo", "nlpo"]
+)
 def test_methods_that_learn_from_judged_texts_end_as_one(method: str, tmp_path: Path):
     few = [word for word in DEALT["summarize"] if not word.startswith("method.")]
     runs = []
@@ -275,9 +277,13 @@ def test_methods_that_learn_from_judged_texts_end_as_one(method: str, tmp_path: 
 def same(one: Path, two: Path) -> None:
     """Two runs with the same samples, and losses, results and weights equal but for rounding."""
     tables = sorted(path.relative_to(one) for path in one.rglob("sample/*/*.parquet"))
-    assert tables
+    rollouts = sorted(path.relative_to(one) for path in one.rglob("rollouts/*.parquet"))
+    assert tables or rollouts
     for path in tables:
         assert read_table(one / path) == read_table(two / path)
+    for path in rollouts:  # the others are what models make of these, equal but for rounding
+        columns = ["row", "text", "tokens", "score"]
+        assert read_table(one / path, columns) == read_table(two / path, columns)
     first, second = [
         [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()]
         for each in (one, two)

@@ -141,9 +141,11 @@ def _tidy(ledger: Ledger, cfg: RunConfig, before: _Newest, round: int) -> None:
 
 def _improved(ledger: Ledger, cfg: RunConfig, sizes: ModelSizes, newest: _Newest) -> None:
     """A round's policy of one line: its weights, the best ones next to them, the moments."""
-    _fitted(ledger, cfg.improve, sizes.policy_trained, heldout=_validates(cfg))
+    trained = sizes.policy_trained * (1 + cfg.method.trains_critic)
+    _fitted(ledger, cfg.improve, trained, heldout=_validates(cfg))
     best = sizes.policy_saved if cfg.improve.keep == "best" and _validates(cfg) else 0.0
-    weights, moments = sizes.policy_saved + best, 2 * sizes.policy_trained
+    weights = sizes.policy_saved + best
+    moments = 2 * trained + sizes.policy_trained * cfg.method.trains_critic  # with the critic
     ledger.keep(weights + moments)
     newest.weights += weights
     newest.moments += moments
@@ -217,13 +219,14 @@ def _memory(
         backward = _activations(cfg, cfg.reward.fit, reward, cfg.sample.k, logits=False)
         yield kept, max(backward, _passes(cfg, reward)), (0.0, trained)
     if lines_of(cfg, "improve"):
-        own = sizes.policy_trained
-        frozen = policy.weights - (0.0 if sizes.adaptor else policy.changed)
+        models = 1 + cfg.method.trains_critic
+        own = models * sizes.policy_trained
+        frozen = models * (policy.weights - (0.0 if sizes.adaptor else policy.changed))
         start = policy.weights if cfg.method.keeps_start else 0.0
         guide = FLOAT32 * (reward.parameters + sizes.head) if lines_of(cfg, "align") else 0.0
         best = own if cfg.improve.keep == "best" and _validates(cfg) else 0.0
         kept = 4 * own + best + frozen + start + judge + guide
-        backward = _activations(cfg, cfg.improve, policy, 1, logits=True)
+        backward = models * _activations(cfg, cfg.improve, policy, 1, logits=True)
         # the moments, and in a state for a resume the weights, are written from copies
         written = (3.0 if cfg.improve.checkpoint_every else 2.0) * own
         yield kept, max(backward, _passes(cfg, policy)), (written, 2 * own)

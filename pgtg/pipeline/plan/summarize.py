@@ -46,7 +46,8 @@ class Counts:
 
 def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     """Count generations and updates; `examples` holds the size of each split, None if unknown."""
-    spec, controls = method_spec(cfg.task, cfg.method.name), controls_of(cfg.task)
+    spec = method_spec(cfg.task, cfg.method.name, options=cfg.method)
+    controls = controls_of(cfg.task)
     learned, sampled = spec.learns_reward, spec.learns_reward or spec.reads_judged
     lines = sampled + sum(controls[name].reads_judged for name in cfg.method.alongside)
     rounds = len(segments(cfg.schedule, MANY))
@@ -169,10 +170,10 @@ def _parts(cfg: RunConfig, train: int | None) -> list[int] | None:
     return segments(cfg.schedule, per_epoch)
 
 
-def _gradient(parts: list[int] | None, per_update: int) -> int | None:
+def _gradient(parts: list[int] | None, per_update: float) -> int | None:
     if not per_update:
         return 0
-    return None if parts is None else sum(parts) * per_update
+    return None if parts is None else round(sum(parts) * per_update)
 
 
 def _number(value: int | None) -> str:

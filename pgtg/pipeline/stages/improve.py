@@ -14,6 +14,7 @@ from pgtg.methods.method import Improving, Trainer
 from pgtg.models.reward import load_reward_model
 from pgtg.pipeline.reuse import (
     parent_files,
+    pretrained,
     rewardless,
     share,
     shared_settings,
@@ -85,6 +86,7 @@ def _depends(
         "config": shared_settings(ctx, "improve"),
         "data": [ctx.task.contents("train"), examples_hash(ctx.task.heldout())],
         "judge": described(ctx.task),
+        "read": [pretrained(path, None) for path in ctx.cfg.method.models],
     }
 
 
@@ -121,10 +123,12 @@ def _make(
         ctx.to_read(model.backbone)
     first = sum(updates[:round])
     targets = _targets(ctx, round, control, aligned, length)
-    given = Improving(ctx, lm, codec, model, samples, working, first, length, *targets)
+    before = ctx.artifact(round - 1, "improve", control=control) if round else None
+    given = Improving(ctx, lm, codec, model, samples, working, first, length, *targets, before)
     trainer = method.trainer(method, given)
     result, metrics = _train(ctx, trainer, round, control, inputs, updates, working)
     trainer.save(working / "policy")
+    trainer.keep(working)
     if result.best is not None and ctx.cfg.improve.keep == "best":
         load_weights(trainer.module, result.best)
         trainer.save(working / "best")
