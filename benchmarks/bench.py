@@ -1,12 +1,16 @@
 """`make bench`: our side alone, phase by phase, on models of the true sizes with random weights.
 
-    python benchmarks/bench.py [--threads 1] [--repeats 3] [--only NAME] [--save]
+    python benchmarks/bench.py [--threads 1] [--device cpu] [--repeats 3] [--only NAME] [--save]
 
 Each phase alternates with a calibrating matmul in the same run. What is compared with the last
 saved result (benchmarks/bench.json) is the median of phase time / matmul time: absolute times of
 shared machines say little. Where a phase's work can be counted, its GFLOPS are shown as a share
 of the matmul's (2 FLOPs per weight and token forward, 4 more backward; attention and embeddings are
 left out). A phase's peak memory is what its first call adds to a process of its own (Linux only).
+
+With --device the models, and the matmul, are on an accelerator: its clock is read once all that was
+begun has ended, peak memory is the device's own, and passes without gradients have the precision
+that `auto` takes there. Nothing is compared or saved then: the saved figures are the CPU's.
 """
 
 import argparse
@@ -20,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from memory import peak_mib
+from memory import MIB, peak_mib
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -49,6 +53,8 @@ from pgtg.models.reward import HeadSpec, RewardModel, build_reward_model
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.objectives import uniform_weights
 from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
+from pgtg.runtime.device import pick_device, set_arithmetic
+from pgtg.runtime.precision import as_read, judge_dtype, read_dtype
 from pgtg.types import Labelled
 
 SAVED = Path(__file__).with_name("bench.json")
@@ -79,6 +85,12 @@ def rows(number: int, length: int, seed: int, vocabulary: int = 30000) -> list[l
     return torch.randint(5, vocabulary, (number, length), generator=generator).tolist()
 
 
+def read_only(lm: LanguageModel) -> LanguageModel:
+    """A model in the precision that `sample.precision=auto` takes on its device."""
+    as_read(lm, read_dtype("auto", lm.device))
+    return lm
+
+
 def weights(module: nn.Module) -> int:
     """Weights that multiply a token's state: all but the embeddings."""
     tables = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding))
@@ -99,14 +111,14 @@ def stepped(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], 
     return run
 
 
-def t5() -> LanguageModel:
+def t5(device: torch.device) -> LanguageModel:
     """T5-small's size."""
     config = T5Config(decoder_start_token_id=0, d_ff=2048, num_layers=6, num_decoder_layers=6)
-    return LanguageModel(T5ForConditionalGeneration(config).eval())
+    return LanguageModel(T5ForConditionalGeneration(config).eval().to(device))
 
 
-def sampling() -> Phase:
-    lm, sources = t5(), rows(SOURCES, SOURCE, 0)
+def sampling(device: torch.device) -> Phase:
+    lm, sources = read_only(t5(device)), rows(SOURCES, SOURCE, 0)
     decoding = Decoding(False, NEW, top_k=50)
 
     def run() -> None:
@@ -125,7 +137,7 @@ def sampling() -> Phase:
     return Phase("tokens", SOURCES * K * NEW, run)
 
 
-def judging() -> Phase:
+def judging(device: torch.device) -> Phase:
     words = [f"w{i}" for i in range(400)]
     texts = [" ".join(words[i % 400] for i in row) for row in rows(240, 50, 1)]
     references = [[" ".join(words[i % 400] for i in row)] for row in rows(240, 50, 2)]
@@ -133,9 +145,9 @@ def judging() -> Phase:
     return Phase("texts", len(texts), lambda: pool.score(texts, references))
 
 
-def evaluation() -> Phase:
+def evaluation(device: torch.device) -> Phase:
     """Greedy text of each source, and its ROUGE and METEOR (exact + stem)."""
-    lm, sources = t5(), rows(SOURCES, SOURCE, 0)
+    lm, sources = read_only(t5(device)), rows(SOURCES, SOURCE, 0)
     names = [str(i) for i in range(SOURCES)]
     references = [[" ".join(f"w{i % 400}" for i in row)] for row in rows(SOURCES, NEW, 2)]
     metrics, _ = build_metrics(MetricsConfig(["rouge", "meteor_stem"], "regex", None, None))
@@ -149,11 +161,12 @@ def evaluation() -> Phase:
     return Phase("texts", SOURCES, run)
 
 
-def reward_forward() -> Phase:
+def reward_forward(device: torch.device) -> Phase:
     """Token rewards of generations, without gradients."""
-    model = build_reward_model(t5(), HeadSpec("paper", "softplus", 2048), 0).eval()
+    lm = read_only(t5(device))
+    model = build_reward_model(lm, HeadSpec("paper", "softplus", 2048), 0).eval()
     sources, tokens = rows(SOURCES, SOURCE, 0), rows(SOURCES * K, NEW, 1)
-    batch = token_batch(sources, tokens, [i // K for i in range(len(tokens))])
+    batch = token_batch(sources, tokens, [i // K for i in range(len(tokens))]).to(device)
     return Phase("generations", SOURCES * K, torch.no_grad()(lambda: model(batch)), gflop(model, 2))
 
 
@@ -164,20 +177,20 @@ def gflop(model: RewardModel, per_weight: int) -> float:
     return 1e-9 * per_weight * (encoder * SOURCES * SOURCE + decoder * SOURCES * K * (NEW + 1))
 
 
-def reward_step() -> Phase:
-    model = build_reward_model(t5(), HeadSpec("paper", "softplus", 2048), 0)
+def reward_step(device: torch.device) -> Phase:
+    model = build_reward_model(t5(device), HeadSpec("paper", "softplus", 2048), 0)
     sources, tokens = rows(SOURCES, SOURCE, 0), rows(SOURCES * K, NEW, 1)
-    batch = token_batch(sources, tokens, [i // K for i in range(len(tokens))])
-    groups = torch.arange(SOURCES * K).reshape(SOURCES, K)
+    batch = token_batch(sources, tokens, [i // K for i in range(len(tokens))]).to(device)
+    groups = torch.arange(SOURCES * K, device=device).reshape(SOURCES, K)
     compared = GroupBatch(batch, groups, torch.rand(SOURCES, K))
     objective = PlackettLuce(model, Aggregator.of(AggregatorConfig("avg", 2.0, False)))
     run = stepped(model, lambda: objective(compared, objective.count(compared)).value)
     return Phase("generations", SOURCES * K, run, gflop(model, 6))
 
 
-def policy_step() -> Phase:
-    lm = t5()
-    batch = token_batch(rows(SOURCES, SOURCE, 0), rows(SOURCES, NEW, 1), range(SOURCES))
+def policy_step(device: torch.device) -> Phase:
+    lm = t5(device)
+    batch = token_batch(rows(SOURCES, SOURCE, 0), rows(SOURCES, NEW, 1), range(SOURCES)).to(device)
     supervised = SupervisedBatch(batch, uniform_weights(batch.mask))
     options = WeightedMLE.of(MethodConfig("mle"))
     objective = Improvement(lm, options, Decoding(True, NEW))
@@ -198,10 +211,11 @@ def tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=plain, **tokens)
 
 
-def prompt_judging() -> Phase:
+def prompt_judging(device: torch.device) -> Phase:
     """Distinct prompts, so that the memo has none of them."""
     words = [f"w{i}" for i in range(2000)]
     model = RobertaForMaskedLM(RobertaConfig(vocab_size=50265)).eval()  # roberta-base's size
+    model = model.to(device, getattr(torch, judge_dtype("auto", device)))
     classifier = Classifier(
         model,
         tokenizer(words),
@@ -219,17 +233,18 @@ def prompt_judging() -> Phase:
     return Phase("sequences", EXAMPLES * len(prompts), run, work)
 
 
-def prompt_policy_step() -> Phase:
+def prompt_policy_step(device: torch.device) -> Phase:
     """64 prompts of 5 tokens: sampled and learned from, rewards given. distilgpt2's size."""
-    lm = adapt(LanguageModel(GPT2LMHeadModel(GPT2Config(n_layer=6)).eval()), 2048, 0)
+    plain = LanguageModel(GPT2LMHeadModel(GPT2Config(n_layer=6)).eval())
+    lm = adapt(plain, 2048, 0).to(device)
     decoding = Decoding(False, 5, top_k=256)
     objective = PolicyGradient(lm, 0.0, 0.125, decoding)
 
     def loss() -> torch.Tensor:
-        noise = streams(5, 64, (0,), ["prompt"])
+        noise = streams(5, 64, (0,), ["prompt"]).to(device)
         drawn = draw_prompts(lm, [50256], noise, decoding)
-        batch = token_batch([[50256]], drawn.tokens.tolist(), [0] * 64)
-        sampled = Sampled(batch, torch.ones(batch.mask.shape), None, drawn)
+        batch = token_batch([[50256]], drawn.tokens.tolist(), [0] * 64).to(device)
+        sampled = Sampled(batch, torch.ones(batch.mask.shape, device=device), None, drawn)
         return objective(sampled, objective.count(sampled)).value
 
     return Phase("prompts", 64, stepped(lm, loss))
@@ -246,7 +261,7 @@ def command(*arguments: str, code: int = 0) -> Phase:
     return Phase("calls", 1, run)
 
 
-PHASES: dict[str, Callable[[], Phase]] = {
+PHASES: dict[str, Callable[[torch.device], Phase]] = {
     "sampling": sampling,
     "judge, METEOR exact + stem": judging,
     "reward forward": reward_forward,
@@ -255,16 +270,35 @@ PHASES: dict[str, Callable[[], Phase]] = {
     "evaluation, greedy text": evaluation,
     "prompt judge, distinct prompts": prompt_judging,
     "prompt policy step": prompt_policy_step,
-    "pgtg --help": lambda: command("--help"),
-    "pgtg ls": lambda: command("ls"),
-    "a refused config": lambda: command("train", "summarize", "sample.k=1", code=2),
+    "pgtg --help": lambda _: command("--help"),
+    "pgtg ls": lambda _: command("ls"),
+    "a refused config": lambda _: command("train", "summarize", "sample.k=1", code=2),
 }
 
 
-def seconds(run: Callable[[], object]) -> float:
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of a call, until the device has done all that it began."""
+    wait(device)
     begin = time.perf_counter()
     run()
+    wait(device)
     return time.perf_counter() - begin
+
+
+def wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def peak_on(device: torch.device, run: Callable[[], object]) -> float | None:
+    """Peak of an accelerator's memory in a call, above what stood before it [MiB], if it counts."""
+    module = torch.get_device_module(device)
+    if not hasattr(module, "max_memory_allocated"):
+        return None
+    before = module.memory_allocated()
+    module.reset_peak_memory_stats()
+    run()
+    return (module.max_memory_allocated() - before) / MIB
 
 
 def peak_elsewhere(name: str, threads: int) -> float:
@@ -273,17 +307,17 @@ def peak_elsewhere(name: str, threads: int) -> float:
     return float(subprocess.run(full, check=True, capture_output=True, text=True).stdout)
 
 
-def measured(phase: Phase, repeats: int) -> dict[str, float]:
+def measured(phase: Phase, repeats: int, device: torch.device) -> dict[str, float]:
     """Medians of alternating repeats, after one call that warms up."""
-    square = torch.rand(SIZE, SIZE)
+    square = torch.rand(SIZE, SIZE, device=device)
     multiply = torch.no_grad()(lambda: linear(square, square, None))  # as the models multiply
     phase.run()
     multiply()
 
     def calibration() -> float:
-        return statistics.median(seconds(multiply) for _ in range(TIMES))
+        return statistics.median(seconds(multiply, device) for _ in range(TIMES))
 
-    pairs = [(calibration(), seconds(phase.run)) for _ in range(repeats)]
+    pairs = [(calibration(), seconds(phase.run, device)) for _ in range(repeats)]
     matmul = statistics.median(one for one, _ in pairs)
     took = statistics.median(own for _, own in pairs)
     found = {
@@ -300,22 +334,30 @@ def measured(phase: Phase, repeats: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cuda, cuda:1, ...; auto: a GPU if any")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=PHASES, help="one phase")
     parser.add_argument("--save", action="store_true", help="write benchmarks/bench.json")
     parser.add_argument("--peak", choices=PHASES, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    device = pick_device(asked.device)
+    on_cpu = device.type == "cpu"
+    if asked.save and not on_cpu:
+        parser.error("--save: benchmarks/bench.json holds the CPU's figures")
     if asked.peak:
-        print(peak_mib(PHASES[asked.peak]().run))
+        print(peak_mib(PHASES[asked.peak](device).run))
         return
-    before = json.loads(SAVED.read_text())["phases"] if SAVED.is_file() else {}
+    print(set_arithmetic(device, tf32=True, deterministic=False), end="" if on_cpu else "\n")
+    before = json.loads(SAVED.read_text())["phases"] if on_cpu and SAVED.is_file() else {}
     found = {}
     for name in [asked.only] if asked.only else PHASES:
-        phase = PHASES[name]()
-        row = measured(phase, asked.repeats)
+        phase = PHASES[name](device)
+        row = measured(phase, asked.repeats, device)
         if phase.unit != "calls":
-            row["peak_mib"] = peak_elsewhere(name, asked.threads)
+            threads = asked.threads
+            peak = peak_elsewhere(name, threads) if on_cpu else peak_on(device, phase.run)
+            row |= {} if peak is None else {"peak_mib": peak}
         found[name] = row
         share = row.get("share_of_matmul_gflops")
         was = before.get(name, {}).get("over_matmul")
