@@ -354,12 +354,14 @@ def _with_groups(
     changed = [group for group, o in others.items() if str(o.value()) != choices.get(group)]
     if not changed:
         return _compose(load, task, chosen), []
+    name = choices.get("experiment")
+    if name == "none":
+        return _compose(load, task, chosen), []
     without = [*(o for o in chosen if o not in named), _override("experiment=none")]
     plain = _compose(load, task, without)
-    name = choices.get("experiment")
     if not named and ({"data", "dataset"} & set(changed)):
         why = f"experiment=none: '{name}' is for {_pair(choices)}; experiment=... chooses another"
-        return plain, [] if name == "none" else [why]
+        return plain, [why]
     cfg = _compose(load, task, chosen)
     notes = []
     for section in (SECTIONS.get(group, group) for group in changed):
@@ -419,36 +421,38 @@ def _on_saved(
 
 def _compose(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> DictConfig:
     """The config of the chosen groups, the caller's own."""
-    return _chosen(load, task, parsed)[0].copy()
+    overrides = tuple(str(o.input_line) for o in parsed)
+    return (
+        _composed(load, task, overrides) if _has_own(load) else _shipped(task, overrides)
+    ).copy()
 
 
 def _choices(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> dict[str, str]:
     """The option that is taken of each group."""
-    return _chosen(load, task, parsed)[1]
-
-
-def _chosen(
-    load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]
-) -> tuple[DictConfig, dict[str, str]]:
-    """Both, not to be changed."""
     overrides = tuple(str(o.input_line) for o in parsed)
-    if any(source.provider == "command-line" for source in load.repository.get_sources()):
-        return _composed(load, task, overrides)
-    return _shipped(task, overrides)
+    return dict(_chosen(load, task, overrides) if _has_own(load) else _as_shipped(task, overrides))
+
+
+def _has_own(load: ConfigLoaderImpl) -> bool:
+    """Whether the user's own folder is looked into, whose files may change."""
+    return any(source.provider == "command-line" for source in load.repository.get_sources())
+
+
+# What `conf/` alone makes of a call: its files do not change while a command runs, and the jobs of
+# a sweep mostly differ in values, which are set later, and not in their groups.
 
 
 @lru_cache(maxsize=64)
-def _shipped(task: str, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
-    """The same of `conf/` alone, whose files do not change while a command runs.
-
-    The jobs of a sweep mostly differ in values, which are set later, and not in their groups.
-    """
+def _shipped(task: str, overrides: tuple[str, ...]) -> DictConfig:
     return _composed(loader(), task, overrides)
 
 
-def _composed(
-    load: ConfigLoaderImpl, task: str, overrides: Sequence[str]
-) -> tuple[DictConfig, dict[str, str]]:
+@lru_cache(maxsize=64)
+def _as_shipped(task: str, overrides: tuple[str, ...]) -> dict[str, str]:
+    return _chosen(loader(), task, overrides)
+
+
+def _composed(load: ConfigLoaderImpl, task: str, overrides: Sequence[str]) -> DictConfig:
     with theirs():
         cfg = load.load_configuration(
             config_name=task,
@@ -456,14 +460,21 @@ def _composed(
             run_mode=RunMode.RUN,
             validate_sweep_overrides=False,
         )
-    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
     OmegaConf.set_readonly(cfg.hydra, False)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     with theirs():
         values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
-    return _typed(task, {str(key): value for key, value in values.items()}), choices
+    return _typed(task, {str(key): value for key, value in values.items()})
+
+
+def _chosen(load: ConfigLoaderImpl, task: str, overrides: Sequence[str]) -> dict[str, str]:
+    """The option that composing would take of each group."""
+    with theirs():
+        found = load.compute_defaults_list(task, list(overrides), RunMode.RUN)
+    known = found.overrides.known_choices
+    return {str(group): str(option) for group, option in known.items()}
 
 
 def _typed(task: str, values: Mapping[str, Any]) -> DictConfig:
