@@ -1,11 +1,11 @@
 """Own files that add methods, judges, aggregators: only where the command line asks for them."""
 
-import os
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,6 +17,14 @@ from pgtg.config.registry import JUDGES, TASKS, Registry
 from pgtg.errors import ConfigError
 from tests.support.forking import Forked
 from tests.support.tiny import TINY
+
+
+class Said(NamedTuple):
+    """What a call wrote."""
+
+    stdout: str
+    stderr: str
+
 
 OWN = '''
 """Shorter is better; the median reward; plain MLE with one option of its own."""
@@ -63,49 +71,48 @@ def plugin(tmp_path: Path) -> Path:
     return path
 
 
-def pgtg(*words: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pgtg", *map(str, words)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-    assert found.returncode == code, found.stderr
-    return found
+@pytest.fixture
+def pgtg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """A call in a process of its own, which no other test's plugins have reached."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path, code: int = 0) -> Said:
+        child = Forked([*map(str, words)], tmp_path / "err", stdout=tmp_path / "out")
+        _, stderr = child.communicate(60)
+        assert child.returncode == code, stderr
+        return Said((tmp_path / "out").read_text(), stderr)
+
+    return call
 
 
-def test_a_plugins_things_are_as_ours(plugin: Path, tmp_path: Path):
+def test_a_plugins_things_are_as_ours(pgtg: Callable[..., Said], plugin: Path, tmp_path: Path):
     """A whole run with a judge in a process of its own, resumed, and explained."""
     few = [word for word in TINY if not word.startswith(("judge", "evaluate"))]
     chosen = ["judge=short", "judge.workers=1", "aggregator=median", "evaluate.splits=[]"]
     chosen += ["schedule.total=2", "schedule.retrain_until=0", "evaluate.diagnose=0"]
     run = f"run_dir={tmp_path / 'run'}"
-    own, lacking = ["--plugin", str(plugin)], "run: this run was made with --plugin own.py: give"
-
-    def said(*words: str, code: int = 0) -> str:
-        child = Forked(words, tmp_path / "stderr")
-        _, stderr = child.communicate(60)
-        assert child.returncode == code, stderr
-        return stderr
-
-    said("train", "summarize", *few, *chosen, run, *own)
+    own, lacking = ["--plugin", plugin], "run: this run was made with --plugin own.py: give"
+    pgtg("train", "summarize", *few, *chosen, run, *own)
     assert "name: median" in (tmp_path / "run" / "config.yaml").read_text()
-    assert f"{lacking} that file again\n" in said("train", "summarize", run, code=2)
-    assert lacking in said("explain", str(tmp_path / "run"), code=2)
-    said("train", "summarize", run, *own)
-    said("explain", str(tmp_path / "run"), *own)
+    assert f"{lacking} that file again\n" in pgtg("train", "summarize", run, code=2).stderr
+    assert lacking in pgtg("explain", tmp_path / "run", code=2).stderr
+    pgtg("train", "summarize", run, *own)
+    pgtg("explain", tmp_path / "run", *own)
 
 
-def test_a_plugins_names_are_listed_checked_and_refused_without_it(plugin: Path, tmp_path: Path):
-    listed = pgtg("ls", "methods", "--plugin", plugin, cwd=tmp_path).stdout
+def test_a_plugins_names_are_listed_checked_and_refused_without_it(
+    pgtg: Callable[..., Said], plugin: Path, tmp_path: Path
+):
+    listed = pgtg("ls", "methods", "--plugin", plugin).stdout
     assert "mine" in listed and "as mle (summarize, preferences; needs targets)" in listed
-    listed = pgtg("ls", "judges", "--plugin", plugin, cwd=tmp_path).stdout
+    listed = pgtg("ls", "judges", "--plugin", plugin).stdout
     assert "short  " in listed and "the shortest text" in listed
-    shown = pgtg(
-        "train", "summarize", "method=mine", "--cfg", "job", "--plugin", plugin, cwd=tmp_path
-    )
+    shown = pgtg("train", "summarize", "method=mine", "--cfg", "job", "--plugin", plugin)
     assert "  name: mine\n  controls: []\n  power: 2.0\n" in shown.stdout
     call = ["train", "summarize", "method=mine", "--dry-run"]
-    bad = pgtg(*call, "method.power=0", "--plugin", plugin, cwd=tmp_path, code=2)
+    bad = pgtg(*call, "method.power=0", "--plugin", plugin, code=2)
     assert bad.stderr == "error: method.power: found 0.0, expected above 0\n"
-    gone = pgtg(*call, cwd=tmp_path, code=2).stderr
+    gone = pgtg(*call, code=2).stderr
     assert "there is no method 'mine'" in gone
     assert not (tmp_path / "outputs").exists()
 
@@ -121,18 +128,20 @@ def test_a_plugins_names_are_listed_checked_and_refused_without_it(plugin: Path,
         (OWN.replace('"short", "the', '"meteor", "the'), "has a 'meteor', but there is one"),
     ],
 )
-def test_a_plugin_that_cannot_be_used_is_one_line(text: str | None, said: str, tmp_path: Path):
+def test_a_plugin_that_cannot_be_used_is_one_line(
+    text: str | None, said: str, pgtg: Callable[..., Said], tmp_path: Path
+):
     if text is not None:
         (tmp_path / "bad.py").write_text(text)
-    found = pgtg("ls", "judges", "--plugin", "bad.py", cwd=tmp_path, code=2).stderr
+    found = pgtg("ls", "judges", "--plugin", "bad.py", code=2).stderr
     assert found.startswith("error: ") and said in found and found.count("\n") == 1
 
 
-def test_neither_config_nor_run_folder_names_code(tmp_path: Path):
+def test_neither_config_nor_run_folder_names_code(pgtg: Callable[..., Said]):
     """There is no key for it, in any config file or schema."""
     text = "".join(path.read_text() for path in CONF.rglob("*.yaml"))
     assert "plugin" not in text
-    found = pgtg("train", "summarize", "plugin=own.py", "--dry-run", cwd=tmp_path, code=2)
+    found = pgtg("train", "summarize", "plugin=own.py", "--dry-run", code=2)
     assert "there is no such key" in found.stderr
 
 

@@ -1,7 +1,8 @@
 """Children of the command line that start at once: forked from a process that has done the imports.
 
 Imports take a child most of its life. The forking process has done them, and nothing else, when it
-forks a child that calls `pgtg`.
+forks a child that calls `pgtg`. A child does not wait for the disk, as tests do not: what a killed
+process wrote is there without it.
 """
 
 import atexit
@@ -33,8 +34,10 @@ for line in sys.stdin:
     if pid:
         print(pid, flush=True)
         continue
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-    os.dup2(os.open(ask["stderr"], os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    for number, name in ((1, ask["stdout"]), (2, ask["stderr"])):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    os.fsync = lambda descriptor: None
+    os.chdir(ask["cwd"])
     os.environ.clear()
     os.environ.update(ask["environment"])
     if ask["adam_eps"]:
@@ -56,6 +59,7 @@ class Forked:
     Args:
         arguments: Of the command line, without `pgtg`.
         stderr: File that takes its stderr.
+        stdout: File that takes its stdout.
         environment: Variables of its own.
         adam_eps: In place of Adam's own eps, 1e-8. A weight whose gradient is no larger (a sum that
             cancels) moves by what rounding left of it, up to a whole step. With more than that,
@@ -68,10 +72,15 @@ class Forked:
         stderr: Path,
         environment: Mapping[str, str] | None = None,
         adam_eps: float | None = None,
+        *,
+        stdout: Path | None = None,
     ):
         self.stderr = stderr
-        self.stderr.unlink(missing_ok=True)
-        start = {"start": list(arguments), "stderr": str(stderr), "adam_eps": adam_eps}
+        for path in (stderr, stdout):
+            if path is not None:
+                path.unlink(missing_ok=True)
+        start = {"start": list(arguments), "adam_eps": adam_eps, "cwd": str(Path.cwd())}
+        start |= {"stderr": str(stderr), "stdout": os.devnull if stdout is None else str(stdout)}
         own = {**os.environ, **ENVIRONMENT, **(environment or {})}
         self.pid = self._ask(start | {"environment": own})
         self.returncode: int | None = None
