@@ -10,6 +10,7 @@ class PgtgError(Exception):
 
     exit_code = 1
     shared = False  # known to all processes of the run: one of them says it
+    begun = False  # whether the run had begun; else it is as it was
 
 
 class ConfigError(PgtgError):

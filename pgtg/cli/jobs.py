@@ -151,9 +151,14 @@ def logged(folder: Path) -> Iterator[None]:
 
 
 def _note(folder: Path, error: BaseException) -> None:
-    """What ended the run, in its own log: `pgtg ls SWEEP` shows the last such line."""
+    """What ended the run, or kept it from beginning, in its own log, where `pgtg ls` looks."""
+    if isinstance(error, Interrupted):
+        word = "stopped"
+    else:
+        refused = isinstance(error, PgtgError) and error.exit_code == 2 and not error.begun
+        word = "refused" if refused else "error"
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    lines = "".join(f"{now} error: {line}\n" for line in str(error).splitlines())
+    lines = "".join(f"{now} {word}: {line}\n" for line in str(error).splitlines())
     # what is refused before it begins leaves nothing
     if folder.is_dir() and distributed.tells(error):
         with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as file:

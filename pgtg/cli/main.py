@@ -484,7 +484,7 @@ Examples:
 
 \b
   pgtg ls aggregators
-  pgtg ls outputs/sweep          done, running, failed (why) and missing runs of a sweep
+  pgtg ls outputs/sweep          done, running, stopped, failed (why), ... runs of a sweep
   pgtg ls cache
 """
 

@@ -32,7 +32,7 @@ from pgtg.pipeline.stages.sample import sample
 from pgtg.pipeline.stages.score import score
 from pgtg.pipeline.stages.start import start
 from pgtg.runs.folder import RunFolder, provenance, write_json
-from pgtg.runs.log import RunLog, tracker
+from pgtg.runs.log import ENDED, RunLog, tracker
 from pgtg.runtime import distributed
 from pgtg.runtime.signals import Interrupted
 from pgtg.tasks import open_task
@@ -225,9 +225,13 @@ def session(cfg: RunConfig, run_dir: Path, force: bool) -> Iterator[Context]:
             if task.judge is not None:
                 task.judge.tell()
             log.say(f"run folder {run_dir}")
+            log.note(ENDED)
             code = 0
-        except (Interrupted, PgtgError) as stop:
+        except Interrupted as stop:
             code = stop.exit_code
+            raise
+        except PgtgError as error:
+            code, error.begun = error.exit_code, True
             raise
         finally:
             log.close(code)

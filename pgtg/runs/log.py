@@ -32,7 +32,9 @@ from pgtg.runs.console import (
 from pgtg.runs.files import atomic, finite, json_line, read_json, writing
 from pgtg.runs.tracker import NullTracker, Tracker, tracker
 
-__all__ = ["RunLog", "tracker"]
+__all__ = ["ENDED", "RunLog", "tracker"]
+
+ENDED = "all that was asked for is done"  # the last line of log.txt, unless something went wrong
 
 
 class RunLog:

@@ -1,8 +1,8 @@
 """Sweeps: which jobs a sweep folder was asked for, and how far each of its runs is.
 
 `sweep.json` lists what the sweep was asked for; how far a job is, its own run folder tells: the
-lock (running), summary.json (done), log.txt (the last error). So nothing here can be out of date,
-and runs of other machines are seen too where they share the disk.
+lock (running), summary.json (done), log.txt (how it last ended). So nothing here can be out of
+date, and runs of other machines are seen too where they share the disk.
 """
 
 import os
@@ -16,11 +16,13 @@ from pgtg.runs.console import aligned, shown
 from pgtg.runs.files import read_json, write_json, writing
 from pgtg.runs.folder import RunFolder
 from pgtg.runs.locks import locked
+from pgtg.runs.log import ENDED
 
 SWEEP = "sweep.json"
-STATES = ("done", "running", "failed", "missing")
+# partly done: stages were run alone; stopped: by a signal, or cut off; refused: never begun
+STATES = ("done", "running", "partly done", "stopped", "failed", "refused", "missing")
 TAIL = 2**16  # bytes at the end of a log that are looked at
-ERROR, BEGIN = " error: ", " run folder "
+ERROR, STOPPED, REFUSED, BEGIN = " error: ", " stopped: ", " refused: ", " run folder "
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Status:
     Args:
         run: Its folder's name.
         state: One of STATES.
-        note: The last error line of a failed run, the last line of the log of a running one.
+        note: Why it is not done: the error, the signal, why a later call was refused; the last line
+            of the log of a running one.
     """
 
     run: str
@@ -76,10 +79,8 @@ def status(folder: Path, name: str) -> Status:
         return Status(name, "running", _last_line(folder))
     if (folder / "summary.json").is_file() and run.exists():
         return Status(name, "done")
-    error, last = _last_error(folder), _last_line(folder)
-    if error or run.exists():
-        return Status(name, "failed", error or f"stopped without an error; last: {last or '-'}")
-    return Status(name, "missing")
+    state, note = _ended(folder)
+    return Status(name, state, note) if state or run.exists() else Status(name, "missing")
 
 
 def statuses(folder: Path) -> list[Status]:
@@ -149,12 +150,26 @@ def _last_line(folder: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def _last_error(folder: Path) -> str:
-    """The last error line since the run was last begun; "" if there is none."""
-    error = ""
+def _ended(folder: Path) -> tuple[str, str]:
+    """How a run that is not done last ended, and what is to be said of it; ("", "") without a log.
+
+    A call that was refused changed nothing: the run is what it was before.
+    """
+    state = note = refused = last = ""
     for line in _tail(folder):
-        if ERROR in line:
-            error = line.split(ERROR, 1)[1]
+        last = line if line.strip() else last
+        if line.endswith(f" {ENDED}"):
+            state, note, refused = "partly done", "", ""
         elif BEGIN in line:
-            error = ""
-    return error
+            state, note, refused = "stopped", "", ""
+        elif ERROR in line:
+            state, note = "failed", line.split(ERROR, 1)[1]
+        elif STOPPED in line:
+            state, note = "stopped", line.split(STOPPED, 1)[1]
+        elif REFUSED in line:
+            refused = line.split(REFUSED, 1)[1]
+    if state == "stopped" and not note:
+        note = f"cut off; last: {last}"
+    if refused:
+        note = f"{note}; " * bool(note) + f"a later call was refused: {refused}"
+    return (state, note) if state else ("refused", refused) if refused else ("", "")

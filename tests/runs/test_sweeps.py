@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -24,11 +25,12 @@ from pgtg.config.compose import run_config
 from pgtg.config.overrides import folder_name
 from pgtg.errors import ArtifactError, DivergedError
 from pgtg.methods.context import opened
-from pgtg.pipeline.run import train
+from pgtg.pipeline.run import ROUNDS, train
 from pgtg.pipeline.stages import improve
 from pgtg.runs import sweeps
 from pgtg.runs.folder import RunFolder, read_json, write_json
-from pgtg.runs.log import RunLog
+from pgtg.runs.log import ENDED, RunLog
+from pgtg.runtime.signals import Interrupted
 from tests.cli.test_main import Calls, pgtg, stand_in
 from tests.support.tiny import TINY, results, tiny
 
@@ -171,13 +173,31 @@ def test_states_come_from_the_run_folder(run: RunFolder):
     with run.lock():
         assert state(run) == ("running", "sample train round 0: 3/5")
     kind, note = state(run)
-    assert kind == "failed" and "stopped without an error; last: " in note and "3/5" in note
+    assert kind == "stopped" and "cut off; last: " in note and "3/5" in note
     log(run, "run folder x", "error: loss is nan", "error: try a lower rate")
     assert state(run) == ("failed", "try a lower rate")
     log(run, "run folder x", "error: loss is nan", "run folder x", "sample")
     assert "loss is nan" not in state(run)[1]  # it was begun again since
+    log(run, "run folder x", "sample", "stopped: stopped by SIGINT")
+    assert state(run) == ("stopped", "stopped by SIGINT")
+    log(run, "run folder x", "sample", "run folder x", ENDED)
+    assert state(run) == ("partly done", "")
+    log(run, "run folder x", "run folder x", ENDED, "run folder x", "error: loss is nan")
+    assert state(run) == ("failed", "loss is nan")
     write_json(run.path / "summary.json", {})
     assert state(run) == ("done", "")
+
+
+def test_a_call_that_was_refused_leaves_a_run_what_it_was(run: RunFolder, tmp_path: Path):
+    later = "a later call was refused: give --force"
+    log(run, "run folder x", "run folder x", ENDED, "refused: give --force")
+    assert state(run) == ("partly done", later)
+    log(run, "run folder x", "stopped: by SIGTERM", "refused: give --force")
+    assert state(run) == ("stopped", f"by SIGTERM; {later}")
+    never = tmp_path / "never"
+    never.mkdir()
+    (never / "log.txt").write_text("2024-01-01T00:00:00+00:00 refused: no such file\n")
+    assert sweeps.status(never, "never") == sweeps.Status("never", "refused", "no such file")
 
 
 def test_looking_at_a_run_does_not_keep_it_from_starting(run: RunFolder):
@@ -361,3 +381,21 @@ def test_joblib_for_real(tmp_path: Path):
         train(tiny(f"aggregator={aggregator}"), tmp_path / aggregator)
         assert results(tmp_path / "s" / name) == results(tmp_path / aggregator)
         assert "improve round 0 update 1" in found[name.replace("0.005", "1e+38")].note
+
+
+def test_stages_run_alone_and_a_refused_call_are_told_from_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    values = [*(word for word in TINY if not word.startswith("run_dir")), *SHORT]
+    pgtg("sample", "summarize", *values, "run_dir=runs/a")
+    assert shown("runs")[1].startswith("a partly done")
+    pgtg("sample", "summarize", "sample.k=2", "run_dir=runs/a", code=2)
+    assert shown("runs")[1].startswith("a partly done a later call was refused: sample.k")
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setitem(ROUNDS, "align", stop)
+    pgtg("align", "summarize", *values, "run_dir=runs/a", code=143)
+    assert shown("runs")[1] == "a stopped stopped by SIGTERM"
