@@ -114,7 +114,7 @@ def stepped(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], 
 def t5(device: torch.device) -> LanguageModel:
     """T5-small's size."""
     config = T5Config(decoder_start_token_id=0, d_ff=2048, num_layers=6, num_decoder_layers=6)
-    return LanguageModel(T5ForConditionalGeneration(config).eval().to(device))
+    return LanguageModel(T5ForConditionalGeneration(config).eval()).to(device)
 
 
 def sampling(device: torch.device) -> Phase:
@@ -215,7 +215,7 @@ def prompt_judging(device: torch.device) -> Phase:
     """Distinct prompts, so that the memo has none of them."""
     words = [f"w{i}" for i in range(2000)]
     model = RobertaForMaskedLM(RobertaConfig(vocab_size=50265)).eval()  # roberta-base's size
-    model = model.to(device, getattr(torch, judge_dtype("auto", device)))
+    nn.Module.to(model, device, getattr(torch, judge_dtype("auto", device)))
     classifier = Classifier(
         model,
         tokenizer(words),
