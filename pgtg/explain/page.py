@@ -128,7 +128,7 @@ class Drawing:
         return (
             '<form id="controls" role="search" hidden>\n'
             '<label>find <input name="find" type="search" size="14"></label>\n'
-            '<label>order <select name="order"><option value="data">as sampled</option>'
+            '<label>order <select name="order"><option value="data">as given</option>'
             '<option value="wrong">mis-ranked first</option>'
             '<option value="spread">widest rewards first</option></select></label>\n'
             f"{which if len(self._labels) > 1 else ''}"
@@ -201,6 +201,7 @@ class Drawing:
             body = f"<u>{html.escape(said)}</u>"
         extra = f' data-s="{html.escape(said, quote=True)}"' if said != part else ""
         number, before = scale.number(reward), part[: len(part) - len(word)]
+        before = before if piece.start else ""  # a completion's first space would indent its line
         return f'{before}<i class="{" ".join(kinds)}" data-r="{number}"{extra}>{body}</i>'
 
 
@@ -210,5 +211,8 @@ def _given(group: Explained) -> str:
     if group.source:
         kind = ' class="long" tabindex="0"' if len(group.source) > LONG else ""
         rows.append(f'<dt>source</dt><dd dir="auto"{kind}>{text(group.source)}</dd>')
-    rows += [f'<dt>reference</dt><dd dir="auto">{text(each)}</dd>' for each in group.references]
+    rows += [
+        f'<dt>reference</dt><dd dir="auto">{text(each.lstrip(" "))}</dd>'
+        for each in group.references
+    ]
     return f"<dl>{''.join(rows)}</dl>\n" if rows else ""

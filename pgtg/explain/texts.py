@@ -69,7 +69,8 @@ def of_run(
         held = len(generations.sources)
         if split is None or n is None or n <= held:
             number = newest if round is None else round
-            origin = f"{part} generations of round {number}"
+            name = {"heldout": "held-out"}.get(part, part)
+            origin = f"{name} generations of round {number}"
             rewards = _scored(run, number, samples, part) if number == newest else None
             of = "train" if part == "train" else "validation"
             examples = _examples(run, of, generations.source_ids, log)
