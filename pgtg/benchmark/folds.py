@@ -126,7 +126,7 @@ def rewards(
 def _model(work: Work, cfg: RunConfig, kept: KeptTexts, embedding: torch.nn.Module) -> RewardModel:
     """A fresh reward model; where the head alone is trained, on what is kept."""
     reward = cfg.reward
-    spec = HeadSpec(reward.head, reward.bound, reward.mlp_width)
+    spec = HeadSpec.of(reward)
     seed = derive_seed(cfg.seed, "head", reward.head)
     if reward.trained == "head":
         return head_on(KeptModel(kept, embedding, work.device), spec, seed)

@@ -56,6 +56,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "reward.bound": {
         "softplus": "the paper's, range (1e-8, 1.3133)",
         "sigmoid": "range (0, 1)",
+        "none": "r = z, of either sign",
     },
     "method.weights": {
         "share": "of a target's rewards; they add up to 1 (the paper)",
@@ -196,6 +197,7 @@ RULES: tuple[Rule, ...] = (
     ("prompt.fresh_checks", *NOT_NEGATIVE),
     *((f"prompt.{key}", *COUNT) for key in ("candidates", "tested", "top")),
     ("reward.mlp_width", *COUNT),
+    ("reward.beta", *POSITIVE),
     ("aggregator.temperature", *POSITIVE),
     ("judge.workers", *NOT_NEGATIVE),
     ("judge.max_tokens", *COUNT),
@@ -443,6 +445,16 @@ def _reward(cfg: RunConfig) -> Iterator[str]:
         yield f"reward.path: {found}, but the tiny T5 has its own words; choose reward=same"
     if cfg.reward.trained == "head" and cfg.reward.lora is not None:
         yield "reward.trained: head leaves nothing to reward.lora; leave one out"
+    named = [name for name in (cfg.reward.head, *cfg.reward.compare_heads) if name in HEADS]
+    alone = [name for name in named if HEADS[name].reference]
+    if alone and cfg.reward.trained == "head":
+        yield f"reward.trained: head leaves {alone[0]} nothing to train; expected all"
+    shares = value_at(cfg, "method.weights") == "share" and value_at(cfg, "method.mle")
+    if cfg.reward.bound == "none" and shares and value_at(cfg, "method.transform") == "none":
+        yield (
+            "reward.bound: none gives rewards of either sign, which are no shares: choose "
+            "method.transform=exp, method.weights=sign, or another bound"
+        )
 
 
 def local_model(key: str, path: str | None) -> Iterator[str]:

@@ -87,9 +87,12 @@ class RewardHeadSpec(Spec):
     Args:
         exported: By `pgtg export reward`: "as it is", where it is one linear layer `score` on the
             state after a token; "distilled" into one, on request; or "never".
+        reference: Whether it compares the backbone with a frozen copy of how it started, which its
+            `forward` gets as a third argument; it has no weights to train without the backbone's.
     """
 
     exported: str = "distilled"
+    reference: bool = False
 
 
 @dataclass(frozen=True)

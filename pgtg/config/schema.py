@@ -241,6 +241,7 @@ class RewardConfig:
     head: str = MISSING
     bound: str = MISSING
     mlp_width: int = MISSING
+    beta: float = MISSING
     compare_heads: list[str] = MISSING
     score: list[str] = MISSING
     replay: int = MISSING

@@ -148,7 +148,8 @@ def open_run(path: Path) -> Run:
 
     def model(device: torch.device) -> Callable[[TokenBatch], Tensor]:
         found = load_reward_model(reward.path).to(device).eval()
-        as_read(found.backbone, read_dtype(cfg.sample.precision, device))
+        for lm in found.language_models:
+            as_read(lm, read_dtype(cfg.sample.precision, device))
         return found
 
     return Run(

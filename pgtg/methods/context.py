@@ -165,9 +165,10 @@ class Context:
             silence_dropout(lm.model)
         return lm.to(self.device), self.task.codec(tokenizer, lm.is_encoder_decoder, lm.end_ids)
 
-    def to_read(self, lm: LanguageModel) -> LanguageModel:
-        """A model that will only make passes without gradients, in `sample.precision`."""
-        as_read(lm, read_dtype(self.cfg.sample.precision, self.device))
+    def to_read(self, lm: LanguageModel, *more: LanguageModel) -> LanguageModel:
+        """Models that will only make passes without gradients, in `sample.precision`; the first."""
+        for one in (lm, *more):
+            as_read(one, read_dtype(self.cfg.sample.precision, self.device))
         return lm
 
     def to_decode(self, lm: LanguageModel) -> LanguageModel:

@@ -25,4 +25,11 @@ HEADS = (
         "pgtg.models.reward:LogProbHead",
         exported="never",
     ),
+    RewardHeadSpec(
+        "log_ratio",
+        "beta x (log-probability of a_t less that under the model as it started); 0 at first",
+        "pgtg.models.reward:LogRatioHead",
+        exported="never",
+        reference=True,
+    ),
 )

@@ -8,18 +8,24 @@ Heads, each a function of the state s_t before a token and the token a_t itself:
 - `linear`: the state after a_t, through one linear layer; what other libraries read as well.
 - `logprob`: log-probability of a_t under the reward net's own LM head, scaled and shifted; starts
   as the confidence of the LM, and is trained from there.
+- `log_ratio`: beta times what log-probability a_t has gained since the LM was as it started, which
+  is kept as a frozen reference; 0 at the start, so it is free of the LM's confidence.
 
 The raw output z is bounded in float32 (`ops/bounds.py`). Saved as a Transformers folder that plain
-`from_pretrained` loads, with `reward_head.safetensors` and `reward_head.json` next to the backbone.
+`from_pretrained` loads, with `reward_head.safetensors` and `reward_head.json` next to the backbone,
+and a reference, where the head has one, in a folder of its own within.
 """
 
+import copy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pgtg.config import RewardConfig
 from pgtg.config.registry import HEADS
 from pgtg.errors import ArtifactError
 from pgtg.models.backends.linear import with_fast_linears
@@ -36,6 +42,7 @@ from pgtg.runs.folder import read_json, save_tensors, write_json
 from pgtg.types import TokenBatch
 
 HEAD_JSON, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
+REFERENCE = "reference"  # folder of the frozen model that a head compares with
 MAX_MLP_WIDTH = 2**24  # far above any; a stranger's file may claim more than there are numbers for
 
 
@@ -46,6 +53,12 @@ class HeadSpec:
     head: str
     bound: str
     mlp_width: int
+    beta: float = 1.0  # scale of log_ratio
+
+    @classmethod
+    def of(cls, cfg: RewardConfig, head: str = "") -> Self:
+        """The config's head, or another one with its options."""
+        return cls(head or cfg.head, cfg.bound, cfg.mlp_width, cfg.beta)
 
 
 def mlp(inputs: int, width: int) -> nn.Sequential:
@@ -124,6 +137,24 @@ class LogProbHead(nn.Module):
         return self.scale * lm.log_probabilities(batch) + self.shift
 
 
+class LogRatioHead(nn.Module):
+    """z_t = beta [log pi_phi(a_t | s_t) - log pi_ref(a_t | s_t)]; no weights of its own.
+
+    Source: the implicit reward of DPO (arXiv:2305.18290) and, by token, of PRIME (2502.01456).
+    """
+
+    def __init__(self, width: int, spec: HeadSpec):
+        super().__init__()
+        self.beta = spec.beta
+
+    def forward(
+        self, lm: LanguageModel, batch: TokenBatch, reference: LanguageModel
+    ) -> Float[Tensor, "N T"]:
+        with torch.no_grad():
+            before = reference.log_probabilities(batch)
+        return self.beta * (lm.log_probabilities(batch) - before)
+
+
 def head_size(width: int, spec: HeadSpec) -> int:
     """Weights of a head on a backbone of this width; it is built without memory."""
     with torch.device("meta"):
@@ -136,17 +167,34 @@ class RewardModel(nn.Module):
     Args:
         backbone: The language model whose states or logits the head reads; all weights are trained.
         spec: Head, bound and width.
+        reference: The backbone as it started, for a head that compares with it; it is not trained.
     """
 
-    def __init__(self, backbone: LanguageModel, spec: HeadSpec):
+    def __init__(
+        self, backbone: LanguageModel, spec: HeadSpec, reference: LanguageModel | None = None
+    ):
         super().__init__()
+        assert (reference is not None) == HEADS[spec.head].reference
         self.backbone, self.spec = backbone, spec
         self.head = with_fast_linears(HEADS[spec.head].load()(backbone.width, spec))
         self.bound = BOUNDS[spec.bound]
+        self.reference = None if reference is None else reference.eval().requires_grad_(False)
+
+    @property
+    def language_models(self) -> list[LanguageModel]:
+        """Those that a token reward is read from."""
+        return [self.backbone, *([] if self.reference is None else [self.reference])]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
 
     def raw(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
         """z_t, the head's outputs, where the tokens stand; those at padding have no meaning."""
-        z = self.head(self.backbone, right_padded(batch))
+        more = [] if self.reference is None else [self.reference]
+        z = self.head(self.backbone, right_padded(batch), *more)
         return z.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0))
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
@@ -156,8 +204,9 @@ class RewardModel(nn.Module):
 
 def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> RewardModel:
     """A fresh head on a pretrained backbone, drawn from `seed` alone."""
+    reference = copy.deepcopy(backbone) if HEADS[spec.head].reference else None
     with seeded(seed):
-        return RewardModel(backbone, spec).to(backbone.device)
+        return RewardModel(backbone, spec, reference).to(backbone.device)
 
 
 def randomize_head(model: RewardModel, seed: int) -> None:
@@ -181,6 +230,8 @@ def save_reward_model(model: RewardModel, folder: Path, probe: TokenBatch, token
     """
     merge_lora(model.backbone)
     save_language_model(model.backbone, tokenizer, folder)
+    if model.reference is not None:
+        save_language_model(model.reference, tokenizer, folder / REFERENCE)
     save_tensors(folder / HEAD_WEIGHTS, weights_of(model.head))
     write_json(folder / HEAD_JSON, asdict(model.spec))
     reloaded = load_reward_model(folder).to(probe.tokens.device)
@@ -207,7 +258,10 @@ def load_reward_model(folder: Path) -> RewardModel:
     backbone, _ = load_language_model(str(folder))
     if 4 * head_size(backbone.width, spec) > room:
         raise _unfit(folder)
-    model = RewardModel(backbone, spec)
+    reference = None
+    if HEADS[spec.head].reference:
+        reference, _ = load_language_model(str(folder / REFERENCE))
+    model = RewardModel(backbone, spec, reference)
     load_module(model.head, folder / HEAD_WEIGHTS)
     return model
 
@@ -220,11 +274,12 @@ def _head_spec(folder: Path) -> HeadSpec:
     """
     found = read_json(folder / HEAD_JSON)
     names = [field.name for field in fields(HeadSpec)]
-    if isinstance(found, dict) and sorted(found) == sorted(names):
-        head, bound, width = (found[name] for name in names)
+    if isinstance(found, dict) and {*found, "beta"} == {*names}:
+        values: dict[str, Any] = {"beta": 1.0, **found}  # a folder of before log_ratio has none
+        head, bound, width, beta = (values[name] for name in names)
         known = head in HEADS and bound in list(BOUNDS) and type(width) is int
-        if known and 1 <= width <= MAX_MLP_WIDTH:
-            return HeadSpec(head, bound, width)
+        if known and 1 <= width <= MAX_MLP_WIDTH and type(beta) is float and beta > 0:
+            return HeadSpec(head, bound, width, beta)
     raise _unfit(folder)
 
 

@@ -20,7 +20,13 @@ def sigmoid_bound(z: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     return z.sigmoid()
 
 
+def unbounded(z: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """r = z."""
+    return z
+
+
 BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": softplus_bound,
     "sigmoid": sigmoid_bound,
+    "none": unbounded,
 }

@@ -1,6 +1,7 @@
 """Token rewards: the same in any batch, saved and reloaded, and each head against its formula."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def model(family: str, head: str, bound: str = "softplus") -> RewardModel:
     generator = torch.Generator().manual_seed(2)
     for p in built.head.parameters():
         p.data = 0.3 * torch.randn(p.shape, generator=generator) + (0.2 if p.ndim == 0 else 0.0)
+    for p in built.backbone.parameters() if head == "log_ratio" else ():
+        p.data = p.data + 0.3 * torch.randn(p.shape, generator=generator)
     return built.eval()
 
 
@@ -66,6 +69,11 @@ def by_hand(built: RewardModel, source: list[int], tokens: list[int]) -> Tensor:
     elif built.spec.head == "logprob":
         chosen = logits.log_softmax(-1)[range(len(tokens)), tokens]
         z = weights["scale"] * chosen + weights["shift"]
+    elif built.spec.head == "log_ratio":
+        assert built.reference is not None
+        before = alone(built.reference, source, tokens)[1]
+        gained = logits.log_softmax(-1) - before.log_softmax(-1)
+        z = built.spec.beta * gained[range(len(tokens)), tokens]
     else:
         inputs = states[1:]
         if built.spec.head == "state_action":
@@ -119,6 +127,29 @@ def test_logprob_head_starts_as_the_models_confidence():
 
 
 @pytest.mark.parametrize("family", KINDS)
+def test_the_log_ratio_is_zero_at_the_start(family: str):
+    """But for rounding; the reference stays as it is, in eval mode, when the backbone moves."""
+    built = build_reward_model(build(family), HeadSpec("log_ratio", "none", 1, 0.5), seed=3)
+    assert built.eval()(batch()).abs().max() <= 1e-6
+    before = [parameter.clone() for parameter in built.language_models[1].parameters()]
+    built.train()(batch())[batch().mask].sum().backward()
+    torch.optim.SGD([p for p in built.parameters() if p.requires_grad], 0.1).step()
+    after = built.language_models[1].parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not built.language_models[1].training and (built(batch()) != 0).any()
+
+
+def test_a_folder_of_before_the_log_ratio_is_read(tmp_path: Path):
+    """Its reward_head.json has no beta."""
+    built = model("gpt2", "paper")
+    save_reward_model(built, tmp_path, batch(), TOKENIZER)
+    found = json.loads((tmp_path / "reward_head.json").read_text())
+    del found["beta"]
+    (tmp_path / "reward_head.json").write_text(json.dumps(found))
+    assert torch.equal(load_reward_model(tmp_path).eval()(batch()), built(batch()))
+
+
+@pytest.mark.parametrize("family", KINDS)
 def test_the_paper_s_head_starts_at_one_reward_everywhere(family: str):
     """0.5487 = the softplus bound at 0, and from the seed alone."""
     spec = HeadSpec("paper", "softplus", 2048)
@@ -163,9 +194,11 @@ def test_each_source_is_read_once_and_all_weights_learn(family: str, head: str):
         built(inputs)[inputs.mask].sum().backward()
     assert seen[0][0] == len(SOURCES)
     assert len(seen) == (1 if built.backbone.is_encoder_decoder else 2)
-    without = [name for name, p in built.named_parameters() if p.grad is None]
-    # Llama's output embeddings are its own, and only the logprob head reads them
-    unused = family == "llama" and head != "logprob"
+    trained = [(name, p) for name, p in built.named_parameters() if p.requires_grad]
+    assert not any(name.startswith("reference.") for name, _ in trained)
+    without = [name for name, p in trained if p.grad is None]
+    # Llama's output embeddings are its own, and only heads of log-probabilities read them
+    unused = family == "llama" and head not in ("logprob", "log_ratio")
     assert without == (["backbone.model.lm_head.weight"] if unused else [])
 
 
@@ -186,7 +219,7 @@ def test_saved_folder_reloads_here_and_in_plain_transformers(
     assert not list(tmp_path.glob("*.bin"))
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "log_ratio"])  # has no weights
 def test_a_save_that_reloads_to_other_rewards_is_detected(
     head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -209,6 +209,8 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
         (["method.threshold=0.5"], "method.threshold: found 0.5, which weights=share does not"),
         (["method.weights=sign", "method.transform=exp"], "method.weights: sign goes with tran"),
         (["method.weights=sign", "method.negative=-1"], "method.negative: found -1.0, expected 0"),
+        (["reward.bound=none"], "reward.bound: none gives rewards of either sign, which are no"),
+        (["reward.head=log_ratio", "reward.trained=head"], "reward.trained: head leaves log_ratio"),
         (["method=sparse"], "method.name: 'sparse' needs classifier, judge, which the task"),
     ],
 )
@@ -326,15 +328,26 @@ def test_every_completion_is_a_target_where_asked_for(finished: Path, tmp_path: 
     assert "policy updates  6 =" in describe(tiny_preferences(*epochs))
 
 
-def test_training_on_every_completion_resumes_to_the_bit(tmp_path: Path, monkeypatch):
-    cfg = tiny_preferences(*EVERY, *ONE_ROUND)
+def test_the_log_ratio_on_every_completion_resumes_to_the_bit(tmp_path: Path, monkeypatch):
+    """Ended in the second round's reward training. The reference is the start policy, in both
+    rounds; the second continues from the first."""
+    own = ["reward.head=log_ratio", "reward.bound=none", "reward.beta=0.5", "method.controls=[]"]
+    cfg = tiny_preferences(*EVERY, *own)
     train(cfg, tmp_path / "whole")
+    start, _ = load_language_model(str(tmp_path / "whole" / "start" / "policy"))
+    models = [load_reward_model(tmp_path / f"whole/rounds/0{n}/align/reward") for n in (0, 1)]
+    for model in models:
+        assert model.reference is not None and model.spec.beta == 0.5
+        both = zip(model.reference.parameters(), start.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in both)
+    apart = zip(models[0].backbone.parameters(), models[1].backbone.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in apart)
     seen = 0
 
     def stop(*arguments: Any, **named: Any) -> Any:
         nonlocal seen
         seen += 1
-        if seen == 5:  # in the policy's training
+        if seen == 7:
             raise KeyboardInterrupt
         return save(*arguments, **named)
 
@@ -343,7 +356,7 @@ def test_training_on_every_completion_resumes_to_the_bit(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train(cfg, tmp_path / "again")
     monkeypatch.undo()
-    assert (tmp_path / "again" / "rounds" / "00" / "align").is_dir()
+    assert not (tmp_path / "again" / "rounds" / "01" / "improve").is_dir()
     train(cfg, tmp_path / "again")
     assert results(tmp_path / "again") == results(tmp_path / "whole")
 

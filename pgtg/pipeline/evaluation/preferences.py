@@ -131,7 +131,7 @@ def heldout_reward(ctx: Context) -> RewardModel | None:
     if not ctx.made(artifact, inputs):
         _train(ctx, samples, artifact, inputs)
     model = load_reward_model(artifact.file("reward")).to(ctx.device).eval()
-    ctx.to_read(model.backbone)
+    ctx.to_read(*model.language_models)
     return model
 
 

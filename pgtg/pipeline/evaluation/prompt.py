@@ -258,7 +258,7 @@ class PromptEvaluation:
         reward = ctx.artifact(max(rounds), "align", control=system.control)
         if reward.exists() and not system.control:
             model = load_reward_model(reward.file("reward")).to(ctx.device).eval()
-            ctx.to_read(model.backbone)
+            ctx.to_read(*model.language_models)
             codec = ctx.load_start()[1]
             source = codec.encode_source("")[0]
             (values,) = ctx.per_token(model, [source], [rows[0]["ids"]], [0])

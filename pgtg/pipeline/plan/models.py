@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.config import DEPTHS, PolicyConfig, RunConfig, judge_model_of
+from pgtg.config.registry import HEADS
 
 FLOAT32 = 4  # bytes
 ITEMS = {"auto": 4, "float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # bytes of one weight
@@ -60,11 +61,12 @@ class ModelSizes:
     judge: ModelSize | None = None
     adaptor: int = 0  # weights of a trained adaptor, float32
     lora: bool = False  # whether only low-rank adapters of the policy are trained, and saved
+    copies: int = 1  # of the reward backbone: a head may compare it with a frozen reference
 
     @property
     def reward_saved(self) -> float:
         """Bytes of a saved reward model."""
-        return self.reward.saved + FLOAT32 * self.head
+        return self.copies * self.reward.saved + FLOAT32 * self.head
 
     @property
     def policy_saved(self) -> float:
@@ -106,7 +108,8 @@ def model_sizes(cfg: RunConfig) -> ModelSizes | None:
         inner = cfg.policy.adaptor.width
         adaptor = width * inner + inner + inner * width + width
     head = _head(cfg, _width(reward.config))
-    return ModelSizes(policy, reward, head, judge, adaptor, cfg.policy.lora is not None)
+    copies = 1 + HEADS[cfg.reward.head].reference
+    return ModelSizes(policy, reward, head, judge, adaptor, cfg.policy.lora is not None, copies)
 
 
 def _policy(cfg: RunConfig) -> ModelSize | None:
@@ -126,7 +129,7 @@ def _head(cfg: RunConfig, width: int) -> int:
     """Weights of the reward head."""
     from pgtg.models.reward import HeadSpec, head_size
 
-    return head_size(width, HeadSpec(cfg.reward.head, cfg.reward.bound, cfg.reward.mlp_width))
+    return head_size(width, HeadSpec.of(cfg.reward))
 
 
 def _tiny_t5(cfg: RunConfig) -> ModelSize:

@@ -214,7 +214,8 @@ def _memory(
     if lines_of(cfg, "align"):
         trained = _reward_trained(cfg, sizes)
         best = trained if _checked(cfg) and cfg.reward.fit.keep == "best" else 0.0
-        frozen = reward.weights if cfg.reward.trained == "head" else 0.0
+        frozen = (sizes.copies - 1) * reward.weights
+        frozen += reward.weights if cfg.reward.trained == "head" else 0.0
         kept = policy.weights + judge + frozen + 4 * trained + best  # weights, gradients, moments
         backward = _activations(cfg, cfg.reward.fit, reward, cfg.sample.k, logits=False)
         yield kept, max(backward, _passes(cfg, reward)), (0.0, trained)
@@ -223,7 +224,9 @@ def _memory(
         own = models * sizes.policy_trained
         frozen = models * (policy.weights - (0.0 if sizes.adaptor else policy.changed))
         start = policy.weights if cfg.method.keeps_start else 0.0
-        guide = FLOAT32 * (reward.parameters + sizes.head) if lines_of(cfg, "align") else 0.0
+        guide = 0.0
+        if lines_of(cfg, "align"):
+            guide = FLOAT32 * (sizes.copies * reward.parameters + sizes.head)
         best = own if cfg.improve.keep == "best" and _validates(cfg) else 0.0
         kept = 4 * own + best + frozen + start + judge + guide
         backward = models * _activations(cfg, cfg.improve, policy, 1, logits=True)

@@ -260,7 +260,7 @@ def _fresh(ctx: Context, before: Artifact, samples: Artifact) -> dict[str, float
     if not len(comparisons):
         return {}
     model = load_reward_model(before.file("reward")).to(ctx.device).eval()
-    ctx.to_read(model.backbone)
+    ctx.to_read(*model.language_models)
     parts = comparisons.split(ctx.cfg.reward.fit.micro_batch)
     batches = [group_batch(fresh, part, ctx.device) for part in parts]
     found = heldout_metrics(PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator)), batches)
@@ -292,7 +292,7 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
     start_lm, codec = ctx.load_start()
     if before is not None:
         return load_reward_model(before.file("reward")).to(ctx.device), codec.tokenizer
-    spec = HeadSpec(head, cfg.bound, cfg.mlp_width)
+    spec = HeadSpec.of(cfg, head)
     seed = derive_seed(ctx.cfg.seed, "head", head)
     path = cfg.path or ctx.start_path()
     revision = cfg.revision if cfg.path else ctx.cfg.policy.revision

@@ -72,7 +72,7 @@ def staleness(
         if not any(folder.glob("*.safetensors")):
             continue  # keep_rounds=last has dropped it
         model = load_reward_model(folder).to(ctx.device).eval()
-        ctx.to_read(model.backbone)
+        ctx.to_read(*model.language_models)
         objective = PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator))
         for j in chosen:
             generations = read_generations(samples[j], part_of(ctx))
@@ -95,7 +95,7 @@ def faithfulness(
     codec = ctx.load_start()[1]
     special = set(codec.tokenizer.all_special_ids)
     model = load_reward_model(aligned.file("reward")).to(ctx.device).eval()
-    ctx.to_read(model.backbone)
+    ctx.to_read(*model.language_models)
     tokens = [generations.tokens[row] for row in rows]
     origin = [generations.origin[row] for row in rows]
     values = ctx.per_token(model, generations.sources, tokens, origin)

@@ -120,7 +120,7 @@ def _make(
     ctx.choose_trained(lm)
     if model is not None:
         model.eval().requires_grad_(False)
-        ctx.to_read(model.backbone)
+        ctx.to_read(*model.language_models)
     first = sum(updates[:round])
     targets = _targets(ctx, round, control, aligned, length)
     before = ctx.artifact(round - 1, "improve", control=control) if round else None

@@ -30,8 +30,7 @@ def score(ctx: Context, round: int, *, head: str = "") -> Artifact:
     working = artifact.working(inputs)
     model = load_reward_model(aligned.file("reward")).to(ctx.device).eval()
     start, codec = ctx.load_start()
-    for lm in (model.backbone, start):
-        ctx.to_read(lm)
+    ctx.to_read(start, *model.language_models)
     for part in parts:
         if part == "targets":
             examples = ctx.task.heldout()
