@@ -151,6 +151,8 @@ class Method:
         needs_samples: Whether policy training reads judged generations.
         judges_updates: Whether it may have own samples judged for each update (prompt.fresh).
         search: For methods that propose prompts and train nothing: begins the search of a run.
+        finds: Whether what it trains is no policy but something that stands in a template: it is
+            saved as candidates (`judges.candidate`).
     """
 
     name: str
@@ -166,8 +168,9 @@ class Method:
     needs_samples: bool = False
     judges_updates: bool = False
     search: MakeSearch | None = None
+    finds: bool = False
 
     @property
     def published(self) -> str:
         """The folder of a run in which what came out of `improve` is found."""
-        return "policy" if self.search is None else "found"
+        return "found" if self.finds or self.search is not None else "policy"

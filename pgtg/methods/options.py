@@ -512,6 +512,33 @@ class RLPrompt(_Options):
             yield f"coefficient: found {self.coefficient}, expected 0 to 1, or null"
 
 
+@dataclass
+class SoftPrompt(_Options):
+    """The embeddings of a prompt's tokens, trained by gradient."""
+
+    tokens: int = MISSING
+    updates: int = MISSING
+    batch: int = MISSING
+    lr: float = MISSING
+    order: str = MISSING
+    label_words_only: bool = MISSING
+    check_every: int = MISSING
+    template: str | None = MISSING
+
+    @property
+    def own_updates(self) -> int:
+        return self.updates
+
+    def asked(self) -> tuple[int, int]:
+        return 0, -(-self.updates // self.check_every)
+
+    def problems(self) -> Iterator[str]:
+        yield from _counts(self, "tokens", "updates", "batch", "check_every")
+        yield from _one_of(self, "order", ("shuffled", "released"))
+        if self.lr <= 0:
+            yield f"lr: found {self.lr}, expected above 0"
+
+
 # names of the released code, see ops.soft_q
 LOSSES = ("v0", "v1", "v2", "v3", "v2_v2r", "v3_v3r", "v2_v2r_v3_v3r")
 

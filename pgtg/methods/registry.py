@@ -20,6 +20,7 @@ from pgtg.methods.options import (
     Reinforce,
     RLPrompt,
     SimPO,
+    SoftPrompt,
     Sparse,
     WeightedMLE,
 )
@@ -101,6 +102,13 @@ METHODS = (
         "pgtg.methods.rlprompt:METHOD",
         ASKING,
         options=RLPrompt,
+    ),
+    MethodSpec(
+        "soft_prompt",
+        "the embeddings of a prompt's tokens, trained by gradient (prompt)",
+        "pgtg.methods.soft_prompt:METHOD",
+        ASKING,
+        options=SoftPrompt,
     ),
     MethodSpec(
         "uniform",

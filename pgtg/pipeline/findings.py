@@ -158,9 +158,8 @@ def show_prompts(
 
 def _show_curves(log: RunLog, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Best score so far (mean of the newest prompts) from the first round on."""
-    curves = {
-        name: found["search"]["curve"] for name, found in results.items() if "search" in found
-    }
+    searches = {name: found.get("search", {}) for name, found in results.items()}
+    curves = {name: search["curve"] for name, search in searches.items() if "curve" in search}
     if not curves:
         return
     first = max(curve[0]["prompts"] for curve in curves.values())

@@ -104,6 +104,9 @@ def fit(
                 if begin is not None:
                     begin(progress.step)
                 values = update(training, windows, objective)
+                if cfg.schedule == "linear":  # of trainings in one round: to 0 at their end
+                    progress.lr = cfg.lr * (1 - progress.step / cfg.updates)
+                    training.set_rate()
                 log.metrics(where.prefix, where.round, where.offset + progress.step, values)
                 if validate is not None and _due(progress.step, cfg.validate_every, cfg.updates):
                     _validate(training, validate, select, log)

@@ -56,7 +56,13 @@ METHODS = {
     name: tiny(f"method={name}", "method.controls=[uniform]")
     for name in ("dpo", "simpo", "tdpo", "grpo", "ppo", "nlpo")
 } | {"rto": tiny("method=rto", "method.dpo=a/b", "method.controls=[uniform]")}
-SEARCHES = ["grips", "autoprompt", "rlprompt", *(["bbt"] if find_spec("cma") else [])]
+SEARCHES = [
+    "grips",
+    "autoprompt",
+    "rlprompt",
+    "soft_prompt",
+    *(["bbt"] if find_spec("cma") else []),
+]
 METHODS |= {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in SEARCHES}
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all

@@ -67,15 +67,8 @@ def test_a_method_runs_where_its_needs_are_met():
         for words in (["method=ppo"], ["method=ppo", "method.reward=learned"])
     )
     assert not judged.learns_reward and learned.learns_reward
-    assert set(methods_of("prompt")) == {
-        "pgtg",
-        "sparse",
-        "random",
-        "grips",
-        "bbt",
-        "autoprompt",
-        "rlprompt",
-    }
+    searching = {"grips", "bbt", "autoprompt", "rlprompt", "soft_prompt"}
+    assert set(methods_of("prompt")) == {"pgtg", "sparse", "random"} | searching
     assert method_spec("prompt", "pgtg").code != method_spec("summarize", "pgtg").code
     lacking = (
         "'sparse' needs classifier, which the task summarize lacks; it has pgtg, reinforce, mle"

@@ -4,11 +4,12 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pgtg.judges.candidate import Candidate, read_found
+from pgtg.judges.candidate import FOUND, Candidate, read_found
 from pgtg.judges.record import TABLE
 from pgtg.judges.template import Prompt
 from pgtg.methods.context import Context
@@ -16,7 +17,6 @@ from pgtg.methods.fresh import prompt_task
 from pgtg.pipeline.stages.match import judged_prompts
 from pgtg.pipeline.stages.search import ASKED
 from pgtg.runs.files import read_jsonl, read_table
-from pgtg.runs.folder import Artifact
 from pgtg.tasks.prompt import PromptTask
 
 Ranked = tuple[Candidate, dict[str, Any]]  # what the judge reads, and its row in tables
@@ -40,17 +40,22 @@ class Asked:
         )
 
 
-def found_by_search(artifact: Artifact, most: int) -> list[Ranked]:
-    """What a search ended with ("policy": its own choice), then the texts that led on train.
+def has_found(folder: Path) -> bool:
+    """Whether a folder holds candidates that a method ended with, and no policy."""
+    return (folder / FOUND).is_file()
+
+
+def found_by_search(folder: Path, most: int) -> list[Ranked]:
+    """What a method ended with ("policy": its own choice), then the texts that led on train.
 
     Args:
         most: Candidates in all.
     """
-    own = read_found(artifact.path)
+    own = read_found(folder)
     found = [(one, one.row() | {"from": "search", "policy": True}) for one in own]
     known = {one.prompt for one in own}
     judged: dict[Prompt, float] = {}
-    for row in read_jsonl(artifact.file(ASKED)):
+    for row in _asked(folder):
         if row["split"] == "train" and "vectors" not in row:  # of vectors only the own are kept
             judged[_prompt(row)] = row["score"]
     for prompt in sorted(judged, key=lambda prompt: -judged[prompt]):
@@ -60,29 +65,36 @@ def found_by_search(artifact: Artifact, most: int) -> list[Ranked]:
     return found
 
 
-def search_results(ctx: Context, artifact: Artifact, ranked: int) -> dict[str, Any]:
-    """What a search spent, each prompt counted as often as it was asked for, and how it went."""
+def search_results(ctx: Context, control: str, folder: Path, ranked: int) -> dict[str, Any]:
+    """What a line spent that found candidates, each counted as often as it was asked for, and how
+    it went where it asked about any on train."""
     spent = Asked(prompt_task(ctx))
-    control = artifact.manifest()["extra"]["control"]
     for split, prompts in judged_prompts(ctx, 0, control).items():
         spent.add(prompts, split)
     metrics = ctx.artifact(0, "improve", control=control).manifest()["metrics"]
-    asked = read_jsonl(artifact.file(ASKED))
+    asked = _asked(folder)
     train = [row for row in asked if row["split"] == "train"]
     turns = itertools.groupby(train, key=lambda row: row["turn"])
     curve = _curve([row["score"] for row in turn] for _, turn in turns)
     distinct = {_prompt(row) for row in asked if "vectors" not in row}
-    return {
+    found = {
         "judged_prompts": sum(spent.prompts.values()),
         "judged_sequences": spent.sequences,
         "judged_by_split": spent.prompts,
         "gradient_sequences": int(metrics.get("improve/gradient_sequences", 0)),
         "distinct_prompts": len(distinct) + sum("vectors" in row for row in train),
         "dev_prompts": ranked,
-        "best_train_score": curve[-1]["best"],
-        "last_mean_score": curve[-1]["mean"],
-        "curve": curve,
     }
+    if curve:
+        found["best_train_score"], found["last_mean_score"] = curve[-1]["best"], curve[-1]["mean"]
+        found["curve"] = curve
+    return found
+
+
+def _asked(folder: Path) -> list[dict[str, Any]]:
+    """The lines of what a search asked; none of a method that is trained."""
+    path = folder / ASKED
+    return read_jsonl(path) if path.is_file() else []
 
 
 def drawn_curve(ctx: Context, control: str) -> list[dict[str, float]]:

@@ -34,6 +34,7 @@ from pgtg.pipeline.evaluation.asked import (
     Ranked,
     drawn_curve,
     found_by_search,
+    has_found,
     search_results,
 )
 from pgtg.pipeline.evaluation.system import Results, Rows, System
@@ -65,6 +66,7 @@ class PromptEvaluation:
             method, policy, parents = method_of(ctx.cfg, control), None, []
             if method.search is not None:
                 parents = [ctx.artifact(0, "improve", control=control)]
+                policy = parents[0].path
             elif "improve" in method.stages:
                 _, policy, artifact = kept_policy(ctx, rounds, control)
                 parents = [artifact]
@@ -113,18 +115,18 @@ class PromptEvaluation:
                 results["decodings"]["best"] = _of(task, values, split)
                 asked.add(1, split)
         else:
-            searches = method_of(ctx.cfg, system.control).search is not None
-            judged = {} if searches else _judged(ctx, system.control)
-            if searches:
-                chosen = found_by_search(system.parents[0], 2 * self.options.candidates)
-                ranked = self._ranked(task, chosen)
+            judged: dict[tuple[int, ...], float] = {}
+            found = system.policy if (system.policy and has_found(system.policy)) else None
+            if found is not None:
+                ranked = self._ranked(task, found_by_search(found, 2 * self.options.candidates))
             else:
+                judged = _judged(ctx, system.control)
                 ranked = self._candidates(ctx, system, judged)
             asked.add(len(ranked), "train", "dev")
             self._test(task, ranked, split, results, asked)
             first, rows = ranked[0][0], [row for _, row in ranked]
-            if searches:
-                results["search"] = search_results(ctx, system.parents[0], len(rows))
+            if found is not None:
+                results["search"] = search_results(ctx, system.control, found, len(rows))
             elif judged:
                 results["search"] = self._search(ctx, system, rows, judged)
         searched = results.get("search", {}).get("judged_sequences", 0)
