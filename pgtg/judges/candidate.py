@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from pgtg.errors import ArtifactError
+from pgtg.judges.finetuned import Tuned
 from pgtg.judges.template import Prompt
 from pgtg.runs.files import load_tensors, read_json, save_tensors, write_json
 
@@ -29,6 +30,7 @@ class Candidate:
             piece and without white space around the prompt.
         offset: Vectors that are added to the embeddings of these tokens.
         block: Whether they are added to the output of the embedding block instead.
+        tuned: Weights of a copy of the classifier that reads texts in its place.
     """
 
     prompt: Prompt
@@ -37,6 +39,7 @@ class Candidate:
     tokens: bool = False
     offset: Float[np.ndarray, "L D"] | None = None
     block: bool = False
+    tuned: Tuned | None = None
 
     def row(self) -> dict[str, Any]:
         """What of it stands in tables; vectors are told by their size."""
@@ -49,6 +52,9 @@ class Candidate:
 def save_found(folder: Path, candidates: Sequence[Candidate]) -> None:
     """Keep what a search ended with, its own choice first."""
     rows = [one.row() | {key: getattr(one, key) for key in HOW} for one in candidates]
+    for row, one in zip(rows, candidates, strict=True):
+        if one.tuned is not None:  # its file stands next to this one
+            row["tuned"] = [one.tuned.path.name, one.tuned.kind, one.tuned.max_tokens]
     write_json(folder / FOUND, rows)
     vectors = {
         str(i): torch.from_numpy(one.offset)
@@ -68,12 +74,17 @@ def read_found(folder: Path) -> list[Candidate]:
     rows, path = read_json(folder / FOUND), folder / VECTORS
     vectors = load_tensors(path) if path.is_file() else {}
     try:
-        return [_candidate(row, vectors.get(str(i))) for i, row in enumerate(rows)]
-    except (KeyError, TypeError) as error:
+        return [_candidate(folder, row, vectors.get(str(i))) for i, row in enumerate(rows)]
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder / FOUND} holds no candidates: {error!r}") from error
 
 
-def _candidate(row: Mapping[str, Any], vectors: torch.Tensor | None) -> Candidate:
+def _candidate(folder: Path, row: Mapping[str, Any], vectors: torch.Tensor | None) -> Candidate:
     ids = tuple(row["ids"]) if "ids" in row else None
     offset = None if vectors is None else vectors.numpy()
-    return Candidate(Prompt(row["text"], ids), offset=offset, **{key: row[key] for key in HOW})
+    tuned = None
+    if "tuned" in row:
+        name, kind, max_tokens = row["tuned"]
+        tuned = Tuned(folder / Path(name).name, kind, max_tokens)
+    how = {key: row[key] for key in HOW}
+    return Candidate(Prompt(row["text"], ids), offset=offset, tuned=tuned, **how)

@@ -539,6 +539,37 @@ class SoftPrompt(_Options):
             yield f"lr: found {self.lr}, expected above 0"
 
 
+@dataclass
+class FineTune(_Options):
+    """The classifier LM trained on the few examples."""
+
+    kind: str = MISSING
+    updates: int = MISSING
+    batch: int = MISSING
+    lr: float = MISSING
+    order: str = MISSING
+    trainable_layers: int | None = MISSING
+    label_words_only: bool = MISSING
+    max_tokens: int = MISSING
+    check_every: int = MISSING
+
+    @property
+    def own_updates(self) -> int:
+        return self.updates
+
+    def asked(self) -> tuple[int, int]:
+        return 0, -(-self.updates // self.check_every)
+
+    def problems(self) -> Iterator[str]:
+        yield from _counts(self, "updates", "batch", "max_tokens", "check_every")
+        yield from _one_of(self, "kind", ("head", "prompt"))
+        yield from _one_of(self, "order", ("shuffled", "released"))
+        if self.lr <= 0:
+            yield f"lr: found {self.lr}, expected above 0"
+        if self.trainable_layers is not None and self.trainable_layers < 0:
+            yield f"trainable_layers: found {self.trainable_layers}, expected 0 or more, or null"
+
+
 # names of the released code, see ops.soft_q
 LOSSES = ("v0", "v1", "v2", "v3", "v2_v2r", "v3_v3r", "v2_v2r_v3_v3r")
 

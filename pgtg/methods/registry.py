@@ -15,6 +15,7 @@ from pgtg.methods.options import (
     TDPO,
     AutoPrompt,
     BestOfK,
+    FineTune,
     GrIPS,
     GroupGradient,
     Reinforce,
@@ -109,6 +110,13 @@ METHODS = (
         "pgtg.methods.soft_prompt:METHOD",
         ASKING,
         options=SoftPrompt,
+    ),
+    MethodSpec(
+        "finetune",
+        "the classifier LM itself trained on the few examples (prompt)",
+        "pgtg.methods.finetune:METHOD",
+        ASKING,
+        options=FineTune,
     ),
     MethodSpec(
         "uniform",

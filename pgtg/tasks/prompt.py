@@ -33,6 +33,7 @@ from pgtg.data.worlds import reviews
 from pgtg.errors import ConfigError, DataError
 from pgtg.judges.candidate import Candidate
 from pgtg.judges.classifier import Classifier, load_classifier
+from pgtg.judges.finetuned import FineTuned, Tuned
 from pgtg.judges.judge import Columns, Judge
 from pgtg.judges.memo import PromptScores
 from pgtg.judges.reference import done
@@ -73,6 +74,7 @@ class PromptTask:
         self.about = ""
         self._splits: dict[str, list[Labelled] | None] = {}
         self._scores: dict[tuple[str, bool, bool], PromptScores] = {}
+        self._kept: tuple[Tuned, FineTuned] | None = None
 
     @property
     def targets(self) -> None:
@@ -238,12 +240,58 @@ class PromptTask:
         """
         examples, first = self.labelled(split), candidates[0]
         assert examples is not None
+        if first.tuned is not None:
+            own = [self._tuned(one.tuned) for one in candidates if one.tuned is not None]
+            return np.stack([model.log_probs(examples) for model in own])
         scorer = self.scorer_of(first)
         if first.offset is not None:  # no two are alike, so none is remembered
             classifier = scorer.classifier
             assert isinstance(classifier, Classifier)
             return np.stack([classifier.log_probs_on_top(one, examples) for one in candidates])
         return scorer([candidate.prompt for candidate in candidates], split, examples)
+
+    def cut(self, candidate: Candidate, split: str) -> int:
+        """Texts of a split that are read shortened under a candidate."""
+        examples = self.labelled(split) or []
+        if candidate.tuned is not None:
+            rows = self._tuned(candidate.tuned).rows([example.text for example in examples])
+            return sum(row.cut for row in rows)
+        classifier = self.scorer_of(candidate).classifier
+        assert isinstance(classifier, Classifier)
+        return classifier.truncated(examples, candidate.prompt)
+
+    def label_ids(self, template: str) -> list[int]:
+        """The token of each label word of a template."""
+        classifier = self.scorer(template).classifier
+        assert isinstance(classifier, Classifier)
+        return classifier.label_ids
+
+    def fine_tuned(
+        self, kind: str, max_tokens: int, *, layers: int | None = None, seed: int = 0
+    ) -> FineTuned:
+        """A copy of the classifier with weights that may change, which reads the manual template.
+
+        Args:
+            layers, seed: As for `judges.finetuned.FineTuned`.
+        """
+        classifier = self.scorer("manual").classifier
+        assert isinstance(classifier, Classifier)
+        model, _ = self._loaded()
+        return FineTuned(
+            model,
+            classifier.renderer,
+            classifier.label_ids,
+            kind=kind,
+            max_tokens=max_tokens,
+            layers=layers,
+            seed=seed,
+        ).to(model.device)
+
+    def _tuned(self, tuned: Tuned) -> FineTuned:
+        """The copy of the classifier with trained weights; the last one is kept."""
+        if self._kept is None or self._kept[0] != tuned:
+            self._kept = tuned, self.fine_tuned(tuned.kind, tuned.max_tokens).load(tuned.path)
+        return self._kept[1]
 
     def scorer_of(self, candidate: Candidate) -> PromptScores:
         """The classifier as it reads a search's candidate."""
@@ -295,6 +343,9 @@ class PromptTask:
 
     @cached_property
     def _model(self) -> tuple[Any, Any]:
+        return self._loaded()
+
+    def _loaded(self) -> tuple[Any, Any]:
         path = self.classifier.path or str(self.run_dir / "start" / "judge")
         device = pick_device(self.cfg.device)
         dtype = judge_dtype(self.classifier.dtype, device)

@@ -61,6 +61,7 @@ SEARCHES = [
     "autoprompt",
     "rlprompt",
     "soft_prompt",
+    "finetune",
     *(["bbt"] if find_spec("cma") else []),
 ]
 METHODS |= {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in SEARCHES}

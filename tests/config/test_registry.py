@@ -67,7 +67,7 @@ def test_a_method_runs_where_its_needs_are_met():
         for words in (["method=ppo"], ["method=ppo", "method.reward=learned"])
     )
     assert not judged.learns_reward and learned.learns_reward
-    searching = {"grips", "bbt", "autoprompt", "rlprompt", "soft_prompt"}
+    searching = {"grips", "bbt", "autoprompt", "rlprompt", "soft_prompt", "finetune"}
     assert set(methods_of("prompt")) == {"pgtg", "sparse", "random"} | searching
     assert method_spec("prompt", "pgtg").code != method_spec("summarize", "pgtg").code
     lacking = (

@@ -19,7 +19,6 @@ from pgtg.config import RunConfig
 from pgtg.data.generations import read_generations
 from pgtg.data.worlds import reviews
 from pgtg.judges.candidate import Candidate
-from pgtg.judges.classifier import Classifier
 from pgtg.judges.record import TABLE, read_judged
 from pgtg.judges.template import Prompt
 from pgtg.methods import method_of
@@ -367,19 +366,14 @@ def _report_cut(ctx: Context, first: Candidate, split: str) -> dict[str, int]:
     """Texts that the judge reads shortened, by split; said where there are any."""
     task = prompt_task(ctx)
     name = first.template or task.classifier.template
-    classifier = task.scorer_of(first).classifier
-    assert isinstance(classifier, Classifier)
-    found = {
-        part: classifier.truncated(task.labelled(part) or [], first.prompt)
-        for part in dict.fromkeys(("train", "dev", split))
-    }
+    found = {part: task.cut(first, part) for part in dict.fromkeys(("train", "dev", split))}
     for part, number in found.items():
         if number:
-            total, limit = len(task.labelled(part) or []), task.classifier.max_tokens
-            ctx.log.warn(
-                f"{name}: {number} of {total} {part} texts are cut to "
-                f"judge.classifier.max_tokens={limit}"
-            )
+            total, key = len(task.labelled(part) or []), "judge.classifier.max_tokens"
+            limit = task.classifier.max_tokens
+            if first.tuned is not None:
+                key, limit = "method.max_tokens", first.tuned.max_tokens
+            ctx.log.warn(f"{name}: {number} of {total} {part} texts are cut to {key}={limit}")
     return found
 
 
