@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# uv where it is installed: the same pins, in a fraction of pip's time
+UV := $(shell command -v uv 2>/dev/null)
+PIP := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 # Where pip finds torch. Without a GPU the CPU build is taken, which is a tenth of the CUDA build's
 # size; for another one: make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130
 GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
@@ -22,14 +25,14 @@ setup: $(READY) ## make .venv and install pgtg with pinned versions
 
 $(READY): pyproject.toml constraints.txt
 	@echo "setup 1/3: a virtual environment in $(VENV)"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(if $(UV),uv venv --seed --python $(PYTHON),$(PYTHON) -m venv) $(VENV)
 	@echo "setup 2/3: torch, $(if $(GPU),for $(GPU),$(if $(TORCH_INDEX),from $(TORCH_INDEX),the usual build))"
 	@$(BIN)/python -c "import torch" 2>/dev/null || test -z "$(TORCH_INDEX)" || \
-		$(BIN)/python -m pip install --retries 0 --timeout 15 --no-deps --constraint constraints.txt \
+		$(PIP) $(if $(UV),,--retries 0 --timeout 15) --no-deps --constraint constraints.txt \
 			--index-url $(TORCH_INDEX) torch || \
 		echo "setup: $(TORCH_INDEX) cannot be reached: torch comes from where pip finds the rest"
 	@echo "setup 3/3: pgtg and what it needs, as pinned in constraints.txt"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,joblib,slurm]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,joblib,slurm]'
 	touch $(READY)
 
 train: $(READY) ## run the quickstart: pgtg train summarize (ARGS="seed=1 ..." adds parameters)

@@ -178,10 +178,9 @@ class Call:
         from pgtg.pipeline.plan import check_resources, check_room, describe
 
         runs = self.jobs()
+        print(describe(runs))
+        _warn([line for run in runs for line in check_resources(run)])
         for run in runs:
-            print(describe(run))
-        for run in runs:
-            _warn(check_resources(run))
             if probe:
                 from pgtg.pipeline.plan.probe import probe as timed
                 from pgtg.pipeline.plan.probe import text_of

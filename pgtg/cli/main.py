@@ -74,6 +74,10 @@ Overrides = Annotated[
 ConfigDir = Annotated[
     Path | None, typer.Option("--config-dir", help="Folder of your own config files.")
 ]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="A yaml file of parameters, e.g. a run's config.yaml."),
+]
 
 
 def run_plugins(files: list[Path] | None) -> list[Path] | None:
@@ -132,6 +136,15 @@ def named(task: str | None, command: str) -> str:
     return task
 
 
+def with_file(task: str, config: Path | None, overrides: list[str] | None) -> list[str]:
+    """The parameters of the file of --config, if any, and then those of the command line."""
+    if config is None:
+        return overrides or []
+    from pgtg.config.files import overrides_of
+
+    return [*overrides_of(config, task), *(overrides or [])]
+
+
 @app.command(epilog=TRAIN_EXAMPLES)
 def train(
     task: Task = None,
@@ -140,6 +153,7 @@ def train(
         bool, typer.Option("-m", "--multirun", help="One run for each combination of key=a,b.")
     ] = False,
     cfg: Annotated[Cfg | None, typer.Option("--cfg", help="Print the config, run nothing.")] = None,
+    config: ConfigFile = None,
     config_dir: ConfigDir = None,
     plugin: Plugins = None,
     force: Force = False,
@@ -156,6 +170,7 @@ def train(
     with reporting():
         from pgtg.cli.calls import Call
 
+        overrides = with_file(named(task, "train"), config, overrides)
         call = Call.parse(named(task, "train"), overrides, config_dir, multirun=multirun)
         if probe and not dry_run:
             raise ConfigError(
@@ -176,6 +191,7 @@ def stage_command(stage: str, doc: str) -> None:
         task: Task = None,
         overrides: Overrides = None,
         round: Round = None,
+        config: ConfigFile = None,
         config_dir: ConfigDir = None,
         plugin: Plugins = None,
         force: Force = False,
@@ -184,6 +200,7 @@ def stage_command(stage: str, doc: str) -> None:
         with reporting():
             from pgtg.cli.calls import Call
 
+            overrides = with_file(named(task, stage), config, overrides)
             call = Call.parse(named(task, stage), overrides, config_dir)
             call.run_stage(stage, round, force=force, quiet=quiet)
 

@@ -68,6 +68,7 @@ PLUGGABLE: Mapping[str, Registry] = {  # groups whose options may be a plugin's
     "judge": JUDGES,
     "aggregator": AGGREGATORS,
 }
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name
 NAMES_SERVER = {"judge", "judge.base_url"}  # keys by which a user names one
 # what an experiment fits to its data, whatever backbone or method the call chooses
 FITTED = {
@@ -242,6 +243,7 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
         raise ConfigError(*problems, one_line(error)) from error
     assert isinstance(run, RunConfig)
     _expand_home(run)
+    _name_hub(run)
     if run.policy.path is not None:
         run.policy.path = policy_folder(run.policy.path)
     if run.method.controls is None:  # those of the task
@@ -586,6 +588,13 @@ def _filled(cfg: DictConfig, missing: Sequence[str]) -> DictConfig:
     for key in missing:
         OmegaConf.update(cfg, key, stand_in(key))
     return cfg
+
+
+def _name_hub(run: RunConfig) -> None:
+    """Where data.path is owner/name, and there is no such file or folder, it is a hub id."""
+    path = str(run.data.path)
+    if run.data.name == "files" and HUB_ID.fullmatch(path) and not Path(path).exists():
+        run.data.name = "hub"
 
 
 def _expand_home(run: RunConfig) -> None:

@@ -359,8 +359,8 @@ def _from_hub(cfg: DataConfig, split: str) -> Table:
     except (ConnectionError, FileNotFoundError) as error:  # offline, unknown, or not in the cache
         raise MissingResourceError(
             f"hub data set {label} is not in the local cache and cannot be fetched "
-            f"({_line(error)}): check data.path and data.subset, fetch it once online, or use "
-            "data.name=files"
+            f"({_line(error)}), and {cfg.path} is no file or folder here: check data.path and "
+            "data.subset, or fetch it once online"
         ) from error
     except (ValueError, RuntimeError, OSError, DatasetsError) as error:
         raise DataError(f"hub data set {label}: {_line(error)}") from error

@@ -237,7 +237,7 @@ def test_unpaired_feedback_is_refused(tmp_path: Path):
 
 
 def test_the_plan_counts_rows_and_nothing_judged():
-    text = describe(tiny_preferences())
+    text = describe([tiny_preferences()])
     assert "24 of 24 rows per round" in text and "judged" not in text
     assert needs(tiny_preferences()) is not None
 
@@ -324,8 +324,8 @@ def test_every_completion_is_a_target_where_asked_for(finished: Path, tmp_path: 
         assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
         assert trainer.measured()["improve/threshold"] == pytest.approx(level, rel=1e-6)
     epochs = ["schedule.unit=epochs", "schedule.total=1", "schedule.retrain_until=0"]
-    assert "policy updates  12 =" in describe(tiny_preferences(*EVERY, *epochs))
-    assert "policy updates  6 =" in describe(tiny_preferences(*epochs))
+    assert "policy updates  12 =" in describe([tiny_preferences(*EVERY, *epochs)])
+    assert "policy updates  6 =" in describe([tiny_preferences(*epochs)])
 
 
 def test_the_log_ratio_on_every_completion_resumes_to_the_bit(tmp_path: Path, monkeypatch):

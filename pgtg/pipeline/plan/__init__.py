@@ -1,11 +1,12 @@
 """`--dry-run`: what a run would do and need, counted before anything is spent. Writes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pgtg.config import RunConfig
 from pgtg.config.registry import TASKS, resolve
 from pgtg.config.sizes import show_size
+from pgtg.errors import DataError
 from pgtg.pipeline.plan.models import ModelSizes, model_sizes
 from pgtg.pipeline.plan.room import Room, require_room, room_for
 from pgtg.training.schedule import segments
@@ -14,21 +15,62 @@ MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
 UNKNOWN = "unknown: the models are not on this machine"
 
 
-def describe(cfg: RunConfig) -> str:
-    """The plan of one run as text.
+def describe(runs: Sequence[RunConfig]) -> str:
+    """The plan of one run as text; of a sweep, what its runs have in common once, and their sum.
 
     Raises:
         DataError: The data are on this machine but cannot be read.
     """
+    plans = [_plan(run) for run in runs]
+    rows = [(name, text) for name in plans[0] for text in _texts(name, plans)]
+    if len(runs) > 1:
+        rows = [("sweep", f"{len(runs)} runs"), *rows, ("in all", _sum(runs))]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _texts(name: str, plans: Sequence[Mapping[str, str]]) -> list[str]:
+    """What the plans say of one thing; of several answers each, with how many runs have it."""
+    texts = [plan[name] for plan in plans if name in plan]
+    found = {text: texts.count(text) for text in texts}
+    if len(found) == 1 or name == "run":
+        return list(found)
+    return [f"{text} ({count} run{'s' * (count > 1)})" for text, count in found.items()]
+
+
+def _sum(runs: Sequence[RunConfig]) -> str:
+    """Work and disk of all runs of a sweep; what they share by the cache is counted for each."""
+    parts = []
+    try:
+        works = [resolve(TASKS[run.task].plan).work(run) for run in runs]
+    except DataError:
+        parts.append("work unknown: the data are not on this machine")
+    else:
+        pairs = list(zip(runs, works, strict=True))
+        parts.append(f"{sum(run.sample.k * work.sampled for run, work in pairs):,} generations")
+        parts.append(f"{sum(work.reward_updates for work in works):,} reward updates")
+        parts.append(f"{sum(work.policy_updates for work in works):,} policy updates")
+        parts.append(f"{sum(work.evaluated for work in works):,} evaluated texts")
+    rooms = [room for run in runs if (room := needs(run)) is not None]
+    if len(rooms) == len(runs):
+        parts.append(f"disk up to {show_size(_disk(rooms))}")
+    return ", ".join(parts)
+
+
+def _disk(rooms: Sequence[Room]) -> float:
+    """Disk [bytes] of runs one after the other: what all keep, and what one needs on top of it."""
+    return sum(room.disk_end for room in rooms) + max(room.disk - room.disk_end for room in rooms)
+
+
+def _plan(cfg: RunConfig) -> dict[str, str]:
+    """The rows of one run's plan."""
     rows = {
         "run": f"{cfg.task}/{cfg.name} seed {cfg.seed}: {cfg.method.name}, {cfg.aggregator.name}"
     }
     task = resolve(TASKS[cfg.task].plan)
     examples = task.split_sizes(cfg)
     rows |= task.describe(cfg, examples)
-    rows |= _resources(cfg, model_sizes(cfg), examples.get("train") or 0)
-    width = max(len(name) for name in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+    return rows | _resources(cfg, model_sizes(cfg), examples.get("train") or 0)
 
 
 def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
@@ -78,8 +120,7 @@ def check_room(runs: Sequence[RunConfig], folder: Path) -> None:
     found = [needs(run) for run in runs]
     known = [one for one in found if one is not None]
     if known:
-        most = max(one.disk - one.disk_end for one in known)  # of the run that is under way
-        require_room(runs, folder, sum(one.disk_end for one in known) + most)
+        require_room(runs, folder, _disk(known))
 
 
 def _rounds(cfg: RunConfig) -> int:

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def room_for(
     return Room(ledger.most, ledger.now, device, activations, _program() + host)
 
 
+@cache
 def _program() -> float:
     """Bytes of the program itself: this process has loaded the libraries that a run loads."""
     with contextlib.suppress(OSError):

@@ -58,7 +58,7 @@ def test_what_is_not_on_this_machine_is_unknown():
     found = summarize.count(cfg, plan.split_sizes(cfg))
     assert found.rounds == 5 and found.generations == (28736 + 512) * 3
     assert found.policy_updates is None and found.evaluated is None
-    assert "unknown" in plan.describe(cfg)
+    assert "unknown" in plan.describe([cfg])
 
 
 def test_parameters_come_from_the_config_alone(tmp_path: Path):
@@ -79,7 +79,7 @@ def test_parameters_come_from_the_config_alone(tmp_path: Path):
 
 
 def test_the_tiny_policy_is_counted_as_built():
-    text = plan.describe(run_config("summarize"))
+    text = plan.describe([run_config("summarize")])
     assert "copy" in text and "unknown" not in text
 
 
@@ -113,4 +113,18 @@ def test_counts_of_a_prompt_search():
     assert found.judged_prompts == 80 + 2 * 5 * 16
     of_line += 2 * 5 * 16 * 32 + 2 * 3 * 16 * 32  # for updates, and for one check at the end
     assert found.judged_sequences == 4 * of_line + others
-    assert "at most 240" in plan.describe(cfg)
+    assert "at most 240" in plan.describe([cfg])
+
+
+def test_a_sweep_says_once_what_its_runs_share_and_sums_their_work():
+    runs = [run_config("summarize", [f"seed={n}", f"sample.sources={8 * n}"]) for n in (1, 2)]
+    one = dict(line.split(maxsplit=1) for line in plan.describe(runs[:1]).splitlines())
+    lines = plan.describe(runs).splitlines()
+    names = [line[:14].strip() for line in lines]
+    assert names.count("evaluation") == 1 and names.count("run") == 2
+    assert names[0] == "sweep" and names.count("generations") == 2
+    assert any(line.endswith(f"{one['evaluation']}") for line in lines)
+    works = [summarize.work(run) for run in runs]
+    assert f"{sum(w.policy_updates for w in works):,} policy updates" in lines[-1]
+    generations = sum(run.sample.k * w.sampled for run, w in zip(runs, works, strict=True))
+    assert lines[-1].startswith("in all") and f"{generations:,} generations" in lines[-1]
