@@ -317,14 +317,14 @@ def _load(
     load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]
 ) -> tuple[DictConfig, list[str], list[str]]:
     """Compose the groups, then set each value; with what is wrong, and what to say."""
-    problems, groups, values = [], [], []
+    problems, groups, values, rooms = [], [], [], [_kind(parsed), task]
     for override in parsed:
         options = _options(load, override)
         problem = _group_problem(load, override, options) if options else None
         if problem:
             problems.append(problem)
         else:
-            (groups if options else values).append(_of_task(load, task, override))
+            (groups if options else values).append(_own(load, rooms, override))
     try:
         cfg, notes = _with_groups(load, task, groups)
     except REFUSALS as error:
@@ -332,15 +332,22 @@ def _load(
     return cfg, problems + [p for p in (_apply(load, cfg, o) for o in values) if p], notes
 
 
-def _of_task(load: ConfigLoaderImpl, task: str, override: Override) -> Override:
-    """`method=pgtg` is method/<task>/pgtg where the task has an option of its own by that name."""
+def _kind(parsed: Sequence[Override]) -> str:
+    """The last word of the experiment's name: "paper" of sst2_paper; "" where none is named."""
+    named = [str(o.value()) for o in parsed if o.key_or_group == "experiment" and not o.is_delete()]
+    return named[-1].rpartition("_")[2] if named else ""
+
+
+def _own(load: ConfigLoaderImpl, rooms: Sequence[str], override: Override) -> Override:
+    """`method=pgtg` is method/<task>/pgtg where the task has an option of its own by that name, and
+    `method=bbt` with `experiment=sst2_paper` is method/paper/bbt: that kind of experiment's."""
     group, name = override.key_or_group, override.value()
     if override.is_delete() or not isinstance(name, str) or not _options(load, override):
         return override
-    own = f"{task}/{name}"
-    if not load.repository.config_exists(f"{group}/{own}"):
-        return override
-    return _override(f"{group}={own}")
+    for room in rooms:
+        if room and load.repository.config_exists(f"{group}/{room}/{name}"):
+            return _override(f"{group}={room}/{name}")
+    return override
 
 
 def _with_groups(

@@ -191,22 +191,19 @@ def begin(ctx: Context) -> AutoPromptSearch:
 
 
 def _first_token(classifier: Classifier, text: str | None) -> int:
-    """The token that stands in all places at the start: the mask, or that of a text.
+    """The token that stands in all places at the start: a text's, or by default the mask, and where
+    there is no mask that of " the".
 
     Raises:
-        ConfigError: No mask and no text, or a text of several tokens.
+        ConfigError: A text of several tokens.
     """
     tokenizer: Any = classifier.tokenizer
-    if text is None:
-        if tokenizer.mask_token_id is None:
-            raise ConfigError(
-                "method.start: null is the mask token, which this classifier's tokenizer lacks; "
-                'give a text of one token, e.g. " the"'
-            )
+    if text is None and tokenizer.mask_token_id is not None:
         return int(tokenizer.mask_token_id)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    given = " the" if text is None else text
+    ids = tokenizer(given, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise ConfigError(f"method.start: {text!r} is {len(ids)} tokens; give a text of one")
+        raise ConfigError(f"method.start: {given!r} is {len(ids)} tokens; give a text of one")
     return int(ids[0])
 
 

@@ -422,3 +422,20 @@ def test_a_fault_of_ours_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compose.OmegaConf, "to_object", broken)
     with pytest.raises(ConfigError, match="ours"):
         run_config("summarize", [])
+
+
+@pytest.mark.parametrize("name", ["grips", "autoprompt", "rlprompt", "soft_prompt", "finetune"])
+@pytest.mark.parametrize("data", ["sst2", "agnews", "yelp2"])
+def test_a_papers_experiment_has_a_methods_published_settings(name: str, data: str, tmp_path: Path):
+    given = [f"data.path={tmp_path}", f"method={name}"]
+    paper = run_config("prompt", [f"experiment={data}_paper", *given]).method
+    assert (
+        paper
+        == run_config(
+            "prompt", [f"experiment={data}_paper", *given[:1], f"method=paper/{name}"]
+        ).method
+    )
+    own = [f"dataset={data}", "experiment=none", "policy=distilgpt2", "judge=classifier"]
+    own += ["judge.classifier.path=a/b"]
+    assert paper != run_config("prompt", [*own, *given]).method
+    assert paper.controls == []

@@ -222,11 +222,13 @@ def test_the_gradient_is_the_sum_over_texts_of_the_mean_loss(family: str):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_where_there_is_no_mask_token_a_text_is_asked_for():
-    judge: Any = SimpleNamespace(tokenizer=tokenizer("gpt2"))
-    with pytest.raises(ConfigError, match=r"method.start: null is the mask token, which this clas"):
-        _first_token(judge, None)
+def test_triggers_start_as_masks_or_as_one_token_of_a_text():
+    causal: Any = SimpleNamespace(tokenizer=tokenizer("gpt2"))
+    for text in (" the", None):
+        if len(causal.tokenizer(" the")["input_ids"]) == 1:
+            assert _first_token(causal, text) == causal.tokenizer(" the")["input_ids"][0]
+    assert _first_token(causal, " great") == causal.tokenizer(" great")["input_ids"][0]
     with pytest.raises(ConfigError, match=r"method.start: ' the film zzz' is \d+ tokens"):
-        _first_token(judge, " the film zzz")
+        _first_token(causal, " the film zzz")
     masked: Any = SimpleNamespace(tokenizer=tokenizer("roberta"))
     assert _first_token(masked, None) == masked.tokenizer.mask_token_id
