@@ -274,6 +274,31 @@ def test_methods_that_learn_from_judged_texts_end_as_one(method: str, tmp_path: 
     same(tmp_path / "1", tmp_path / "2")
 
 
+SEARCHES = {
+    "grips": ["method.phrases=words", "method.score=gap"],
+    "autoprompt": ["method.iterations=3", "method.candidates=3", "method.tokens=2"],
+    "rlprompt": ["method.updates=3", "method.prompts=4"],
+    "soft_prompt": ["method.updates=4", "method.tokens=3", "method.batch=4"],
+    "finetune": ["method.updates=4", "method.batch=4", "method.kind=prompt"],  # without dropout
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SEARCHES)
+def test_searches_for_prompts_end_as_one(method: str, tmp_path: Path):
+    words, runs = [*TINY_PROMPT, "prompt.baselines=[]", *SEARCHES[method]], []
+    for count in (1, COUNT):
+        folder = tmp_path / str(count)
+        runs.append(started("prompt", folder, f"method={method}", count=count, words=words))
+    for code, said in [each for one in runs for each in ended(one)]:
+        assert code == 0, said
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in "12"]
+    assert close(*([json.loads(line) for line in own] for own in logs), most=1e-3)
+    found = [tmp_path / name / "eval/results_test.json" for name in "12"]
+    one, two = (json.loads(path.read_text())[method]["decodings"] for path in found)
+    assert close(one, two, most=1e-3)
+
+
 def same(one: Path, two: Path) -> None:
     """Two runs with the same samples, and losses, results and weights equal but for rounding."""
     tables = sorted(path.relative_to(one) for path in one.rglob("sample/*/*.parquet"))
