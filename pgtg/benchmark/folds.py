@@ -130,13 +130,13 @@ def _model(work: Work, cfg: RunConfig, kept: KeptTexts, embedding: torch.nn.Modu
     seed = derive_seed(cfg.seed, "head", reward.head)
     if reward.trained == "head":
         return head_on(KeptModel(kept, embedding, work.device), spec, seed)
-    lm, _ = load_language_model(
+    lm, tokenizer = load_language_model(
         reward.path or str(cfg.policy.path),
         revision=reward.revision if reward.path else cfg.policy.revision,
         dtype=cfg.policy.dtype,
         layers=reward.layers,
     )
-    model = build_reward_model(lm.to(work.device), spec, seed)
+    model = build_reward_model(lm.to(work.device), spec, seed, tokenizer)
     if reward.lora is not None:
         add_lora(lm, reward.lora, derive_seed(cfg.seed, "lora", 0), "reward.lora")
     return model

@@ -53,6 +53,20 @@ CHOICES: dict[str, dict[str, str]] = {
         "all": "backbone and head, or with reward.lora its adapters and the head",
         "head": "the head alone, on the backbone as it is",
     },
+    "reward.granularity": {
+        "token": "each token has a reward of its own",
+        "segment": "the tokens of a segment share one",
+        "sequence": "all tokens of a text share one",
+    },
+    "reward.segments": {
+        "sentence": "up to a full stop, another closing sign or a line break",
+        "tokens": "reward.segment_tokens tokens each",
+    },
+    "reward.spread": {
+        "copy": "each token has its unit's reward",
+        "even": "the unit's reward over its number of tokens",
+        "end": "the unit's last token has its reward, the others 0",
+    },
     "reward.bound": {
         "softplus": "the paper's, range (1e-8, 1.3133)",
         "sigmoid": "range (0, 1)",
@@ -198,6 +212,7 @@ RULES: tuple[Rule, ...] = (
     *((f"prompt.{key}", *COUNT) for key in ("candidates", "tested", "top")),
     ("reward.mlp_width", *COUNT),
     ("reward.beta", *POSITIVE),
+    ("reward.segment_tokens", *COUNT),
     ("aggregator.temperature", *POSITIVE),
     ("judge.workers", *NOT_NEGATIVE),
     ("judge.max_tokens", *COUNT),

@@ -242,6 +242,10 @@ class RewardConfig:
     bound: str = MISSING
     mlp_width: int = MISSING
     beta: float = MISSING
+    granularity: str = MISSING
+    segments: str = MISSING
+    segment_tokens: int = MISSING
+    spread: str = MISSING
     compare_heads: list[str] = MISSING
     score: list[str] = MISSING
     replay: int = MISSING

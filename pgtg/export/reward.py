@@ -99,6 +99,11 @@ def _require_head(run: Run, *, distil: bool) -> None:
             f"{run.path}: its reward model is an encoder-decoder, and Transformers' token "
             f"classifiers of these have no decoder: {ELSEWHERE}"
         )
+    if run.cfg.reward.granularity != "token":
+        raise ConfigError(
+            f"{run.path}: reward.granularity={run.cfg.reward.granularity}, and a token classifier "
+            f"has a number for each token by itself: {ELSEWHERE}"
+        )
     exported = HEADS[name].exported
     if exported == "never":
         raise ConfigError(

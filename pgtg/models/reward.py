@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from pgtg.config import RewardConfig
 from pgtg.config.registry import HEADS
-from pgtg.errors import ArtifactError
+from pgtg.errors import ArtifactError, ConfigError
 from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.backends.sharding import weights_of
 from pgtg.models.batch import right_padded
@@ -37,12 +38,26 @@ from pgtg.models.lora import merge_lora
 from pgtg.models.trust import load_module
 from pgtg.ops.bounds import BOUNDS
 from pgtg.ops.sampling import seeded
+from pgtg.ops.segments import ends_by_sign, ends_by_size, shared
 from pgtg.runs.files import plain_file
 from pgtg.runs.folder import read_json, save_tensors, write_json
 from pgtg.types import TokenBatch
 
 HEAD_JSON, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
 REFERENCE = "reference"  # folder of the frozen model that a head compares with
+UNITS, SPREADS = ("token", "segment", "sequence"), ("copy", "even", "end")
+CLOSING = (
+    ".",
+    "!",
+    "?",
+    "\u2026",
+    "\u3002",
+    "\uff01",
+    "\uff1f",
+    "\u010a",
+    "\n",
+)  # \u010a: byte-level \n
+OPENING = ("\u0120", "\u2581", "\u010a", " ", "\n")  # byte-level and SentencePiece's space first
 MAX_MLP_WIDTH = 2**24  # far above any; a stranger's file may claim more than there are numbers for
 
 
@@ -54,11 +69,19 @@ class HeadSpec:
     bound: str
     mlp_width: int
     beta: float = 1.0  # scale of log_ratio
+    granularity: str = "token"  # unit of credit: "token", "segment" or "sequence"
+    segments: str = "sentence"  # what a segment is: "sentence", or "tokens"
+    segment_tokens: int = 8  # of a segment by tokens
+    spread: str = "copy"  # how a unit's reward is given to its tokens (`ops.segments`)
 
     @classmethod
     def of(cls, cfg: RewardConfig, head: str = "") -> Self:
         """The config's head, or another one with its options."""
-        return cls(head or cfg.head, cfg.bound, cfg.mlp_width, cfg.beta)
+        values: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in fields(cls)}
+        return cls(**{**values, "head": head or cfg.head})
+
+
+SPEC: dict[str, type] = {field.name: field.type for field in fields(HeadSpec)}  # type: ignore[misc]
 
 
 def mlp(inputs: int, width: int) -> nn.Sequential:
@@ -168,10 +191,15 @@ class RewardModel(nn.Module):
         backbone: The language model whose states or logits the head reads; all weights are trained.
         spec: Head, bound and width.
         reference: The backbone as it started, for a head that compares with it; it is not trained.
+        tokenizer: For units of credit that end where sentences do.
     """
 
     def __init__(
-        self, backbone: LanguageModel, spec: HeadSpec, reference: LanguageModel | None = None
+        self,
+        backbone: LanguageModel,
+        spec: HeadSpec,
+        reference: LanguageModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         super().__init__()
         assert (reference is not None) == HEADS[spec.head].reference
@@ -179,6 +207,11 @@ class RewardModel(nn.Module):
         self.head = with_fast_linears(HEADS[spec.head].load()(backbone.width, spec))
         self.bound = BOUNDS[spec.bound]
         self.reference = None if reference is None else reference.eval().requires_grad_(False)
+        self._signs: tuple[Tensor, Tensor] | None = None
+        if spec.granularity == "segment" and spec.segments == "sentence":
+            if tokenizer is None:
+                raise ConfigError("reward.segments: sentences need the tokenizer; choose tokens")
+            self._signs = signs_of(tokenizer)
 
     @property
     def language_models(self) -> list[LanguageModel]:
@@ -198,15 +231,54 @@ class RewardModel(nn.Module):
         return z.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0))
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
-        """Token rewards in float32, where the tokens stand; those at padding have no meaning."""
-        return self.bound(self.raw(batch))
+        """Token rewards in float32, where the tokens stand; those at padding have no meaning.
+
+        With larger units of credit each token's is what it gets of its unit's.
+        """
+        rewards = self.bound(self.raw(batch))
+        if self.spec.granularity == "token":
+            return rewards
+        order = (~batch.mask).to(torch.uint8).argsort(dim=-1, stable=True)  # to the right
+        ids, mask = batch.tokens.gather(-1, order), batch.mask.gather(-1, order)
+        found = shared(rewards.gather(-1, order), self._ends(ids, mask), mask, self.spec.spread)
+        return found.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0))
+
+    def _ends(self, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
+        """The last token of each unit of credit, in right-padded rows."""
+        if self.spec.granularity == "sequence":
+            return ends_by_size(mask, mask.shape[1] + 1)
+        if self._signs is None:
+            return ends_by_size(mask, self.spec.segment_tokens)
+        self._signs = closing, opening = (
+            self._signs[0].to(ids.device),
+            self._signs[1].to(ids.device),
+        )
+        return ends_by_sign(closing[ids], opening[ids], mask)
 
 
-def build_reward_model(backbone: LanguageModel, spec: HeadSpec, seed: int) -> RewardModel:
+def signs_of(tokenizer: PreTrainedTokenizerBase) -> tuple[Bool[Tensor, " V"], Bool[Tensor, " V"]]:
+    """Which tokens of a vocabulary close a sentence, and which can open the next one: those that
+    begin with a space or are special; where none does, as in a vocabulary of words, all."""
+    vocabulary = tokenizer.get_vocab()
+    closing, opening = torch.zeros(2, max(vocabulary.values()) + 1, dtype=torch.bool)
+    special = {*tokenizer.all_special_tokens}
+    spaced = any(token.startswith(OPENING) for token in vocabulary)
+    for token, number in vocabulary.items():
+        closing[number] = token.rstrip("'\")]\u201d\u2019").endswith(CLOSING)
+        opening[number] = token in special or not spaced or token.startswith(OPENING)
+    return closing, opening
+
+
+def build_reward_model(
+    backbone: LanguageModel,
+    spec: HeadSpec,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> RewardModel:
     """A fresh head on a pretrained backbone, drawn from `seed` alone."""
     reference = copy.deepcopy(backbone) if HEADS[spec.head].reference else None
     with seeded(seed):
-        return RewardModel(backbone, spec, reference).to(backbone.device)
+        return RewardModel(backbone, spec, reference, tokenizer).to(backbone.device)
 
 
 def randomize_head(model: RewardModel, seed: int) -> None:
@@ -255,13 +327,13 @@ def load_reward_model(folder: Path) -> RewardModel:
         raise ArtifactError(f"{folder}: no {HEAD_JSON} here; a saved reward model has one")
     spec = _head_spec(folder)
     room = plain_file(folder / HEAD_WEIGHTS, max_bytes=2**40).st_size
-    backbone, _ = load_language_model(str(folder))
+    backbone, tokenizer = load_language_model(str(folder))
     if 4 * head_size(backbone.width, spec) > room:
         raise _unfit(folder)
     reference = None
     if HEADS[spec.head].reference:
         reference, _ = load_language_model(str(folder / REFERENCE))
-    model = RewardModel(backbone, spec, reference)
+    model = RewardModel(backbone, spec, reference, tokenizer)
     load_module(model.head, folder / HEAD_WEIGHTS)
     return model
 
@@ -273,13 +345,14 @@ def _head_spec(folder: Path) -> HeadSpec:
         ArtifactError: No head that this pgtg knows.
     """
     found = read_json(folder / HEAD_JSON)
-    names = [field.name for field in fields(HeadSpec)]
-    if isinstance(found, dict) and {*found, "beta"} == {*names}:
-        values: dict[str, Any] = {"beta": 1.0, **found}  # a folder of before log_ratio has none
-        head, bound, width, beta = (values[name] for name in names)
-        known = head in HEADS and bound in list(BOUNDS) and type(width) is int
-        if known and 1 <= width <= MAX_MLP_WIDTH and type(beta) is float and beta > 0:
-            return HeadSpec(head, bound, width, beta)
+    if isinstance(found, dict) and {"head", "bound", "mlp_width"} <= {*found} <= {*SPEC}:
+        spec = HeadSpec(**found)  # an older folder lacks what came later
+        kinds = all(type(getattr(spec, name)) is kind for name, kind in SPEC.items())
+        known = kinds and spec.head in HEADS and spec.bound in BOUNDS and spec.beta > 0
+        units = spec.granularity in UNITS and spec.segments in ("sentence", "tokens")
+        sizes = known and 1 <= spec.mlp_width <= MAX_MLP_WIDTH and spec.segment_tokens >= 1
+        if sizes and units and spec.spread in SPREADS:
+            return spec
     raise _unfit(folder)
 
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from pgtg.config.registry import HEADS
-from pgtg.errors import ArtifactError, MissingResourceError
+from pgtg.errors import ArtifactError, ConfigError, MissingResourceError
 from pgtg.models import reward
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import (
@@ -28,6 +28,7 @@ from pgtg.models.reward import (
     head_size,
     load_reward_model,
     save_reward_model,
+    signs_of,
 )
 from pgtg.models.tiny.t5 import build_tokenizer
 from pgtg.ops.bounds import BOUNDS
@@ -139,12 +140,72 @@ def test_the_log_ratio_is_zero_at_the_start(family: str):
     assert not built.language_models[1].training and (built(batch()) != 0).any()
 
 
+UNITS = {
+    "one token": {"granularity": "segment", "segments": "tokens", "segment_tokens": 1},
+    "one segment": {"granularity": "segment", "segments": "tokens", "segment_tokens": 99},
+    "two": {"granularity": "segment", "segments": "tokens", "segment_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("spread", ["copy", "even", "end"])
+@pytest.mark.parametrize("head", ["paper", "logprob"])
+def test_segments_are_tokens_and_sequences_in_their_limits(head: str, spread: str, tmp_path: Path):
+    """To 1e-6, padded on any side, saved and read again; the unit's reward is its last token's."""
+    built = model("llama", head)
+    found = {}
+    for name, own in {**UNITS, "token": {}, "sequence": {"granularity": "sequence"}}.items():
+        built.spec = HeadSpec(head, "softplus", 32, spread=spread, **own)  # type: ignore[arg-type]
+        for side in ("right", "left"):
+            inputs = batch(tokens_to=side)
+            with torch.no_grad():
+                rewards = built(inputs)
+            rows = [row[own].tolist() for row, own in zip(rewards, inputs.mask, strict=True)]
+            for one, other in zip(rows, found.setdefault(name, rows), strict=True):
+                assert one == pytest.approx(other, abs=1e-6)
+    for a, b in (("one token", "token"), ("one segment", "sequence")):
+        for one, other in zip(found[a], found[b], strict=True):
+            assert one == pytest.approx(other, abs=1e-6)
+    for tokens, whole, pairs in zip(found["token"], found["sequence"], found["two"], strict=True):
+        share = {"copy": 1, "even": 1 / len(tokens), "end": 1}[spread]
+        assert whole[-1] == pytest.approx(tokens[-1] * share, abs=1e-6)
+        if len(tokens) > 1:
+            assert pairs[1] == pytest.approx(tokens[1] / (2 if spread == "even" else 1), abs=1e-6)
+            assert pairs[0] == pytest.approx(0.0 if spread == "end" else pairs[1], abs=1e-6)
+    built.spec = HeadSpec(head, "softplus", 32, spread=spread, **UNITS["two"])  # type: ignore[arg-type]
+    save_reward_model(built, tmp_path, batch(), TOKENIZER)
+    assert load_reward_model(tmp_path).spec == built.spec
+
+
+def test_sentences_are_those_of_the_vocabulary():
+    """Byte-level, where a full stop within a number is none, and of whole words."""
+
+    class Words:
+        all_special_tokens = ("<end>",)
+
+        def __init__(self, *words: str):
+            self.words = words
+
+        def get_vocab(self) -> dict[str, int]:
+            return {word: n for n, word in enumerate(self.words)}
+
+    closing, opening = signs_of(Words("<end>", "\u0120so", ".", "5", '.")', "\u010a"))  # type: ignore[arg-type]
+    assert closing.tolist() == [False, False, True, False, True, True]
+    assert opening.tolist() == [True, True, False, False, False, True]
+    assert signs_of(Words("<end>", "so", "."))[1].all()  # type: ignore[arg-type]
+    spec = HeadSpec("paper", "softplus", 8, granularity="segment")
+    with pytest.raises(ConfigError, match=r"reward\.segments: sentences need the tokenizer"):
+        build_reward_model(build("gpt2"), spec, 0)
+    built = build_reward_model(build("gpt2"), spec, 0, TOKENIZER).eval()
+    assert torch.isfinite(built(batch())[batch().mask]).all()
+
+
 def test_a_folder_of_before_the_log_ratio_is_read(tmp_path: Path):
-    """Its reward_head.json has no beta."""
+    """Its reward_head.json has no beta, and no unit of credit."""
     built = model("gpt2", "paper")
     save_reward_model(built, tmp_path, batch(), TOKENIZER)
     found = json.loads((tmp_path / "reward_head.json").read_text())
-    del found["beta"]
+    for name in ("beta", "granularity", "segments", "segment_tokens", "spread"):
+        del found[name]
     (tmp_path / "reward_head.json").write_text(json.dumps(found))
     assert torch.equal(load_reward_model(tmp_path).eval()(batch()), built(batch()))
 

@@ -209,6 +209,8 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
         (["method.threshold=0.5"], "method.threshold: found 0.5, which weights=share does not"),
         (["method.weights=sign", "method.transform=exp"], "method.weights: sign goes with tran"),
         (["method.weights=sign", "method.negative=-1"], "method.negative: found -1.0, expected 0"),
+        (["reward.granularity=word"], "reward.granularity: there is no 'word'"),
+        (["reward.segment_tokens=0"], "reward.segment_tokens: found 0, expected at least 1"),
         (["reward.bound=none"], "reward.bound: none gives rewards of either sign, which are no"),
         (["reward.head=log_ratio", "reward.trained=head"], "reward.trained: head leaves log_ratio"),
         (["method=sparse"], "method.name: 'sparse' needs classifier, judge, which the task"),
@@ -328,10 +330,11 @@ def test_every_completion_is_a_target_where_asked_for(finished: Path, tmp_path: 
     assert "policy updates  6 =" in describe([tiny_preferences(*epochs)])
 
 
-def test_the_log_ratio_on_every_completion_resumes_to_the_bit(tmp_path: Path, monkeypatch):
+def test_segments_of_log_ratios_on_every_completion_resume_to_the_bit(tmp_path: Path, monkeypatch):
     """Ended in the second round's reward training. The reference is the start policy, in both
     rounds; the second continues from the first."""
     own = ["reward.head=log_ratio", "reward.bound=none", "reward.beta=0.5", "method.controls=[]"]
+    own += ["reward.granularity=segment", "reward.segments=tokens", "reward.segment_tokens=2"]
     cfg = tiny_preferences(*EVERY, *own)
     train(cfg, tmp_path / "whole")
     start, _ = load_language_model(str(tmp_path / "whole" / "start" / "policy"))

@@ -309,7 +309,8 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
             f"reward.path={path}: policy and reward backbone must both be encoder-decoders or both "
             "causal, since they read the same token ids"
         )
-    return build_reward_model(backbone.to(ctx.device), spec, seed), tokenizer
+    model = build_reward_model(backbone.to(ctx.device), spec, seed, tokenizer)
+    return model, tokenizer
 
 
 def fresh_reward_model(ctx: Context):
