@@ -103,6 +103,10 @@ CHOICES: dict[str, dict[str, str]] = {
         "punkt": "NLTK's English model punkt_tab",
     },
     "evaluate.reference": REFERENCES,
+    "evaluate.protocol": {
+        "pgtg": "texts as they are asked for; ROUGE cuts texts and references into sentences",
+        "rl4lms": "sampled at T = 0.7, 49 to 100 tokens; ROUGE cuts references alone",
+    },
     "judge.reference": REFERENCES,
     "evaluate.decodings": {"greedy": "the likeliest token", "sample": "drawn as in `sample`"},
     "schedule.unit": {"epochs": "passes over the training split", "updates": "optimiser steps"},
@@ -524,6 +528,9 @@ def _evaluation(cfg: RunConfig) -> Iterator[str]:
             yield f"evaluate.splits: there is no '{split}'{nearest(split, SPLITS)}"
         elif split != "test" and cfg.data.splits.get(split, "") is None:
             yield f"evaluate.splits: '{split}' has no file; set data.splits.{split} or leave it out"
+    if cfg.evaluate.protocol == "rl4lms" and cfg.evaluate.decodings != ["sample"]:
+        found = f"found {cfg.evaluate.decodings}"
+        yield f"evaluate.decodings: {found}, but protocol=rl4lms samples; expected [sample]"
     if not cfg.evaluate.decodings:
         yield "evaluate.decodings: empty; expected greedy, sample or both"
     yield from local_model("metrics.bertscore_model", cfg.metrics.bertscore_model)

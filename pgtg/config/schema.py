@@ -454,6 +454,7 @@ class EvaluateConfig:
     examples: int | None = None
     decodings: list[str] = field(default_factory=lambda: ["greedy"])
     reference: str = "as_given"
+    protocol: str = "pgtg"
     start_policy: bool = False
     diagnose: int = MISSING
 

@@ -149,6 +149,7 @@ class Method:
         shuffle_scores: Learn the reward from the judge's scores in random order: a control.
         needs_reward: Whether policy training reads the round's reward model.
         needs_samples: Whether policy training reads judged generations.
+        write: For methods without a policy: (source, sentence splitter) -> the text.
         judges_updates: Whether it may have own samples judged for each update (prompt.fresh).
         search: For methods that propose prompts and train nothing: begins the search of a run.
         finds: Whether what it trains is no policy but something that stands in a template: it is
@@ -167,6 +168,7 @@ class Method:
     needs_reward: bool = True
     needs_samples: bool = False
     judges_updates: bool = False
+    write: Callable[[str, Callable[[str], list[str]]], str] | None = None
     search: MakeSearch | None = None
     finds: bool = False
 

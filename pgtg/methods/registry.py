@@ -256,6 +256,13 @@ METHODS = (
         options=GroupGradient,
     ),
     MethodSpec(
+        "lead3",
+        "no policy: the first three sentences of each source",
+        "pgtg.methods.lead3:METHOD",
+        TARGETS | {"judge"},
+        alongside=True,
+    ),
+    MethodSpec(
         "ppo",
         "proximal policy optimisation with a critic, rewarded by the judge or the learned reward",
         "pgtg.methods.ppo:PPO",

@@ -11,7 +11,7 @@ score is not defined: `pair` gives nan, `score` 0 and `unread` says how much is 
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -42,6 +42,11 @@ class Rouge:
     name: str = "rouge"
     scale: str = "[0, 100]"
     tokenizer: str = "default"
+    protocol: str = "pgtg"  # rl4lms: texts are one line each, references a sentence a line
+
+    def under(self, protocol: str) -> "Rouge":
+        """The same as another protocol of the evaluation has it."""
+        return replace(self, protocol=protocol)
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -49,6 +54,7 @@ class Rouge:
             "stemmer": "Porter" if self.tokenizer != "char" else "none",
             "measure": "F",
             **({"tokenizer": self.tokenizer} if self.tokenizer != "default" else {}),
+            **({"protocol": self.protocol} if self.protocol != "pgtg" else {}),
             **describe_splitter(self.splitter),
             "several_references": "the best one by F, for each score by itself",
             "scale": self.scale,
@@ -63,7 +69,8 @@ class Rouge:
         if not seen and any(map(LETTER.search, references)):
             return dict.fromkeys(self.columns, math.nan)
         lines = [self.lines(reference) for reference in references]
-        best = self.scorer.score_multi(lines, self.lines(text))
+        own = self.lines(text) if self.protocol == "pgtg" else text.replace("\n", " ")
+        best = self.scorer.score_multi(lines, own)
         return {column: 100.0 * float(best[column].fmeasure) for column in self.columns}
 
     def score(

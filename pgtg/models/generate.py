@@ -41,6 +41,7 @@ class Decoding:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_new_tokens: int = 0  # tokens before which a generation does not end
 
 
 _share = 1.0  # of the token budget; less once a batch did not fit
@@ -209,6 +210,8 @@ def generate_batch(
     ends, unseen = frozenset(eos_ids), Unseen()
     for t in range(last):
         logits = reading.output[:, -1]
+        if t < decoding.min_new_tokens:
+            logits = logits.index_fill(-1, indices(sorted(ends), source.device), -torch.inf)
         chosen = choose(logits, None if noise is None else noise[:, t], decoding)
         unseen.add(chosen, logits)
         if (t + 1) % every == 0 or t + 1 == last:

@@ -34,8 +34,14 @@ def summarize(cfg: RunConfig) -> Iterator[str]:
         yield "data.columns.references: empty; name at least one column, e.g. [summary]"
 
 
+def _one_protocol(cfg: RunConfig) -> Iterator[str]:
+    if cfg.evaluate.protocol != "pgtg":
+        yield f"evaluate.protocol: found {cfg.evaluate.protocol}; only summaries have it"
+
+
 def preferences(cfg: RunConfig) -> Iterator[str]:
     """What the preferences task needs."""
+    yield from _one_protocol(cfg)
     yield from _judge(cfg, needed=False)
     data = cfg.data
     if data.format is None:
@@ -52,6 +58,7 @@ def preferences(cfg: RunConfig) -> Iterator[str]:
 
 def prompt(cfg: RunConfig) -> Iterator[str]:
     """What the prompt task needs."""
+    yield from _one_protocol(cfg)
     judged = cfg.judge.name in JUDGES and JUDGES[cfg.judge.name].prompts
     judge = classifier_of(cfg)
     if not judged or judge is None:

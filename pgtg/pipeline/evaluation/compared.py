@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pgtg.config.registry import MethodSpec, controls_of
+from pgtg.methods import method_of
 from pgtg.methods.context import Context
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.statistics import ALPHA, SEEDS, Comparison, compare, corrected
@@ -72,6 +73,10 @@ def answers(ctx: Context, splits: Sequence[str]) -> None:
     for split in splits:
         for control in ctx.cfg.method.alongside:
             for decoding in (REFERENCES, *ctx.cfg.evaluate.decodings[-1:]):
+                if any(method_of(ctx.cfg, one).write for one in ("", control)) and (
+                    decoding == REFERENCES
+                ):
+                    continue  # there is no likelihood of a reference
                 ours, other = (scores_of(ctx, split, name, decoding) for name in (method, control))
                 column = "nll" if decoding == REFERENCES else _metric_of(ctx, ours)
                 pair = [np.array(scores[column], float) for scores in (ours, other)]

@@ -21,12 +21,14 @@ class System:
         policy: Folder of its policy; None for the policy that the run starts from.
         parents: Artifacts that it rests on.
         control: The line of the run that it belongs to, "" for the run's own.
+        write: What writes its texts of sources and a sentence splitter, in a policy's place.
     """
 
     name: str
     policy: Path | None = None
     parents: Sequence[Artifact] = field(default=())
     control: str = ""
+    write: Any = None
 
 
 class Evaluation(Protocol):

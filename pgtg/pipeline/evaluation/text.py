@@ -6,7 +6,7 @@ whose resource is missing is reported as absent, with the reason.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
@@ -14,9 +14,12 @@ from pgtg.config import RunConfig
 from pgtg.data.examples import Examples
 from pgtg.data.splits import has_split
 from pgtg.judges.reference import scored_against
+from pgtg.methods import method_of
 from pgtg.methods.context import Context
 from pgtg.metrics import build_metrics, compute, unread, unread_line
+from pgtg.metrics.sentences import build_splitter
 from pgtg.models.codec import Codec
+from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
 from pgtg.pipeline.evaluation import compared
 from pgtg.pipeline.evaluation.likelihood import likelihoods
@@ -28,6 +31,8 @@ from pgtg.runs.folder import content_hash
 from pgtg.runtime.device import pick_device
 from pgtg.types import Example, TokenIds
 
+RL4LMS = Decoding(False, 100, temperature=0.7, min_new_tokens=49)  # 50 with the start token
+LATER = ("min_new_tokens",)  # of a decoding: left out where it is 0, as in older results
 NOTED = 0.02  # share of the references' letters that a metric may miss without a word
 
 
@@ -41,13 +46,23 @@ class TextEvaluation:
     reads_references = True  # whether likelihoods of references are measured as well
 
     def __init__(self, cfg: RunConfig):
-        self.present, self.absent = build_metrics(cfg.metrics, str(pick_device(cfg.device)))
+        present, self.absent = build_metrics(cfg.metrics, str(pick_device(cfg.device)))
+        protocol = cfg.evaluate.protocol
+        if protocol != "pgtg":
+            under = [getattr(metric, "under", None) for metric in present]
+            pairs = zip(present, under, strict=True)
+            present = [metric if how is None else how(protocol) for metric, how in pairs]
+        self.present = present
 
     def systems(self, ctx: Context) -> list[System]:
         """The start policy, the method's and those of its controls."""
         found = []
         if ctx.cfg.evaluate.start_policy:
             found.append(System("start", None, ctx.parents(0)))
+        for control in ("", *ctx.cfg.method.alongside):
+            if (write := method_of(ctx.cfg, control).write) is not None:
+                name = control or ctx.cfg.method.name
+                found.append(System(name, control=control, write=write))
         for control in lines(ctx, "improve"):
             _, folder, artifact = kept_policy(ctx, len(ctx.task.segments()), control)
             found.append(System(control or ctx.cfg.method.name, folder, [artifact], control))
@@ -87,22 +102,29 @@ class TextEvaluation:
         samples = {}
         for name in ctx.cfg.evaluate.decodings:
             sampler = ctx.sampler(lm, codec, greedy=name == "greedy")
+            if ctx.cfg.evaluate.protocol == "rl4lms":
+                sampler = replace(sampler, decoding=RL4LMS)
             found: dict[int, list[int]] = {}
-            names, key = [e.id for e in examples], (ctx.cfg.seed, "evaluate", split)
-            with ctx.log.progress(
-                f"evaluate {system.name} on {split}, {name}", len(examples)
-            ) as bar:
-                for i, tokens in sampler(encoded.ids, names, seed_key=key):
-                    found[i] = tokens[0]
-                    bar.advance()
-            texts = [codec.decode(found[i]) for i in range(len(examples))]
+            if system.write is not None:
+                split_of = build_splitter(ctx.cfg.metrics.sentence_splitter)
+                texts = [system.write(e.source, split_of) for e in examples]
+                found = {i: ids for i, (ids, _) in enumerate(codec.encode_targets(texts))}
+            else:
+                names, key = [e.id for e in examples], (ctx.cfg.seed, "evaluate", split)
+                title = f"evaluate {system.name} on {split}, {name}"
+                with ctx.log.progress(title, len(examples)) as bar:
+                    for i, tokens in sampler(encoded.ids, names, seed_key=key):
+                        found[i] = tokens[0]
+                        bar.advance()
+                texts = [codec.decode(found[i]) for i in range(len(examples))]
             columns = compute(self.present, texts, references) | task.check_texts(texts, examples)
             tokens = [found[i] for i in range(len(examples))]
             columns |= self.more(ctx, lm, codec, examples, tokens, name)
             columns["tokens"] = [float(len(ids)) for ids in tokens]
             columns["ended"] = [100.0 * any(i in codec.eos_ids for i in ids[-1:]) for ids in tokens]
+            drawn = {k: v for k, v in asdict(sampler.decoding).items() if v or k not in LATER}
             results["decodings"][name] = {
-                "decoding": asdict(sampler.decoding),
+                "decoding": drawn,
                 "mean": _means(columns),
             }
             samples[name] = [
@@ -110,7 +132,7 @@ class TextEvaluation:
                 | _row(columns, i)
                 for i, (e, text) in enumerate(zip(examples, texts, strict=True))
             ]
-        if self.reads_references:
+        if self.reads_references and system.write is None:
             columns = likelihoods(ctx, lm, codec, examples)
             results["decodings"][REFERENCES] = {
                 "decoding": {"teacher_forced": True},
