@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pgtg.errors import ArtifactError, ConfigError
+from pgtg.errors import ArtifactError
 from pgtg.judges.rendering import Rendered, Renderer
 from pgtg.judges.template import Prompt
 from pgtg.models.language import evaluating
@@ -52,11 +52,8 @@ class FineTuned(nn.Module):
         model: A masked or causal LM of its own, whose weights may change.
         renderer: Of the template that is answered.
         label_ids: The token of each label word.
-        layers: Train only the top layers and the head; None for all.
+        layers: Train only the top layers and the head; None for all weights.
         seed: Of the head's first weights.
-
-    Raises:
-        ConfigError: There is no such kind, or the model has no such layers.
     """
 
     def __init__(
@@ -159,11 +156,9 @@ def _head(width: int, classes: int, config: Any, seed: int) -> nn.Sequential:
 
 
 def _train_top(model: Any, layers: int) -> None:
-    """Freeze all but the top layers of the longest stack."""
+    """Freeze all but the top layers of the longest stack, or all of it where it has fewer."""
     stacks = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList)]
     blocks = list(max(stacks, key=len, default=[]))
-    if layers > len(blocks):
-        raise ConfigError(f"method.trainable_layers: found {layers}, the model has {len(blocks)}")
     model.requires_grad_(False)
-    for block in blocks[len(blocks) - layers :]:
+    for block in blocks[max(len(blocks) - layers, 0) :]:
         block.requires_grad_(True)
