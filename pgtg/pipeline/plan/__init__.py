@@ -12,6 +12,7 @@ from pgtg.pipeline.plan.room import Room, require_room, room_for
 from pgtg.training.schedule import segments
 
 MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
+BUDGET = "by sample.sources, sample.k, reward.fit.updates, schedule.total; --probe says the hours"
 UNKNOWN = "unknown: the models are not on this machine"
 
 
@@ -23,6 +24,7 @@ def describe(runs: Sequence[RunConfig]) -> str:
     """
     plans = [_plan(run) for run in runs]
     rows = [(name, text) for name in plans[0] for text in _texts(name, plans)]
+    rows.append(("change it", BUDGET))
     if len(runs) > 1:
         rows = [("sweep", f"{len(runs)} runs"), *rows, ("in all", _sum(runs))]
     width = max(len(name) for name, _ in rows)

@@ -25,26 +25,21 @@ def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
 def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     """All that the run does, counted; see `summarize.work`."""
     sizes = split_sizes(cfg) if sizes is None else sizes
-    found = summarize.work(_bounded(cfg, sizes), sizes)
+    found = summarize.work(cfg, sizes)
     tiny = cfg.policy.tiny_lm
     return replace(found, sampled=0, set_up=1 if tiny is None else tiny.fit.updates)
 
 
 def describe(cfg: RunConfig, examples: Mapping[str, int | None]) -> dict[str, str]:
     """The rows of the plan, for splits of so many rows."""
-    rows = summarize.describe(_bounded(cfg, examples), examples)
+    rows = summarize.describe(cfg, examples)
     learned = rows.pop("generations", None)
     rows.pop("judged texts", None)
     train = examples.get("train")
+    cfg = summarize.bounded(cfg, examples)
     held = cfg.sample.heldout_sources
     if learned is not None and train is not None:
-        number = min(train, cfg.sample.sources)
-        rows["preferences"] = f"{number:,} of {train:,} rows per round, at most {held:,} to check"
+        rows["preferences"] = (
+            f"{cfg.sample.sources:,} of {train:,} rows per round, at most {held:,} to check"
+        )
     return rows
-
-
-def _bounded(cfg: RunConfig, sizes: Mapping[str, int | None]) -> RunConfig:
-    """The config with no more sources than there are."""
-    train = sizes.get("train")
-    sources = cfg.sample.sources if train is None else min(cfg.sample.sources, train)
-    return replace(cfg, sample=replace(cfg.sample, sources=sources))

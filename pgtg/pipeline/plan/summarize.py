@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pgtg.config import RunConfig
 from pgtg.config.registry import controls_of, method_spec
@@ -46,6 +46,7 @@ class Counts:
 
 def count(cfg: RunConfig, examples: Mapping[str, int | None]) -> Counts:
     """Count generations and updates; `examples` holds the size of each split, None if unknown."""
+    cfg = bounded(cfg, examples)
     spec = method_spec(cfg.task, cfg.method.name, options=cfg.method)
     controls = controls_of(cfg.task)
     learned, sampled = spec.learns_reward, spec.learns_reward or spec.reads_judged
@@ -84,7 +85,8 @@ def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     examples, tiny = split_sizes(cfg) if sizes is None else sizes, cfg.policy.tiny_t5
     if None in examples.values():
         raise DataError(f"data.name={cfg.data.name}: the data are not on this machine yet")
-    found, held = count(cfg, examples), cfg.sample.heldout_sources
+    found, cfg = count(cfg, examples), bounded(cfg, examples)
+    held = cfg.sample.heldout_sources
     parts = found.policy_updates or []
     lines, sampling = len(lines_of(cfg, "improve")), len(lines_of(cfg, "sample"))
     heads = sum(len(heads_of(cfg, round)) for round in range(found.trainings))
@@ -102,6 +104,14 @@ def work(cfg: RunConfig, sizes: Mapping[str, int | None] | None = None) -> Work:
     )
 
 
+def bounded(cfg: RunConfig, examples: Mapping[str, int | None]) -> RunConfig:
+    """The config with no more sources than there are examples of their split."""
+    sample, train, held = cfg.sample, examples.get("train"), examples.get("validation")
+    sources = sample.sources if train is None else min(sample.sources, train)
+    held = sample.heldout_sources if held is None else min(sample.heldout_sources, held)
+    return replace(cfg, sample=replace(sample, sources=sources, heldout_sources=held))
+
+
 def describe(cfg: RunConfig, examples: Mapping[str, int | None]) -> dict[str, str]:
     """The rows of the plan, for splits of so many examples."""
     return _work(cfg, count(cfg, examples))
@@ -111,7 +121,10 @@ def split_sizes(cfg: RunConfig) -> dict[str, int | None]:
     """Examples in each split that the run reads; None for data that would have to be fetched."""
     from pgtg.data.splits import has_split
 
-    wanted = ["train", *(split for split in cfg.evaluate.splits if has_split(cfg.data, split))]
+    known = [split for split in cfg.evaluate.splits if has_split(cfg.data, split)]
+    if cfg.sample.heldout_sources and has_split(cfg.data, "validation"):
+        known.append("validation")
+    wanted = list(dict.fromkeys(["train", *known]))
     if cfg.data.name == "newswire" and cfg.data.newswire is not None:
         newswire.require(cfg.data.newswire)
         sizes = {split: getattr(cfg.data.newswire, split) for split in wanted}
@@ -141,10 +154,10 @@ def _work(cfg: RunConfig, counts: Counts) -> dict[str, str]:
         rows["judged texts"] = rows["generations"]
     if counts.trainings:
         total = counts.reward_updates * counts.trainings
-        rows["reward updates"] = (
-            f"at most {counts.reward_updates:,} per round, {total:,} in all, "
-            f"and as many for each of {counts.compared_heads} more heads in round 0"
-        )
+        rows["reward updates"] = f"at most {counts.reward_updates:,} per round, {total:,} in all"
+        if counts.compared_heads:
+            heads = f"{counts.compared_heads} more head{'s' * (counts.compared_heads > 1)}"
+            rows["reward updates"] += f", and as many for each of {heads} in round 0"
     rows["policy updates"] = _policy_row(counts)
     if counts.gradient_generations != 0:
         rows["policy-gradient generations"] = _number(counts.gradient_generations)
@@ -158,7 +171,8 @@ def _policy_row(counts: Counts) -> str:
     by_round = " + ".join(f"{updates:,}" for updates in counts.policy_updates)
     total = sum(counts.policy_updates)
     controls = f", and as many for each of {counts.controls} controls" if counts.controls else ""
-    return f"{by_round} = {total:,}{controls}"
+    whole = f" = {total:,}" if len(counts.policy_updates) > 1 else ""
+    return f"{by_round}{whole}{controls}"
 
 
 def _parts(cfg: RunConfig, train: int | None) -> list[int] | None:

@@ -128,3 +128,13 @@ def test_a_sweep_says_once_what_its_runs_share_and_sums_their_work():
     assert f"{sum(w.policy_updates for w in works):,} policy updates" in lines[-1]
     generations = sum(run.sample.k * w.sampled for run, w in zip(runs, works, strict=True))
     assert lines[-1].startswith("in all") and f"{generations:,} generations" in lines[-1]
+
+
+def test_no_more_sources_are_counted_than_there_are():
+    values = ["sample.sources=100", "sample.heldout_sources=30", "sample.k=3"]
+    found = summarize.count(
+        run_config("summarize", ["experiment=none", "policy=t5_small", "reward=t5_small", *values]),
+        {"train": 40, "validation": 20, "test": 10},
+    )
+    assert found.generations == (40 + 20) * 3
+    assert counts(*values).generations == (100 + 30) * 3  # 640 and 50 are there
