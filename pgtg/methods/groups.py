@@ -32,7 +32,7 @@ class GroupBatch:
     """N generations of some sources, with what does not change in the round."""
 
     batch: TokenBatch
-    advantage: Float[Tensor, " N"]
+    advantage: Tensor  # [N] of a whole text, or [N, T] of each of its tokens
     sampled: Float[Tensor, "N T"]  # log-probabilities under the policy that sampled
     start: Float[Tensor, "N T"] | None  # under the start policy, for the KL term
 
@@ -58,10 +58,13 @@ class ClippedGradient:
     def __call__(self, batch: GroupBatch, window: Window) -> Loss:
         mask = batch.batch.mask
         log_probs = sampled_log_probs(self.policy, batch.batch, self.decoding)
+        advantage = batch.advantage
+        if advantage.dim() == 1:
+            advantage = advantage[:, None].expand(mask.shape)
         loss = clipped_surrogate(
             log_probs,
             batch.sampled,
-            batch.advantage[:, None].expand(mask.shape),
+            advantage,
             mask,
             clip=self.clip,
             whole=self.whole,

@@ -248,6 +248,24 @@ class GroupGradient(_Preferred):
 
 
 @dataclass
+class SelfDistill(GroupGradient):
+    """The clipped policy gradient towards what the policy says once it has read the winner."""
+
+    NEUTRAL: ClassVar[Mapping[str, Any]] = {
+        **GroupGradient.NEUTRAL,
+        "hint": "A good answer: {winner}\n\n{source}",
+    }
+
+    hint: str = MISSING
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name in ("winner", "source"):
+            if "{" + name + "}" not in self.hint:
+                yield f"hint: found {self.hint!r}, expected {{{name}}} somewhere in it"
+
+
+@dataclass
 class _ActorCritic(_Preferred):
     """Proximal policy optimisation with a critic, on generations of its own."""
 

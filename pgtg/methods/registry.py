@@ -20,6 +20,7 @@ from pgtg.methods.options import (
     GroupGradient,
     Reinforce,
     RLPrompt,
+    SelfDistill,
     SimPO,
     SoftPrompt,
     Sparse,
@@ -254,6 +255,14 @@ METHODS = (
         PREFERRED | {"judge"},
         alongside=True,
         options=GroupGradient,
+    ),
+    MethodSpec(
+        "self_distill",
+        "policy gradient towards what the policy says once it has read a source's best generation",
+        "pgtg.methods.self_distill:METHOD",
+        PREFERRED,
+        alongside=True,
+        options=SelfDistill,
     ),
     MethodSpec(
         "lead3",

@@ -54,7 +54,7 @@ JUDGED = {
 # methods with options of their own, of which only those are looked at
 METHODS = {
     name: tiny(f"method={name}", "method.controls=[uniform]")
-    for name in ("dpo", "simpo", "tdpo", "grpo", "ppo", "nlpo")
+    for name in ("dpo", "simpo", "tdpo", "grpo", "self_distill", "ppo", "nlpo")
 } | {"rto": tiny("method=rto", "method.dpo=a/b", "method.controls=[uniform]")}
 SEARCHES = [
     "grips",

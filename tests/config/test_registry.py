@@ -58,7 +58,7 @@ def test_the_tables_import_nothing_heavy():
 
 
 def test_a_method_runs_where_its_needs_are_met():
-    paired, grouped = {"best_of_k", "dpo", "simpo", "tdpo"}, {"grpo", "rloo", "rto"}
+    paired, grouped = {"best_of_k", "dpo", "simpo", "tdpo", "self_distill"}, {"grpo", "rloo", "rto"}
     own = {"pgtg", "reinforce", "mle", "ppo", "nlpo"}
     assert set(methods_of("summarize")) == own | paired | grouped | {"lead3"}
     assert set(methods_of("preferences")) == own | paired  # nothing judges own generations
