@@ -20,6 +20,8 @@ LEVEL = 0.95
 ALPHA = 0.05
 SEEDS = 3  # below so many common seeds there is no verdict
 SAME = "no difference shown"
+# columns whose low values are good: negative log-likelihoods of clean texts, not of planted flaws
+LOWER_IS_BETTER = ("nll", "nll_facts", "nll_end", "nll_content")
 CELLS = 2**22  # random signs held in memory at a time
 
 
@@ -50,6 +52,7 @@ class Comparison:
     p_seeds: float | None  # t-test over seeds, two-sided; None with one seed
     seeds_above: int  # seeds in which the row's mean is above the baseline's
     p_holm: float = math.nan  # of `decisive`, corrected
+    excluded: float | None = None  # differences further from 0, by two one-sided tests, corrected
 
     @property
     def decisive(self) -> float:
@@ -65,6 +68,53 @@ class Comparison:
         if self.p_holm < ALPHA:
             said = "higher" if self.difference > 0 else "lower"
         return said if self.seeds >= SEEDS else f"on these texts: {said}"
+
+    def turned(self) -> "Comparison":
+        """The baseline minus the row (seeds that are equal in both count as above)."""
+        above = self.seeds - self.seeds_above
+        ends: dict[str, float] = {"low": -self.high, "high": -self.low, "effect": -self.effect}
+        if self.seeds_low is not None and self.seeds_high is not None:
+            ends |= {"seeds_low": -self.seeds_high, "seeds_high": -self.seeds_low}
+        return replace(self, difference=-self.difference, seeds_above=above, **ends)
+
+    def bound(self, level: float) -> float | None:
+        """The least margin of equivalence [the metric's unit]: by two one-sided t-tests at this
+        level, over seeds as well as over examples, the difference is nearer to 0 than that.
+        None below three seeds.
+
+        Source: Schuirmann (1987). With a tested difference of mean d and half interval h of level
+        `LEVEL`, it is |d| + h t(1 - level) / t((1 + LEVEL) / 2), the larger one of the two tests.
+        """
+        if self.seeds < SEEDS or self.seeds_high is None:
+            return None
+        parts = [(self.high, self.examples), (self.seeds_high, self.seeds)]
+        return max(
+            abs(self.difference) + (high - self.difference) * _one_sided(n, level)
+            for high, n in parts
+        )
+
+
+def _one_sided(n: int, level: float) -> float:
+    """What turns a half interval of n values into that of a one-sided test."""
+    if n < 2:
+        return 0.0
+    return float(stats.t.ppf(1 - level, n - 1) / stats.t.ppf((1 + LEVEL) / 2, n - 1))
+
+
+def word_of(found: Comparison, column: str) -> str:
+    """Whether a difference is better or worse in this column, or not shown."""
+    if not found.p_holm < ALPHA:
+        return SAME
+    return "better" if (found.difference > 0) != (column in LOWER_IS_BETTER) else "worse"
+
+
+def answer(words: Sequence[str]) -> str:
+    """Of the question whether one is better than the other, from the words on its columns."""
+    if {*words} == {"better"}:
+        return "yes"
+    if "better" in words:
+        return "in part"
+    return "no, the reverse" if "worse" in words else "not shown"
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -179,6 +229,11 @@ def holm(p_values: Sequence[float], families: int = 1) -> list[float]:
 
 
 def corrected(comparisons: Sequence[Comparison], families: int = 1) -> list[Comparison]:
-    """The same with `p_holm`, over all of them as one family."""
+    """The same with `p_holm`, over all of them as one family, and with what is `excluded` (by
+    Bonferroni's correction: a bound has no order)."""
     p_values = holm([found.decisive for found in comparisons], families)
-    return [replace(found, p_holm=p) for found, p in zip(comparisons, p_values, strict=True)]
+    level = ALPHA / max(families * len(comparisons), 1)
+    return [
+        replace(found, p_holm=p, excluded=found.bound(level))
+        for found, p in zip(comparisons, p_values, strict=True)
+    ]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pgtg.methods.context import Context
-from pgtg.ops.statistics import ALPHA, SAME, SEEDS, Comparison, compare, corrected
+from pgtg.ops.statistics import SEEDS, Comparison, compare, corrected, word_of
 from pgtg.runs.folder import Artifact, read_json, read_jsonl
 from pgtg.runs.log import RunLog
 
@@ -16,7 +16,6 @@ KINDS = ("highest", "random")  # tokens that are deleted
 PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
 MANY_ROUNDS = 4  # more of them are shown by the first and the last only
 REFERENCES = "references"  # the decoding that is none: given texts are read
-LOWER_IS_BETTER = ("nll", "nll_facts", "nll_end", "nll_content")  # of flaws a high one is
 NOT_COMPARED = (
     "tokens",
     "ended",
@@ -82,13 +81,6 @@ def verdicts(ctx: Context, splits: Sequence[str]) -> None:
         f"better and worse: on these texts, corrected for {len(family)} comparisons; one seed "
         f"decides nothing: `-m seed=0,1,2` makes {SEEDS}, and `pgtg report` says what they show"
     )
-
-
-def word_of(found: Comparison, column: str) -> str:
-    """Whether a difference is better or worse in this column, or not shown."""
-    if not found.p_holm < ALPHA:
-        return SAME
-    return "better" if (found.difference > 0) != (column in LOWER_IS_BETTER) else "worse"
 
 
 def _rows(ctx: Context, split: str, system: str, decoding: str) -> list[dict[str, Any]]:

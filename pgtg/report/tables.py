@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pgtg.ops.statistics import ALPHA, SEEDS, Comparison, Summary
+from pgtg.config.registry import controls_of
+from pgtg.ops.statistics import ALPHA, SAME, SEEDS, Comparison, Summary, answer, word_of
 from pgtg.report.build import Report
 from pgtg.report.cost import Cost
 from pgtg.report.diagnostics import COLUMNS
@@ -33,6 +34,8 @@ def tables(report: Report) -> list[Table]:
             made.append(_intervals(report, decoding))
         if report.baseline is not None:
             made.append(_tests(report, decoding))
+    questions = _questions(report)
+    made += [questions] if questions.rows else []
     made.append(_costs(report))
     if report.quality:
         made.append(_quality(report))
@@ -129,6 +132,40 @@ def _tests(report: Report, decoding: str) -> Table:
         "all rows, metrics, decodings and splits. Below "
         f"{SEEDS} common seeds there is no verdict: 'on these texts' is about these seeds alone, "
         "and another seed may turn it.",
+    )
+
+
+def _questions(report: Report) -> Table:
+    """What the controls ask of the method that they stand alongside, where it is the baseline."""
+    rows = []
+    for row in report.rows:
+        base = None if report.baseline is None else report.baseline.of.get(row.label)
+        spec = controls_of(report.runs[0].config["task"]).get(row.system)
+        if spec is None or not spec.question or base is None or not base.trained:
+            continue
+        found = {
+            (decoding, metric): result.comparison.turned()
+            for decoding, metrics in report.metrics.items()
+            for metric in metrics
+            if (result := report.result(row, decoding, metric)) and result.comparison
+        }
+        words = [word_of(one, metric) for (_, metric), one in found.items()]
+        evidence = "; ".join(
+            f"{metric} ({decoding}) {one.difference:+.2f} {word}"
+            + (f", beyond ±{one.excluded:.2f} excluded" if word == SAME and one.excluded else "")
+            for ((decoding, metric), one), word in zip(found.items(), words, strict=True)
+        )
+        few = any(one.seeds < SEEDS for one in found.values())
+        said = f"on these texts: {answer(words)}" if few else answer(words)
+        rows.append([spec.question, row.label, said, evidence])
+    return Table(
+        "questions",
+        f"{report.split}: what the controls ask",
+        ["question", "control", "answer", "evidence: method minus control"],
+        rows,
+        "Better and worse by the tests above; yes: better on all that is shown, in part: on some. "
+        "Excluded: by two one-sided t-tests, over seeds and over texts, corrected (Bonferroni) "
+        "for all comparisons of the report.",
     )
 
 

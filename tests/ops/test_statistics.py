@@ -10,6 +10,7 @@ from scipy import stats
 from pgtg.ops.statistics import (
     SAME,
     Comparison,
+    answer,
     compare,
     corrected,
     holm,
@@ -173,3 +174,56 @@ def test_null_sweeps_at_more_simulations(
     before, get a verdict in most sweeps."""
     monkeypatch.setattr("pgtg.ops.statistics.sign_flip", always)
     assert cries(seeds, 3000, seed_sd) <= 0.06
+
+
+def test_what_is_excluded_is_the_least_margin_of_two_one_sided_tests():
+    """At that margin scipy's two one-sided tests, over seeds and over examples, just reject."""
+    rng = np.random.default_rng(3)
+    scores = {str(seed): rng.normal(0.1, 1, 40) + rng.normal(0, 0.2) for seed in range(5)}
+    found = compare(scores, {seed: np.zeros(40) for seed in scores}, resamples=99)
+    assert found is not None
+    pairs = np.stack([*scores.values()])
+    for level in (0.05, 0.01):
+        margin = found.bound(level)
+        assert margin is not None
+
+        def worst(margin: float) -> float:
+            """The largest p of the four tests."""
+            return max(
+                float(stats.ttest_1samp(values, side * margin, alternative=way).pvalue)
+                for values in (pairs.mean(0), pairs.mean(1))
+                for side, way in ((-1, "greater"), (1, "less"))
+            )
+
+        assert worst(margin) == pytest.approx(level) and worst(margin * 1.01) < level
+    (alone,), (both, _) = corrected([found]), corrected([found, found])
+    assert alone.excluded == found.bound(0.05) and both.excluded == found.bound(0.025)
+
+
+def test_below_three_seeds_nothing_is_excluded():
+    two = {seed: np.arange(9.0) for seed in ("0", "1")}
+    found = compare(two, {seed: np.zeros(9) for seed in two}, resamples=99)
+    assert found is not None and corrected([found])[0].excluded is None
+
+
+def test_turned_is_the_comparison_the_other_way_round():
+    rng = np.random.default_rng(4)
+    a, b = ({str(s): rng.normal(0, 1, 20) for s in range(3)} for _ in range(2))
+    one, other = compare(a, b, resamples=99), compare(b, a, resamples=99)
+    assert one is not None and other is not None
+    assert one.turned().__dict__ == pytest.approx(
+        {**other.__dict__, "p": one.p, "p_holm": one.p_holm}, nan_ok=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["better", "better"], "yes"),
+        (["better", SAME], "in part"),
+        (["worse", SAME], "no, the reverse"),
+        ([SAME], "not shown"),
+    ],
+)
+def test_a_question_is_answered_by_all_its_columns(words: list[str], said: str):
+    assert answer(words) == said

@@ -18,6 +18,7 @@ from pgtg.errors import ArtifactError, ConfigError
 from pgtg.report import collect
 from pgtg.report.build import Report, build, load
 from pgtg.report.poster import published
+from pgtg.report.tables import tables
 from pgtg.report.write import report
 from pgtg.runs.folder import RunFolder, read_json, write_json, write_jsonl
 from tests.support.report_runs import config, make_run
@@ -385,3 +386,25 @@ def test_report_on_runs_that_training_left(tmp_path: Path):
 
 
 SAMPLED_ROUGE = ("pgtg", "sample", "rouge1")
+
+
+def test_controls_questions_are_answered_where_the_method_is_the_baseline(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        same = rng.normal(50, 1, 60)
+        systems = {
+            "pgtg": {"rouge1": same + 5, "nll": same - 9},
+            "uniform": {"rouge1": same + rng.normal(0, 0.1, 60), "nll": same},
+            "shuffled": {"rouge1": same + 5 + rng.normal(0, 0.1, 60), "nll": same - 9},
+        }
+        controls = ["uniform", "shuffled"]
+        make_run(tmp_path / str(seed), systems, seed=seed, method__controls=controls)
+    runs, left_out = load([tmp_path], None)
+    made = {table.name: table for table in tables(build(runs, left_out, baseline="pgtg"))}
+    rows = {row[1]: row for row in made["questions"].rows}
+    assert rows["uniform"][0] == "Does guidance help?" and rows["uniform"][2] == "yes"
+    assert "nll (greedy) -9.00 better" in rows["uniform"][3]
+    question, _, said, evidence = rows["shuffled"]
+    assert question == "Do the weights' positions matter?" and said == "not shown"
+    assert "no difference shown, beyond ±0." in evidence
+    assert "questions" not in {t.name for t in tables(build(runs, left_out, baseline="uniform"))}

@@ -12,9 +12,9 @@ from pgtg.config.registry import MethodSpec, controls_of
 from pgtg.methods import method_of
 from pgtg.methods.context import Context
 from pgtg.models.reward import load_reward_model
-from pgtg.ops.statistics import ALPHA, SEEDS, Comparison, compare, corrected
+from pgtg.ops.statistics import ALPHA, SEEDS, Comparison, answer, compare, corrected, word_of
 from pgtg.pipeline.evaluation.system import Results
-from pgtg.pipeline.findings import REFERENCES, scores_of, word_of
+from pgtg.pipeline.findings import REFERENCES, scores_of
 from pgtg.runs.folder import read_jsonl
 
 WIDTH = 80  # columns of a terminal
@@ -101,7 +101,7 @@ def answers(ctx: Context, splits: Sequence[str]) -> None:
                 p = f"p {one.p_holm:.0e}" if one.p_holm >= LEAST else f"p < {LEAST:.0e}"
                 p = p if one.p_holm < ALPHA else word
                 parts.append(f"{column} {ours:.2f} against {theirs:.2f} ({p})")
-            line = f"{spec.question or f'Better than {control}?'} {_answer(words)}: {control}, "
+            line = f"{spec.question or f'Better than {control}?'} {answer(words)}: {control}, "
             ctx.log.say(textwrap.fill(line + "; ".join(parts), WIDTH, subsequent_indent="  "))
     ctx.log.say(
         textwrap.fill(
@@ -110,14 +110,6 @@ def answers(ctx: Context, splits: Sequence[str]) -> None:
             WIDTH,
         )
     )
-
-
-def _answer(words: Sequence[str]) -> str:
-    if {*words} == {"better"}:
-        return "yes"
-    if "better" in words:
-        return "in part"
-    return "no, the reverse" if "worse" in words else "not shown"
 
 
 def texts(ctx: Context, split: str) -> None:
