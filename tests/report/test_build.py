@@ -390,12 +390,13 @@ SAMPLED_ROUGE = ("pgtg", "sample", "rouge1")
 
 def test_controls_questions_are_answered_where_the_method_is_the_baseline(tmp_path: Path):
     rng = np.random.default_rng(0)
+    noisy = lambda values: (values + rng.normal(0, 0.1, 60)).tolist()  # noqa: E731
     for seed in range(4):
         same = rng.normal(50, 1, 60)
         systems = {
-            "pgtg": {"rouge1": same + 5, "nll": same - 9},
-            "uniform": {"rouge1": same + rng.normal(0, 0.1, 60), "nll": same},
-            "shuffled": {"rouge1": same + 5 + rng.normal(0, 0.1, 60), "nll": same - 9},
+            "pgtg": {"rouge1": (same + 5).tolist(), "nll": (same - 9).tolist()},
+            "uniform": {"rouge1": noisy(same), "nll": same.tolist()},
+            "shuffled": {"rouge1": noisy(same + 5), "nll": (same - 9).tolist()},
         }
         controls = ["uniform", "shuffled"]
         make_run(tmp_path / str(seed), systems, seed=seed, method__controls=controls)
