@@ -116,12 +116,15 @@ def load_policy(run_dir: str | Path) -> "tuple[LanguageModel, Any]":
 
     Raises:
         ArtifactError: The run has no trained policy yet, or its files are damaged.
-        ConfigError: The policy is an adaptor on a frozen model, which is no model of its own.
+        ConfigError: The policy is an adaptor on a frozen model, which is no model of its own; the
+            method searches, and trains none.
     """
     from pgtg.models.adaptor import ADAPTOR_JSON
     from pgtg.models.loading import load_language_model
     from pgtg.models.lora import LORA_JSON
 
+    if (found := Path(run_dir) / "found").is_dir():
+        raise ConfigError(f"{run_dir}: its method trains no policy; what it found is in {found}")
     folder = _part(run_dir, "policy")
     if (folder / LORA_JSON).is_file():
         return _merged_policy(Path(run_dir))

@@ -11,6 +11,7 @@ from pgtg.config.compose import completed, run_config
 from pgtg.errors import ArtifactError, ConfigError
 from pgtg.export.card import made_by, policy_card
 from pgtg.export.folder import POLICY_JSON, growing, require_free
+from pgtg.methods import method_of
 from pgtg.models.adaptor import ADAPTOR_JSON
 from pgtg.models.batch import token_batch
 from pgtg.models.codec import Codec
@@ -34,7 +35,7 @@ def export_policy(path: Path, out: Path, *, force: bool, log: RunLog) -> None:
         force: Replace an earlier export.
 
     Raises:
-        ConfigError: The policy is an adaptor, or `out` is taken.
+        ConfigError: The policy is an adaptor, the method trains none, or `out` is taken.
         ArtifactError: No run, or one without a policy yet; what was written reads otherwise.
     """
     require_free(out, force=force)
@@ -42,7 +43,13 @@ def export_policy(path: Path, out: Path, *, force: bool, log: RunLog) -> None:
     saved = folder.runnable_config()
     task = str(saved.get("task"))
     cfg = run_config(task, saved=completed(task, saved)[0])
-    artifact = folder.artifact("policy")
+    published = method_of(cfg).published
+    if published != "policy":
+        raise ConfigError(
+            f"{path}: method={cfg.method.name} trains no policy of the task; what it found is in "
+            f"{path / published}"
+        )
+    artifact = folder.artifact(published)
     if not artifact.exists():
         raise ArtifactError(f"{path} holds no trained policy yet: `pgtg train` finishes it")
     artifact.verify()

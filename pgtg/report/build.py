@@ -152,7 +152,7 @@ def build(
             n: why for row in made for s in row.systems.values() for n, why in s.absent.items()
         },
         left_out=left_out,
-        notes=[*notes, *_versions(runs), *_untimed(made, costs)],
+        notes=[*notes, *_released(groups), *_versions(runs), *_untimed(made, costs)],
     )
 
 
@@ -265,6 +265,15 @@ def _versions(runs: Sequence[Run]) -> list[str]:
         )
         for name, by in seen.items()
         if len(by) > 1
+    ]
+
+
+def _released(groups: Sequence[Group]) -> list[str]:
+    """A note where a rival does what its released code does, and not what its paper says."""
+    return [
+        f"{_named(each)}: method.released=true, as the released code has it, its faults included"
+        for each in groups
+        if any(run.config.get("method.released") for run in each.runs.values())
     ]
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgtg.config.registry import controls_of
 from pgtg.report.collect import Run
 from pgtg.runs.folder import Artifact
 
 CACHED = "cached_seconds"
 FOREVER = 1e12  # more seconds than that are no time
-GUIDED = ("shuffled",)  # controls that may use the run's own reward model
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Cost:
     policy_updates: float | None
     reward_updates: float | None
     judged: float | None  # generations that the judge scored to train and check models
+    gradient: float  # sequences that a search of prompts read with gradients
     seconds: float | None  # that this run spent
     cached_seconds: float | None  # that stages taken from the cache took when they were made
 
@@ -37,11 +38,12 @@ def cost(run: Run, system: str) -> Cost:
     main = run.path / "rounds"
     own = main if system == run.method else run.path / "controls" / system
     if not own.is_dir() or system == "start":
-        return Cost(0.0, 0.0, 0.0, 0.0, 0.0)
+        return Cost(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     improved, aligned, sampled, matched = (
         _manifests(own, stage) for stage in ("improve", "align", "sample", "match")
     )
-    if system in GUIDED and not aligned:  # its weights come from the run's own reward model
+    control = controls_of(run.config["task"]).get(system)
+    if control is not None and control.learns_reward and not aligned:  # by the run's own model
         aligned, sampled = _manifests(main, "align"), _manifests(main, "sample")
     judging = [found["metrics"] for found in (*improved, *matched, *aligned)]
     generated = [found["metrics"] for found in sampled]
@@ -53,6 +55,7 @@ def cost(run: Run, system: str) -> Cost:
             sum(value for found in generated for name, value in found.items() if _drawn(name))
             + sum(value for found in judging for name, value in found.items() if _judged(name))
         ),
+        gradient=_total(improved, "improve/gradient_sequences"),
         seconds=_seconds(every, "seconds"),
         cached_seconds=_seconds([found for found in every if CACHED in found["extra"]], CACHED),
     )
@@ -74,8 +77,8 @@ def _drawn(metric: str) -> bool:
 
 
 def _judged(metric: str) -> bool:
-    """Whether a metric counts prompts that a stage had judged, on top of the round's samples."""
-    return metric.endswith("_judged_prompts")
+    """Whether a metric counts what a stage had judged, on top of the round's samples."""
+    return metric.endswith(("_judged_prompts", "/judged_texts"))
 
 
 def _seconds(manifests: Sequence[Mapping[str, Any]], key: str) -> float | None:

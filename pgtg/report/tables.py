@@ -193,9 +193,13 @@ def _costs(report: Report) -> Table:
         ("policy updates", lambda cost: cost.policy_updates),
         ("reward updates", lambda cost: cost.reward_updates),
         ("judged generations", lambda cost: cost.judged),
+        ("gradient sequences", lambda cost: cost.gradient),
         ("seconds", lambda cost: cost.seconds),
         ("seconds in cache", lambda cost: cost.cached_seconds),
     ]
+    spent = [cost for row in report.rows for cost in report.costs[row.label].values()]
+    if not any(cost.gradient for cost in spent):
+        wanted = [one for one in wanted if one[0] != "gradient sequences"]
     extra = sorted(
         {name for row in report.rows for system in row.systems.values() for name in system.extra}
     )
@@ -211,7 +215,9 @@ def _costs(report: Report) -> Table:
         "cost of a run, mean over seeds",
         ["row", *(name for name, _ in wanted), *(name.replace("_", " ") for name in extra)],
         rows,
-        "Judged generations: scored to train and to check the reward model. Seconds: wall time of "
+        "Judged generations: scored to learn from and to check what was learned. Gradient "
+        "sequences (searches of prompts): texts that the judge's model read with gradients. "
+        "Seconds: wall time of "
         "sampling with judging and of reward and policy training; n/a where a stage was stopped "
         "and resumed, or made by a pgtg that kept no seconds. Stages taken from the cache count 0 "
         "there; 'seconds in cache' is what they took when they were made. The warm start and the "

@@ -10,6 +10,7 @@ import pytest
 from pgtg.ops import credit
 from pgtg.report.build import Report, build, load
 from pgtg.report.cost import Cost
+from pgtg.runs.folder import Artifact
 from tests.support.report_runs import add_round, make_run
 
 SCORES = {"rougeLsum": [50.0, 60.0, 40.0]}
@@ -88,3 +89,22 @@ def test_correlation_within_sources_ignores_their_levels():
     sources = ["a"] * 3 + ["b"] * 3
     assert credit.within_correlation(sources, [1, 2, 3, 9, 8, 7], [5, 6, 7, 1, 0, -1]) == 1.0
     assert np.isnan(credit.within_correlation(sources, [1] * 6, [1, 2, 3, 4, 5, 6]))
+
+
+@pytest.mark.parametrize(("control", "trained"), [("sequence", 7), ("untrained", 0)])
+def test_a_control_that_reads_the_runs_rewards_costs_their_training(
+    control: str, trained: int, tmp_path: Path
+):
+    changed = {"method__controls": [control], "method__released": True}
+    run = make_run(tmp_path / "run", {"pgtg": SCORES, control: SCORES}, **changed)
+    made = {"align/updates": 7.0}, {"improve/updates": 3.0, "improve/judged_texts": 5.0}
+    for place, metrics in zip(
+        ("rounds/00/align", f"controls/{control}/00/improve"), made, strict=True
+    ):
+        artifact = Artifact(run / place)
+        artifact.working("y")
+        artifact.commit(inputs="y", metrics=metrics)
+    built = build(*load([run], None))
+    found = built.costs[control]["0"]
+    assert (found.policy_updates, found.reward_updates, found.judged) == (3, trained, 5)
+    assert any("method.released=true" in note for note in built.notes)
