@@ -26,7 +26,8 @@ def seen(*args: Any, **kwargs: Any) -> Any:
 def test_the_reward_model_guides_in_eval_mode_and_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    model = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))}).train()
+    model: Any = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
+    model.language_models = []
     method = SimpleNamespace(
         trainer=lambda method, given: seen(given), random_reward=False, search=None
     )

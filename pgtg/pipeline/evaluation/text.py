@@ -19,7 +19,7 @@ from pgtg.methods.context import Context
 from pgtg.metrics import build_metrics, compute, unread, unread_line
 from pgtg.metrics.sentences import build_splitter
 from pgtg.models.codec import Codec
-from pgtg.models.generate import Decoding
+from pgtg.models.generate import Decoding, Sampler
 from pgtg.models.language import LanguageModel
 from pgtg.pipeline.evaluation import compared
 from pgtg.pipeline.evaluation.likelihood import likelihoods
@@ -104,21 +104,16 @@ class TextEvaluation:
             sampler = ctx.sampler(lm, codec, greedy=name == "greedy")
             if ctx.cfg.evaluate.protocol == "rl4lms":
                 sampler = replace(sampler, decoding=RL4LMS)
-            found: dict[int, list[int]] = {}
-            if system.write is not None:
+            if system.write is None:
+                title = f"evaluate {system.name} on {split}, {name}"
+                key = ctx.cfg.seed, "evaluate", split
+                tokens = _sampled(ctx, sampler, encoded.ids, [e.id for e in examples], key, title)
+                texts = [codec.decode(ids) for ids in tokens]
+            else:
                 split_of = build_splitter(ctx.cfg.metrics.sentence_splitter)
                 texts = [system.write(e.source, split_of) for e in examples]
-                found = {i: ids for i, (ids, _) in enumerate(codec.encode_targets(texts))}
-            else:
-                names, key = [e.id for e in examples], (ctx.cfg.seed, "evaluate", split)
-                title = f"evaluate {system.name} on {split}, {name}"
-                with ctx.log.progress(title, len(examples)) as bar:
-                    for i, tokens in sampler(encoded.ids, names, seed_key=key):
-                        found[i] = tokens[0]
-                        bar.advance()
-                texts = [codec.decode(found[i]) for i in range(len(examples))]
+                tokens = [ids for ids, _ in codec.encode_targets(texts)]
             columns = compute(self.present, texts, references) | task.check_texts(texts, examples)
-            tokens = [found[i] for i in range(len(examples))]
             columns |= self.more(ctx, lm, codec, examples, tokens, name)
             columns["tokens"] = [float(len(ids)) for ids in tokens]
             columns["ended"] = [100.0 * any(i in codec.eos_ids for i in ids[-1:]) for ids in tokens]
@@ -128,7 +123,7 @@ class TextEvaluation:
                 "mean": _means(columns),
             }
             samples[name] = [
-                {"id": e.id, "text": text, "references": list(references[i]), "tokens": found[i]}
+                {"id": e.id, "text": text, "references": list(references[i]), "tokens": tokens[i]}
                 | _row(columns, i)
                 for i, (e, text) in enumerate(zip(examples, texts, strict=True))
             ]
@@ -172,6 +167,23 @@ class TextEvaluation:
         for split in splits[-1:]:
             compared.texts(ctx, split)
         compared.places(ctx)
+
+
+def _sampled(
+    ctx: Context,
+    sampler: Sampler,
+    sources: Sequence[TokenIds],
+    names: Sequence[str],
+    key: Sequence[int | str],
+    title: str,
+) -> list[TokenIds]:
+    """One text of each source, in tokens, with a bar."""
+    found: dict[int, TokenIds] = {}
+    with ctx.log.progress(title, len(sources)) as bar:
+        for i, (ids,) in sampler(sources, names, seed_key=key):
+            found[i] = ids
+            bar.advance()
+    return [found[i] for i in range(len(sources))]
 
 
 def _means(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
