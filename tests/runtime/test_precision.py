@@ -99,9 +99,10 @@ def test_a_reward_models_head_stays_in_float32(head: str):
     batch = token_batch(SOURCES, [[3, 9], [4], [5, 6, 7]], [0, 1, 2])
     with torch.no_grad():
         exact = model(batch)
-        as_read(model.backbone, torch.bfloat16)
+        for lm in model.language_models:  # some heads have a reference model besides
+            as_read(lm, torch.bfloat16)
         narrow = model(batch)
-    assert {p.dtype for p in model.head.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.head.parameters()} <= {torch.float32}
     assert narrow.dtype == torch.float32
     assert (exact - narrow)[batch.mask].abs().max() < 0.1
 
