@@ -375,7 +375,7 @@ def stopped_and_resumed(
     ],
     ids=["ppo", "nlpo", "dense"],
 )
-@pytest.mark.parametrize("at", [3, 4, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("at", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 7))])
 def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
     words: tuple[str, ...], at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -154,14 +154,15 @@ def test_killed_after_some_lines(whole: Path, tmp_path: Path, count: int):
     assert {name: found[name] for name in same} == {name: expected[name] for name in same}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code", "name"),
     [
         (signal.SIGTERM, 143, "aligning"),
-        pytest.param(signal.SIGINT, 130, "improving", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, "sampling", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, "evaluating", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, "warming up", marks=pytest.mark.slow),
+        (signal.SIGINT, 130, "improving"),
+        (signal.SIGTERM, 143, "sampling"),
+        (signal.SIGTERM, 143, "evaluating"),
+        (signal.SIGINT, 130, "warming up"),
     ],
 )
 def test_a_signal_ends_the_run_with_its_code(

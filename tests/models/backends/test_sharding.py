@@ -111,7 +111,8 @@ def checked(lm: LanguageModel) -> dict[str, float]:
     return {"align/value": read(lm).square().mean().item()}
 
 
-@pytest.mark.parametrize("cases", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [SHORT, LONG])
 def test_divided_weights_train_as_whole_ones(cases: Cases, tmp_path: Path):
     assert together(partial(train_parts, cases), tmp_path, FSDP) == [0, 0]
     for i, (family, kind, changes) in enumerate(cases):
