@@ -143,6 +143,21 @@ def test_shuffled_scores_are_the_same_scores_of_other_prompts():
     assert control.tokens == pool.tokens
 
 
+def test_what_shuffled_scores_prefer_is_at_chance():
+    """Of pairs whose order is known, half stand the right way round: 40 pools, 435 pairs each."""
+    pool, right = generations(30), []
+    rank = np.argsort(np.argsort(pool.scores))
+    upper = np.triu_indices(30, 1)
+    for seed in range(40):
+        other = np.array(shuffled_scores(pool, seed).scores)
+        agree = (other[:, None] > other) == (rank[:, None] > rank)
+        right.append(agree[upper].mean())
+    # a permutation's concordance has variance (2 n + 5) / (18 n (n - 1)) (Kendall)
+    sd = np.sqrt((2 * 30 + 5) / (18 * 30 * 29))
+    assert abs(np.mean(right) - 0.5) < 4 * sd / np.sqrt(40)
+    assert np.std(right, ddof=1) == pytest.approx(sd, rel=0.4)
+
+
 def test_passes_take_every_group_once():
     tied = Generations(
         source_ids=["a", "b", "c"],
