@@ -1,6 +1,7 @@
 """`pgtg ls`: the names that a config may choose from; how far a sweep is; what the cache holds."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,14 +81,19 @@ def _show_keys(within: str) -> None:
 
 
 def show_cache(folder: Path) -> None:
-    """Print what the cache holds, last used first, and how much that is."""
+    """Print what the cache holds, by the run that made it, last used first, and its size."""
     found, limit = entries.entries(folder), entries.size_limit()
-    rows = [
-        [entry.kind, show_size(entry.size), entries.show_age(entry.last_use), entry.label]
-        for entry in found
-    ]
+    made: dict[str, list[entries.Entry]] = {}
+    for entry in found:
+        made.setdefault(entry.label.split(": ")[0] or "set-up of models", []).append(entry)
+    rows = []
+    for run, own in made.items():
+        kinds = Counter(entry.kind for entry in own)
+        size, used = sum(entry.size for entry in own), max(entry.last_use for entry in own)
+        what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        rows.append([run, show_size(size), entries.show_age(used), what])
     if rows:
-        print(aligned(["kind", "size", "last use", "first made by"], rows, left=True))
+        print(aligned(["first made by", "size", "last use", "entries"], rows, left=True))
     total = show_size(sum(entry.size for entry in found))
     most = "no limit" if limit is None else f"limit {show_size(limit)}"
     print(f"{folder}: {len(found)} entries, {total} ({most}, {entries.SIZE})")

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -238,7 +239,11 @@ def test_cache_commands(calls: Calls, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PGTG_CACHE", "here")
     train(tiny("cache=here", *SHORT), Path("run"))
     listed = pgtg("ls", "cache").stdout
-    assert "summarize quickstart seed 0: sample round 0" in listed and "limit 20.0 GB" in listed
+    (run,) = (line for line in listed.splitlines() if line.startswith("summarize quickstart"))
+    assert re.fullmatch(r"summarize quickstart seed 0 +\S+ [kM]B .* \d+ \w+(, \d+ \w+)*", run)
+    counts = re.findall(r"(\d+) [a-z_]+(?:,|$)", listed.split("here:")[0], re.MULTILINE)
+    entries = sum(map(int, counts))
+    assert f"here: {entries} entries" in listed and "limit 20.0 GB" in listed
     assert "--max-size: found 'x'" in pgtg("cache", "prune", "--max-size", "x", code=2).stderr
     assert "0 entries deleted" in pgtg("cache", "prune").stdout
     assert "0 left" in pgtg("cache", "prune", "--max-size", "0").stdout
