@@ -145,13 +145,17 @@ class Call:
             from pgtg.methods.context import usable_device
 
             usable_device(runs[0])
-        how = self._sweep(runs) if self.multirun else self._run_folder(runs[0])
+        where, how = self._sweep(runs) if self.multirun else (None, self._run_folder(runs[0]))
         flags = ["--config-name", self.task, *(["--multirun"] if self.multirun else [])]
         flags += ["--config-dir", str(self.config_dir)] if self.config_dir else []
         how += [
             f"+hydra.job.env_set.{key}='1'" for key, on in ((FORCE, force), (QUIET, quiet)) if on
         ]
-        launch(flags, [*how, *self.overrides])
+        try:
+            launch(flags, [*how, *self.overrides])
+        finally:
+            if where is not None:
+                _close(where)
 
     def show_config(self, kind: str) -> None:
         """Print the composed config (`job`), Hydra's own (`hydra`), or both (`all`) as yaml."""
@@ -206,9 +210,9 @@ class Call:
         known = saved_config(folder) is not None or not distributed.is_first()
         return [f"hydra.run.dir={quoted(folder)}", *(["hydra.output_subdir=null"] if known else [])]
 
-    def _sweep(self, runs: Sequence[RunConfig]) -> list[str]:
-        """Overrides that say where a sweep goes, how its jobs are named and what they may use; the
-        list of its jobs is written down."""
+    def _sweep(self, runs: Sequence[RunConfig]) -> tuple[Path, list[str]]:
+        """Where a sweep goes, and the overrides that say so, how its jobs are named and what they
+        may use; the list of its jobs is written down."""
         from pgtg.runs import sweeps
 
         folder = self.run_dir or OUTPUTS / self.task / "multirun" / unique()
@@ -219,9 +223,8 @@ class Call:
         how = [f"hydra.sweep.dir={quoted(folder)}"]
         how.append(f"hydra.job.config.override_dirname.exclude_keys=[{given}]")
         part = hydra_part(self.task, self.overrides, self.config_dir)
-        if distributed.count() > 1 and not str(part["launcher"]["_target_"]).endswith(
-            "BasicLauncher"
-        ):
+        basic = str(part["launcher"]["_target_"]).endswith("BasicLauncher")
+        if distributed.count() > 1 and not basic:
             raise ConfigError(
                 "hydra/launcher: several processes run the jobs of a sweep one after the other; "
                 "leave hydra/launcher out, or start one process"
@@ -236,7 +239,20 @@ class Call:
             distributed.first(sweeps.record)(where, [shlex.quote(word) for word in command], named)
             found = [sweeps.status(where / name, name) for name in named]
             print(f"sweep {where}: {sweeps.summary(found)}", file=sys.stderr)
-        return [*how, *_thread_share(part["launcher"], runs)]
+        if not basic:
+            slurm = "submitit_folder" in part["launcher"]
+            said = f"; a folder of logs for each job id in {where}/.submitit" if slurm else ""
+            print(f"follow with: pgtg ls {where}{said}", file=sys.stderr, flush=True)
+        return where, [*how, *_thread_share(part["launcher"], runs)]
+
+
+@distributed.first
+def _close(where: Path) -> None:
+    """Say how a sweep's jobs ended, whatever launched them."""
+    from pgtg.runs import sweeps
+
+    if found := sweeps.statuses(where):
+        print(f"sweep {where}\n{sweeps.table(where, found)}", file=sys.stderr, flush=True)
 
 
 @distributed.first

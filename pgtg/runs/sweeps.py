@@ -99,12 +99,17 @@ def show(folder: Path) -> None:
     found = statuses(folder)
     if not found:
         raise ArtifactError(f"{folder} holds no run and no {SWEEP}: it is no sweep's folder")
+    print(table(folder, found))
+
+
+def table(folder: Path, found: Sequence[Status]) -> str:
+    """How far the runs of a sweep are, their number by state, and what resumes them."""
     rows = [[one.run, one.state, shown(one.note)] for one in found]
-    print(aligned(["run", "state", "note"], rows, left=True))
-    print(summary(found))
+    lines = [aligned(["run", "state", "note"], rows, left=True), summary(found)]
     command = _read(folder)["command"]
     if command and any(one.state != "done" for one in found):
-        print(f"resume with: {' '.join(command)}")
+        lines.append(f"resume with: {' '.join(command)}")
+    return "\n".join(lines)
 
 
 def summary(found: Sequence[Status]) -> str:

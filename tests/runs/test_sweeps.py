@@ -235,6 +235,18 @@ def test_runs_without_a_list_are_shown_too(calls: Calls):
     assert shown("all")[1:] == table("a/one done", "two done", "2 runs: 2 done")
 
 
+def test_a_sweep_ends_with_a_table_of_its_jobs(calls: Calls):
+    complete(calls, 1)
+    said = pgtg("train", *ARGS, code=1).stderr
+    lines = table(*said.splitlines())
+    start = lines.index("sweep all") + 1
+    head, done, failed, counts, again, error, *_ = lines[start:]
+    assert error.startswith("error: the sweep has failed jobs")
+    assert head == "run state note" and done == "seed=0 done" and failed == "seed=1 failed seed 1"
+    assert counts == "2 runs: 1 done, 1 failed" and again.startswith("resume with: pgtg train")
+    assert "follow with" not in said  # the jobs have run here, one after the other
+
+
 def test_cache_commands(calls: Calls, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PGTG_CACHE", "here")
     train(tiny("cache=here", *SHORT), Path("run"))
@@ -256,7 +268,7 @@ def test_cache_commands(calls: Calls, monkeypatch: pytest.MonkeyPatch):
 def overrides(*args: str) -> dict[str, str]:
     """What a sweep hands to Hydra in addition to the user's own words."""
     call = Call.parse("summarize", ["sweep_dir=s", *args], None, multirun=True)
-    found = call._sweep(call.jobs())
+    _, found = call._sweep(call.jobs())
     return dict(text.split("=", 1) for text in found)
 
 
