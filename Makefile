@@ -15,7 +15,7 @@ ARGS ?=
 RESULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-preferences test bench results-claim results-quickstart \
+.PHONY: help setup train train-preferences test bench results-claim results-null results-quickstart \
 	results-scitldr docs torture check lint format types clean
 
 help: ## show this list
@@ -54,6 +54,12 @@ results-claim: $(READY) ## tables of docs/results.md: token guidance against six
 	$(BIN)/pgtg report outputs/results/claim/quickstart --baseline pgtg --metrics nll,meteor_stem \
 		--out outputs/results/claim/report
 	$(BIN)/python benchmarks/results.py claim outputs/results/claim/report "make results-claim"
+
+results-null: $(READY) ## the same where there is nothing to gain: a world without flaws, 5 seeds
+	$(BIN)/pgtg train summarize -m seed=21,22,23,24,25 $(RESULTS) data.newswire.noise=0 \
+		method.controls=[uniform,shuffled,untrained,sequence] sweep_dir=outputs/results/null/noise_0
+	$(BIN)/pgtg report outputs/results/null/noise_0 --baseline pgtg --metrics nll,meteor_stem \
+		--out outputs/results/null/report
 
 results-quickstart: $(READY) ## tables of docs/results.md: 4 aggregators x 3 seeds, plain MLE, controls
 	$(BIN)/pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1,2 $(RESULTS) \
