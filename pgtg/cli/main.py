@@ -170,8 +170,9 @@ def train(
     with reporting():
         from pgtg.cli.calls import Call
 
-        overrides = with_file(named(task, "train"), config, overrides)
-        call = Call.parse(named(task, "train"), overrides, config_dir, multirun=multirun)
+        task = named(task, "train")
+        values = with_file(task, config, overrides)
+        call = Call.parse(task, values, config_dir, multirun=multirun)
         if probe and not dry_run:
             raise ConfigError(
                 "--probe goes with --dry-run: it times a few steps of what is planned"
@@ -200,8 +201,8 @@ def stage_command(stage: str, doc: str) -> None:
         with reporting():
             from pgtg.cli.calls import Call
 
-            overrides = with_file(named(task, stage), config, overrides)
-            call = Call.parse(named(task, stage), overrides, config_dir)
+            task = named(task, stage)
+            call = Call.parse(task, with_file(task, config, overrides), config_dir)
             call.run_stage(stage, round, force=force, quiet=quiet)
 
     example = f"Example: pgtg {stage} summarize run_dir=outputs/mine"

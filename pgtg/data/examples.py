@@ -6,7 +6,7 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
-from pgtg.data.rows import Rows, RowWriter
+from pgtg.data.rows import Rows, RowWriter, Stored
 from pgtg.types import Example
 
 _TEXT = pa.large_string()
@@ -64,7 +64,7 @@ class Examples(Sequence[Example]):
         return {name: self[i] for i, name in enumerate(self.ids()) if name in wanted}
 
 
-class StoredExamples(Sequence[Example]):
+class StoredExamples(Stored[Example]):
     """A split's examples in `rows.Rows`."""
 
     def __init__(self, rows: Rows):
@@ -73,15 +73,8 @@ class StoredExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = index + len(self) if index < 0 else index
-        id, source, references, target = (self._rows.value(name, row) for name in SCHEMA.names)
+    def at(self, place: int) -> Example:
+        id, source, references, target = (self._rows.value(name, place) for name in SCHEMA.names)
         return Example(id, source, tuple(references), references[0] if target is None else target)
 
     def __eq__(self, other: object) -> bool:

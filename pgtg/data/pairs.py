@@ -26,14 +26,14 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.data.adapters import ADAPTERS, COLUMNS
-from pgtg.data.rows import Rows, RowWriter
+from pgtg.data.rows import Rows, RowWriter, Stored
 from pgtg.data.splits import OddRows, Tally, cell, fingerprint, has_split, read_rows, text_problem
 from pgtg.data.tables import SOURCES, Row, Table, has_file
 from pgtg.errors import ConfigError, DataError
@@ -88,7 +88,7 @@ class Ranking:
         return self.scores.index(max(self.scores))
 
 
-class Rankings(Sequence[Ranking]):
+class Rankings(Stored[Ranking]):
     """The preferences of a split, each made when it is asked for.
 
     Attributes:
@@ -102,16 +102,9 @@ class Rankings(Sequence[Ranking]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Ranking: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Ranking]: ...
-    def __getitem__(self, index: int | slice) -> Ranking | list[Ranking]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = index + len(self) if index < 0 else index
+    def at(self, place: int) -> Ranking:
         id, prompt, completions, scores, winners, losers, margin = (
-            self._rows.value(name, row) for name in SCHEMA.names
+            self._rows.value(name, place) for name in SCHEMA.names
         )
         pairs = None if winners is None else tuple(zip(winners, losers, strict=True))
         return Ranking(id, prompt, tuple(completions), tuple(scores), pairs, margin)
@@ -125,7 +118,7 @@ class Rankings(Sequence[Ranking]):
         return self._rows.column("id")
 
 
-class Chosen(Sequence[Example]):
+class Chosen(Stored[Example]):
     """The preferred completion of each row as its target."""
 
     def __init__(self, rankings: Rankings):
@@ -134,19 +127,13 @@ class Chosen(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.rankings)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        one = self.rankings[index]
+    def at(self, place: int) -> Example:
+        one = self.rankings[place]
         target = one.completions[one.best]
         return Example(one.id, one.prompt, (target,), target)
 
 
-class EveryCompletion(Sequence[Example]):
+class EveryCompletion(Stored[Example]):
     """Each completion of each row as a target, those of a row one after another."""
 
     def __init__(self, rankings: Rankings):
@@ -156,14 +143,7 @@ class EveryCompletion(Sequence[Example]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> Example:
         row = int(np.searchsorted(self._ends, place, side="right"))
         one = self.rankings[row]
         number = place - (int(self._ends[row]) - len(one.completions))

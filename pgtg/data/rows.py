@@ -8,9 +8,10 @@ when the process is, however that ends.
 import mmap
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,25 @@ from pgtg.runs.files import atomic, plain_file, reading, writing
 
 SPILL = 64 * 2**20  # bytes that a table may take in memory
 BATCH = 1024  # rows that are written at a time
+
+
+T = TypeVar("T")
+
+
+class Stored(Sequence[T], ABC):
+    """A sequence whose items are made from what is stored, each when it is asked for."""
+
+    @abstractmethod
+    def at(self, place: int) -> T:
+        """The item at a place from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, int) else [self.at(n) for n in places]
 
 
 class Rows:

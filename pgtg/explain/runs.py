@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pgtg.config import RunConfig
-from pgtg.config.compose import completed, run_config
 from pgtg.config.registry import TASKS
 from pgtg.data.pairs import canonical
 from pgtg.errors import ArtifactError, ConfigError, DataError
@@ -33,6 +32,7 @@ from pgtg.models.token_classifier import (
 )
 from pgtg.ops.aggregate import Aggregator
 from pgtg.runs.folder import Artifact, RunFolder
+from pgtg.runs.saved import config_of
 from pgtg.runtime.device import pick_device
 from pgtg.runtime.precision import as_read, read_dtype
 from pgtg.tasks import task_of
@@ -128,7 +128,7 @@ def open_run(path: Path) -> Run:
         ConfigError: Its method trains none.
     """
     folder = RunFolder(path).open()
-    cfg = _config(folder.runnable_config())
+    cfg = config_of(folder)
     if "align" not in method_of(cfg).stages:
         raise ConfigError(
             f"{path}: a run with method={cfg.method.name} has no reward model, so there is no "
@@ -190,12 +190,6 @@ def _about(cfg: RunConfig, folder: RunFolder) -> About:
         threshold,
         weights.below,
     )
-
-
-def _config(saved: dict[str, Any]) -> RunConfig:
-    """The run's config; nothing that is read here depends on keys that it may lack."""
-    task = str(saved.get("task"))
-    return run_config(task, saved=completed(task, saved)[0])
 
 
 def labelled(readers: Sequence[Reader]) -> list[Reader]:

@@ -18,6 +18,7 @@ from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceEr
 from pgtg.explain.credit import Group, Passage
 from pgtg.explain.runs import Reader, Run, as_source
 from pgtg.methods.context import Context, opened
+from pgtg.methods.published import trained_policy
 from pgtg.runs.folder import Artifact, hash_of, read_table
 from pgtg.runs.log import RunLog
 from pgtg.tasks import open_task
@@ -172,13 +173,7 @@ def _prompts(run: Run, asked: int | None) -> Texts:
 
 def _drawn(run: Run, split: str, n: int | None, log: RunLog) -> Texts:
     """New generations of the run's policy, judged now."""
-    policy = run.folder.artifact("policy")
-    if not policy.exists():
-        raise ArtifactError(
-            f"{run.folder.path} holds no trained policy yet, which --split {split} draws from: "
-            "`pgtg train` finishes it"
-        )
-    policy.verify()
+    policy = trained_policy(run.cfg, run.folder)
     with open_task(run.cfg, run.folder.path) as task:
         ctx = opened(run.cfg, run.folder, log, task)
         examples: Examples = task.examples(split)[:n]  # pyright: ignore

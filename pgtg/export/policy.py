@@ -7,11 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from pgtg.config import RunConfig
-from pgtg.config.compose import completed, run_config
 from pgtg.errors import ArtifactError, ConfigError
 from pgtg.export.card import made_by, policy_card
 from pgtg.export.folder import POLICY_JSON, growing, require_free
-from pgtg.methods import method_of
+from pgtg.methods.published import trained_policy
 from pgtg.models.adaptor import ADAPTOR_JSON
 from pgtg.models.batch import token_batch
 from pgtg.models.codec import Codec
@@ -21,6 +20,7 @@ from pgtg.models.special_tokens import ordinary
 from pgtg.models.token_classifier import codec_as_json
 from pgtg.runs.folder import RunFolder, write_json
 from pgtg.runs.log import RunLog
+from pgtg.runs.saved import config_of
 from pgtg.tasks import task_of
 
 TOLERANCE = 1e-4  # of the logits, of their largest size or of 1; of 16-bit weights 0.05
@@ -40,19 +40,8 @@ def export_policy(path: Path, out: Path, *, force: bool, log: RunLog) -> None:
     """
     require_free(out, force=force)
     folder = RunFolder(path).open()
-    saved = folder.runnable_config()
-    task = str(saved.get("task"))
-    cfg = run_config(task, saved=completed(task, saved)[0])
-    published = method_of(cfg).published
-    if published != "policy":
-        raise ConfigError(
-            f"{path}: method={cfg.method.name} trains no policy of the task; what it found is in "
-            f"{path / published}"
-        )
-    artifact = folder.artifact(published)
-    if not artifact.exists():
-        raise ArtifactError(f"{path} holds no trained policy yet: `pgtg train` finishes it")
-    artifact.verify()
+    cfg = config_of(folder)
+    artifact = trained_policy(cfg, folder)
     if (artifact.path / ADAPTOR_JSON).is_file():
         raise ConfigError(
             f"{path}: its policy is an MLP before the LM head of a frozen model, which cannot be "
@@ -65,7 +54,7 @@ def export_policy(path: Path, out: Path, *, force: bool, log: RunLog) -> None:
     with growing(out, force=force) as fresh:
         save_folder(lm.model, tokenizer, fresh)
         gap = _compared(fresh, lm, ordinary(tokenizer))
-        about = {"task": task, "name": cfg.name, "seed": cfg.seed, "method": cfg.method.name}
+        about = {"task": cfg.task, "name": cfg.name, "seed": cfg.seed, "method": cfg.method.name}
         write_json(fresh / POLICY_JSON, {"run": about, "reading": reading, **made_by(folder)})
         card = policy_card(cfg, folder, out.name, reading)
         (fresh / "README.md").write_text(card, encoding="utf-8")

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pgtg.config.compose import completed, run_config
 from pgtg.data.generations import read_generations
 from pgtg.errors import ArtifactError, ConfigError
 from pgtg.export.card import made_by
 from pgtg.export.folder import PREFERENCES_JSON, growing, require_free
 from pgtg.runs.folder import RunFolder, write_json, write_jsonl
 from pgtg.runs.log import RunLog
+from pgtg.runs.saved import config_of
 from pgtg.tasks import task_of
 from pgtg.tasks.task import Sampled
 from pgtg.types import Generations
@@ -39,9 +39,7 @@ def export_preferences(path: Path, out: Path, *, force: bool, log: RunLog) -> No
     """
     require_free(out, force=force)
     folder = RunFolder(path).open()
-    saved = folder.runnable_config()
-    name = str(saved.get("task"))
-    cfg = run_config(name, saved=completed(name, saved)[0])
+    cfg = config_of(folder)
     task = task_of(cfg, folder.path)
     if not isinstance(task.preferences, Sampled):
         raise ConfigError(f"{path}: its preferences were given; they are in data.path already")
@@ -68,7 +66,7 @@ def export_preferences(path: Path, out: Path, *, force: bool, log: RunLog) -> No
     with growing(out, force=force) as fresh:
         for split in counts:
             write_jsonl(fresh / f"{split}.jsonl", rows[split])
-        about = {"task": name, "name": cfg.name, "seed": cfg.seed, "judge": cfg.judge.name}
+        about = {"task": cfg.task, "name": cfg.name, "seed": cfg.seed, "judge": cfg.judge.name}
         about |= {"rounds": rounds, "rows": counts}
         write_json(fresh / PREFERENCES_JSON, {"run": about, **made_by(folder)})
     if empty:

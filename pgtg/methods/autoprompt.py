@@ -21,7 +21,7 @@ from pgtg.judges.template import Prompt
 from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.methods.method import Method
-from pgtg.methods.options import AutoPrompt
+from pgtg.methods.prompt_options import AutoPrompt
 from pgtg.methods.search import Question
 from pgtg.ops.gap import accuracy
 from pgtg.ops.sampling import derive_seed

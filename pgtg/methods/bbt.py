@@ -25,7 +25,7 @@ from pgtg.judges.template import Prompt
 from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.methods.method import Method
-from pgtg.methods.options import BBT
+from pgtg.methods.prompt_options import BBT
 from pgtg.methods.search import Question
 from pgtg.ops.evolution import label_cross_entropy, label_hinge, projection_scale
 from pgtg.ops.gap import accuracy

@@ -8,22 +8,20 @@ Source: the baselines of RLPrompt's code (arXiv:2205.12548); LM-BFF (arXiv:2012.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pgtg.config import FitConfig
 from pgtg.judges.candidate import Candidate, save_found
 from pgtg.judges.finetuned import FineTuned, Tuned
 from pgtg.judges.rendering import Rendered
 from pgtg.judges.template import Prompt
-from pgtg.methods.fresh import prompt_task, validations
-from pgtg.methods.method import Improving, Method, PolicyTrainer
-from pgtg.methods.options import FineTune
-from pgtg.methods.soft_prompt import batch_rows
+from pgtg.methods.few_shot import FewShotTrainer
+from pgtg.methods.method import Improving, Method
+from pgtg.methods.prompt_options import FineTune
 from pgtg.ops.sampling import derive_seed
 from pgtg.runtime import distributed
 from pgtg.types import Loss, Window
@@ -61,24 +59,20 @@ class ClassLoss:
         )
 
 
-class FineTuneTrainer(PolicyTrainer):
+class FineTuneTrainer(FewShotTrainer):
     """The LM, or its top layers, and its head."""
 
-    validates = True
     heldout = "accuracy [%] on held-out examples"
 
     def __init__(self, method: Method, given: Improving):
-        super().__init__(given)
-        self.task, self.options = prompt_task(given.ctx), FineTune.of(given.ctx.cfg.method)
-        self.seed = derive_seed(given.ctx.cfg.seed, "finetune")
-        kind, longest = self.options.kind, self.options.max_tokens
-        self.tuned = self.task.fine_tuned(
-            kind, longest, layers=self.options.trainable_layers, seed=self.seed
-        )
+        self.options = FineTune.of(given.ctx.cfg.method)
+        seed, kind = derive_seed(given.ctx.cfg.seed, "finetune"), self.options.kind
+        super().__init__(given, self.options, seed)
+        layers, longest = self.options.trainable_layers, self.options.max_tokens
+        self.tuned = self.task.fine_tuned(kind, longest, layers=layers, seed=seed)
         self.module: Any = self.tuned
-        self.examples = self.task.labelled("train") or []
-        self.rows = self.tuned.rows([example.text for example in self.examples])
-        self.cut = sum(row.cut for row in self.rows)
+        self.texts = self.tuned.rows([example.text for example in self.examples])
+        self.cut = sum(text.cut for text in self.texts)
         vocabulary = kind == "prompt" and not self.options.label_words_only
         self.objective = ClassLoss(self.tuned, vocabulary)
         self.targets = [example.label for example in self.examples]
@@ -86,24 +80,9 @@ class FineTuneTrainer(PolicyTrainer):
             words = self.task.label_ids("manual")
             self.targets = [words[label] for label in self.targets]
 
-    def fit_config(self) -> FitConfig:
-        return replace(
-            super().fit_config(),
-            optimizer="adamw",
-            weight_decay=0.0,
-            lr=self.options.lr,
-            clip=1.0,
-            schedule="linear",
-            patience=0,
-            micro_batch=self.options.batch,
-            accumulate=1,
-            validate_every=self.options.check_every,
-        )
-
     def window(self, step: int) -> list[Callable[[], TextBatch]]:
-        seed = None if self.options.order == "released" else self.seed
-        rows = batch_rows(len(self.rows), self.options.batch, step, seed)
-        return [lambda: TextBatch([self.rows[i] for i in rows], [self.targets[i] for i in rows])]
+        rows = self.rows(step)
+        return [lambda: TextBatch([self.texts[i] for i in rows], [self.targets[i] for i in rows])]
 
     def validate(self) -> Mapping[str, float]:
         """Accuracy [%] on the dev examples, negated."""
@@ -111,14 +90,6 @@ class FineTuneTrainer(PolicyTrainer):
         guesses = self.tuned.log_probs(examples).argmax(-1)
         right = sum(int(g) == e.label for g, e in zip(guesses, examples, strict=True))
         return {"improve/negative_heldout_score": -100.0 * right / len(examples)}
-
-    def judged_prompts(self, steps: int) -> Mapping[str, float]:
-        return {"improve/dev_judged_prompts": float(validations(steps, self.fit_config()))}
-
-    def measured(self) -> Mapping[str, float]:
-        size, steps = self.options.batch, range(self.options.updates)
-        read = sum(len(batch_rows(len(self.rows), size, step, None)) for step in steps)
-        return {"improve/gradient_sequences": float(read)}
 
     @distributed.first
     def save(self, folder: Path) -> None:

@@ -24,7 +24,7 @@ from pgtg.judges.template import Prompt
 from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.methods.method import Method
-from pgtg.methods.options import GrIPS
+from pgtg.methods.prompt_options import GrIPS
 from pgtg.methods.search import Question
 from pgtg.models.loading import load_language_model
 from pgtg.ops import edits

@@ -3,9 +3,8 @@
 Plain dataclasses that load no torch, since a config is composed and checked before anything runs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
 from pgtg.config import MISSING, MethodConfig
@@ -14,7 +13,7 @@ from pgtg.config.paths import policy_folder
 
 
 @dataclass
-class _Options(MethodConfig):
+class Options(MethodConfig):
     """A method's own options, which a run of another method, whose control it is, lacks."""
 
     NEUTRAL: ClassVar[Mapping[str, Any]] = {}  # the value of an option that a run lacks
@@ -26,9 +25,37 @@ class _Options(MethodConfig):
         given = {name: getattr(method, name) for name in names if hasattr(method, name)}
         return cls(**{**cls.NEUTRAL, **given})
 
+    # what `problems` of the methods say of their values; null passes
+
+    def above_zero(self, *names: str) -> Iterator[str]:
+        return self._expected(names, lambda value: value > 0, "above 0")
+
+    def not_negative(self, *names: str) -> Iterator[str]:
+        return self._expected(names, lambda value: value >= 0, "0 or more")
+
+    def at_least_one(self, *names: str) -> Iterator[str]:
+        return self._expected(names, lambda value: value >= 1, "at least 1")
+
+    def between(self, low: float, high: float, *names: str) -> Iterator[str]:
+        """Both ends included."""
+        return self._expected(names, lambda value: low <= value <= high, f"in [{low}, {high}]")
+
+    def one_of(self, name: str, known: Sequence[str]) -> Iterator[str]:
+        said = f"{', '.join(known[:-1])} or {known[-1]}"
+        return self._expected([name], lambda value: value in known, said)
+
+    def _expected(
+        self, names: Sequence[str], holds: Callable[[Any], bool], said: str
+    ) -> Iterator[str]:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                shown = f"'{value}'" if isinstance(value, str) else value
+                yield f"{name}: found {shown}, expected {said}"
+
 
 @dataclass
-class _Trained(_Options):
+class _Trained(Options):
     """What the policy gradient of any method has."""
 
     # the values with which an option changes nothing
@@ -137,7 +164,7 @@ class Reinforce(Sparse):
 
 
 @dataclass
-class _Preferred(_Options):
+class _Preferred(Options):
     """What methods have that learn from the judged generations themselves, without a reward model.
 
     Neutral values are the defaults of their yaml, so that a control is what it is alone.
@@ -148,8 +175,7 @@ class _Preferred(_Options):
     lr_share: float = MISSING
 
     def problems(self) -> Iterator[str]:
-        if self.lr_share <= 0:
-            yield f"lr_share: found {self.lr_share}, expected above 0"
+        yield from self.above_zero("lr_share")
 
 
 @dataclass
@@ -170,10 +196,8 @@ class _Pairs(_Preferred):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.pairs not in ("best_worst", "all"):
-            yield f"pairs: found '{self.pairs}', expected best_worst or all"
-        if self.beta <= 0:
-            yield f"beta: found {self.beta}, expected above 0"
+        yield from self.one_of("pairs", ("best_worst", "all"))
+        yield from self.above_zero("beta")
 
 
 @dataclass
@@ -196,8 +220,7 @@ class DPO(_Pairs):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.loss not in ("sigmoid", "ipo"):
-            yield f"loss: found '{self.loss}', expected sigmoid or ipo"
+        yield from self.one_of("loss", ("sigmoid", "ipo"))
         if not 0 <= self.smoothing < 0.5:
             yield f"smoothing: found {self.smoothing}, expected 0 or more, below 0.5"
         elif self.smoothing and self.loss == "ipo":
@@ -243,8 +266,7 @@ class GroupGradient(_Preferred):
         yield from super().problems()
         if not 0 < self.clip < 1:
             yield f"clip: found {self.clip}, expected between 0 and 1"
-        if self.kl < 0:
-            yield f"kl: found {self.kl}, expected 0 or more"
+        yield from self.not_negative("kl")
 
 
 @dataclass
@@ -314,21 +336,12 @@ class _ActorCritic(_Preferred):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        for key in ("rollouts", "epochs"):
-            if getattr(self, key) < 1:
-                yield f"{key}: found {getattr(self, key)}, expected at least 1"
+        yield from self.at_least_one("rollouts", "epochs")
         if not 0 < self.clip < 1:
             yield f"clip: found {self.clip}, expected between 0 and 1"
-        for key in ("judge_scale", "value_clip", "kl_target", "stop_kl"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                yield f"{key}: found {value}, expected above 0"
-        for key in ("value_coef", "entropy", "kl"):
-            if getattr(self, key) < 0:
-                yield f"{key}: found {getattr(self, key)}, expected 0 or more"
-        for key in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, key) <= 1:
-                yield f"{key}: found {getattr(self, key)}, expected in [0, 1]"
+        yield from self.above_zero("judge_scale", "value_clip", "kl_target", "stop_kl")
+        yield from self.not_negative("value_coef", "entropy", "kl")
+        yield from self.between(0, 1, "gamma", "gae_lambda")
 
 
 @dataclass
@@ -346,8 +359,7 @@ class PPO(_ActorCritic):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.reward not in ("judge", "learned"):
-            yield f"reward: found '{self.reward}', expected judge or learned"
+        yield from self.one_of("reward", ("judge", "learned"))
 
 
 @dataclass
@@ -369,9 +381,7 @@ class NLPO(PPO):
         yield from super().problems()
         if not 0 < self.top_p <= 1:
             yield f"top_p: found {self.top_p}, expected in (0, 1]"
-        for key in ("least", "mask_every"):
-            if getattr(self, key) < 1:
-                yield f"{key}: found {getattr(self, key)}, expected at least 1"
+        yield from self.at_least_one("least", "mask_every")
 
 
 @dataclass
@@ -393,211 +403,5 @@ class RTO(_ActorCritic):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        for key in ("dpo_scale", "dpo_clip", "score_clip"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                yield f"{key}: found {value}, expected above 0"
+        yield from self.above_zero("dpo_scale", "dpo_clip", "score_clip")
         yield from local_model("dpo", policy_folder(self.dpo))
-
-
-@dataclass
-class GrIPS(_Options):
-    """Edits of an instruction."""
-
-    iterations: int = MISSING
-    candidates: int = MISSING
-    patience: int = MISSING
-    score: str = MISSING
-    phrases: str = MISSING
-    released: bool = MISSING
-    template: str = MISSING
-    instruction: str | None = MISSING
-    paraphraser: str | None = MISSING
-
-    @property
-    def own_updates(self) -> int:
-        return 0
-
-    def asked(self) -> tuple[int, int]:
-        return 1 + self.iterations * self.candidates, 0
-
-    def problems(self) -> Iterator[str]:
-        yield from _counts(self, "iterations", "candidates", "patience")
-        yield from _one_of(self, "score", ("accuracy", "balanced", "gap"))
-        yield from _one_of(self, "phrases", ("rules", "words"))
-
-
-@dataclass
-class BBT(_Options):
-    """An evolution strategy over vectors on top of tokens."""
-
-    tokens: int = MISSING
-    dim: int = MISSING
-    popsize: int = MISSING
-    budget: int = MISSING
-    sigma: float = MISSING
-    alpha: float = MISSING
-    bound: float = MISSING
-    projection: str = MISSING
-    loss: str = MISSING
-    check_every: int = MISSING
-    released: bool = MISSING
-    template: str | None = MISSING
-
-    @property
-    def own_updates(self) -> int:
-        return 0
-
-    def asked(self) -> tuple[int, int]:
-        train = self.budget // self.popsize * self.popsize
-        return train, train // self.check_every
-
-    def problems(self) -> Iterator[str]:
-        if find_spec("cma") is None:
-            yield "name: bbt needs the package cma; pip install cma"
-        yield from _counts(self, "tokens", "dim", "popsize", "budget", "check_every")
-        if 1 <= self.budget < self.popsize:
-            yield f"budget: found {self.budget}, expected at least popsize={self.popsize}"
-        for name in ("sigma", "alpha"):
-            if (value := getattr(self, name)) <= 0:
-                yield f"{name}: found {value}, expected above 0"
-        yield from _one_of(self, "projection", ("released", "centred"))
-        yield from _one_of(self, "loss", ("ce", "hinge"))
-
-
-@dataclass
-class AutoPrompt(_Options):
-    """Trigger tokens replaced by gradient and trial."""
-
-    tokens: int = MISSING
-    iterations: int = MISSING
-    candidates: int = MISSING
-    batch: int = MISSING
-    accumulation: int = MISSING
-    special: bool = MISSING
-    start: str | None = MISSING
-    template: str | None = MISSING
-
-    @property
-    def own_updates(self) -> int:
-        return 0
-
-    def asked(self) -> tuple[int, int]:
-        return self.iterations * (self.candidates + 1), self.iterations
-
-    def problems(self) -> Iterator[str]:
-        yield from _counts(self, "tokens", "iterations", "candidates", "accumulation")
-        if self.batch < 0:
-            yield f"batch: found {self.batch}, expected 0 or more"
-
-
-@dataclass
-class RLPrompt(_Options):
-    """Soft Q-learning on the judge's scores of sampled prompts."""
-
-    updates: int = MISSING
-    prompts: int = MISSING
-    lr: float = MISSING
-    target_rate: float = MISSING
-    loss: str = MISSING
-    coefficient: float | None = MISSING
-    standardize: bool = MISSING
-    scale: float = MISSING
-    prior: bool = MISSING
-    check_every: int = MISSING
-    released: bool = MISSING
-
-    @property
-    def own_updates(self) -> int:
-        return self.updates
-
-    @property
-    def keeps_start(self) -> bool:
-        return self.prior
-
-    def asked(self) -> tuple[int, int]:
-        return self.updates * self.prompts, -(-self.updates // self.check_every)
-
-    def problems(self) -> Iterator[str]:
-        yield from _counts(self, "updates", "prompts", "check_every")
-        yield from _one_of(self, "loss", LOSSES)
-        for name in ("lr", "target_rate", "scale"):
-            if (value := getattr(self, name)) <= 0:
-                yield f"{name}: found {value}, expected above 0"
-        if self.target_rate > 1:
-            yield f"target_rate: found {self.target_rate}, expected at most 1"
-        if self.coefficient is not None and not 0 <= self.coefficient <= 1:
-            yield f"coefficient: found {self.coefficient}, expected 0 to 1, or null"
-
-
-@dataclass
-class SoftPrompt(_Options):
-    """The embeddings of a prompt's tokens, trained by gradient."""
-
-    tokens: int = MISSING
-    updates: int = MISSING
-    batch: int = MISSING
-    lr: float = MISSING
-    order: str = MISSING
-    label_words_only: bool = MISSING
-    check_every: int = MISSING
-    template: str | None = MISSING
-
-    @property
-    def own_updates(self) -> int:
-        return self.updates
-
-    def asked(self) -> tuple[int, int]:
-        return 0, -(-self.updates // self.check_every)
-
-    def problems(self) -> Iterator[str]:
-        yield from _counts(self, "tokens", "updates", "batch", "check_every")
-        yield from _one_of(self, "order", ("shuffled", "released"))
-        if self.lr <= 0:
-            yield f"lr: found {self.lr}, expected above 0"
-
-
-@dataclass
-class FineTune(_Options):
-    """The classifier LM trained on the few examples."""
-
-    kind: str = MISSING
-    updates: int = MISSING
-    batch: int = MISSING
-    lr: float = MISSING
-    order: str = MISSING
-    trainable_layers: int | None = MISSING
-    label_words_only: bool = MISSING
-    max_tokens: int = MISSING
-    check_every: int = MISSING
-
-    @property
-    def own_updates(self) -> int:
-        return self.updates
-
-    def asked(self) -> tuple[int, int]:
-        return 0, -(-self.updates // self.check_every)
-
-    def problems(self) -> Iterator[str]:
-        yield from _counts(self, "updates", "batch", "max_tokens", "check_every")
-        yield from _one_of(self, "kind", ("head", "prompt"))
-        yield from _one_of(self, "order", ("shuffled", "released"))
-        if self.lr <= 0:
-            yield f"lr: found {self.lr}, expected above 0"
-        if self.trainable_layers is not None and self.trainable_layers < 0:
-            yield f"trainable_layers: found {self.trainable_layers}, expected 0 or more, or null"
-
-
-# names of the released code, see ops.soft_q
-LOSSES = ("v0", "v1", "v2", "v3", "v2_v2r", "v3_v3r", "v2_v2r_v3_v3r")
-
-
-def _counts(options: MethodConfig, *names: str) -> Iterator[str]:
-    for name in names:
-        if (value := getattr(options, name)) < 1:
-            yield f"{name}: found {value}, expected 1 or more"
-
-
-def _one_of(options: MethodConfig, name: str, known: Sequence[str]) -> Iterator[str]:
-    if (value := getattr(options, name)) not in known:
-        yield f"{name}: found '{value}', expected {', '.join(known[:-1])} or {known[-1]}"

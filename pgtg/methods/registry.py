@@ -7,25 +7,20 @@ first whose needs its task meets.
 
 from pgtg.config.registry import MethodSpec
 from pgtg.methods.options import (
-    BBT,
     DPO,
     NLPO,
     PPO,
     RTO,
     TDPO,
-    AutoPrompt,
     BestOfK,
-    FineTune,
-    GrIPS,
     GroupGradient,
     Reinforce,
-    RLPrompt,
     SelfDistill,
     SimPO,
-    SoftPrompt,
     Sparse,
     WeightedMLE,
 )
+from pgtg.methods.prompt_options import BBT, AutoPrompt, FineTune, GrIPS, RLPrompt, SoftPrompt
 
 TARGETS = frozenset({"targets"})
 GUIDED = frozenset({"samples", "reward", "targets"})

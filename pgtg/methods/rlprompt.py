@@ -27,7 +27,7 @@ from pgtg.config import FitConfig
 from pgtg.judges.record import Record, write_judged
 from pgtg.methods.fresh import PROMPT, draw, judge, prompt_task, validations
 from pgtg.methods.method import Improving, Method, PolicyTrainer
-from pgtg.methods.options import RLPrompt
+from pgtg.methods.prompt_options import RLPrompt
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, read_again
 from pgtg.models.batch import token_batch
 from pgtg.models.language import LanguageModel

@@ -18,13 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pgtg.config import FitConfig
 from pgtg.judges.candidate import Candidate, save_found
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.template import Prompt
-from pgtg.methods.fresh import prompt_task, validations
-from pgtg.methods.method import Improving, Method, PolicyTrainer
-from pgtg.methods.options import SoftPrompt
+from pgtg.methods.few_shot import FewShotTrainer
+from pgtg.methods.method import Improving, Method
+from pgtg.methods.prompt_options import SoftPrompt
 from pgtg.ops.sampling import derive_seed
 from pgtg.runtime import distributed
 from pgtg.types import Labelled, Loss, Window
@@ -70,67 +69,32 @@ class LabelLoss:
         return Loss(losses / window.sequences, {"label_nll": losses.detach() / window.sequences})
 
 
-def batch_rows(number: int, size: int, step: int, seed: int | None) -> list[int]:
-    """Rows of an update's batch: those of epochs one after the other.
-
-    An epoch's last batch is smaller where the size does not divide the number.
-
-    Args:
-        seed: Each epoch in an order of its own; None: in the order of the file.
-    """
-    batches = -(-number // size)
-    epoch, place = divmod(step, batches)
-    order = np.arange(number)
-    if seed is not None:
-        order = np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(number)
-    return order[place * size : (place + 1) * size].tolist()
-
-
-class SoftPromptTrainer(PolicyTrainer):
+class SoftPromptTrainer(FewShotTrainer):
     """The vectors, trained on the few examples, checked on dev."""
 
-    validates = True
     heldout = "judge's score on held-out examples"
 
     def __init__(self, method: Method, given: Improving):
-        super().__init__(given)
-        self.task, self.options = prompt_task(given.ctx), SoftPrompt.of(given.ctx.cfg.method)
-        template = self.options.template or self.task.classifier.template
+        options, seed = SoftPrompt.of(given.ctx.cfg.method), given.ctx.cfg.seed
+        super().__init__(given, options, derive_seed(seed, "soft_prompt", "order"))
+        template = options.template or self.task.classifier.template
         classifier = self.task.scorer(template, tokens=True).classifier
         assert isinstance(classifier, Classifier)
-        seed, table = given.ctx.cfg.seed, classifier.word_embeddings.float()
+        table = classifier.word_embeddings.float()
         rng = np.random.default_rng(derive_seed(seed, "soft_prompt", "tokens"))
-        ids = rng.permutation(min(len(table), FIRST_IDS))[: self.options.tokens].tolist()
+        ids = rng.permutation(min(len(table), FIRST_IDS))[: options.tokens].tolist()
         prompt = Prompt(f"({len(ids)} vectors)", tuple(ids))
-        self.candidate = Candidate(prompt, self.options.template or "", tokens=True)
+        self.candidate = Candidate(prompt, options.template or "", tokens=True)
         self.tokens = SoftTokens(table[ids])
         self.module: Any = self.tokens
-        self.examples = self.task.labelled("train") or []
-        self.order = derive_seed(seed, "soft_prompt", "order")
         self.objective = LabelLoss(
             lambda rows: classifier.word_logits(self.candidate, rows, self.tokens.on_top),
             classifier.label_ids,
-            self.options.label_words_only,
-        )
-
-    def fit_config(self) -> FitConfig:
-        return replace(
-            super().fit_config(),
-            optimizer="adamw",
-            weight_decay=0.0,
-            lr=self.options.lr,
-            clip=1.0,
-            schedule="linear",
-            patience=0,
-            micro_batch=self.options.batch,
-            accumulate=1,
-            validate_every=self.options.check_every,
+            options.label_words_only,
         )
 
     def window(self, step: int) -> list[Callable[[], list[Labelled]]]:
-        seed = None if self.options.order == "released" else self.order
-        rows = batch_rows(len(self.examples), self.options.batch, step, seed)
-        return [lambda: [self.examples[row] for row in rows]]
+        return [lambda: [self.examples[row] for row in self.rows(step)]]
 
     def validate(self) -> Mapping[str, float]:
         """The judge's score on the dev examples, negated."""
@@ -141,14 +105,6 @@ class SoftPromptTrainer(PolicyTrainer):
             return self.task.gap_of(values, "dev").double().mean().item()
 
         return {"improve/negative_heldout_score": -score()}
-
-    def judged_prompts(self, steps: int) -> Mapping[str, float]:
-        return {"improve/dev_judged_prompts": float(validations(steps, self.fit_config()))}
-
-    def measured(self) -> Mapping[str, float]:
-        size, steps = self.options.batch, range(self.options.updates)
-        read = sum(len(batch_rows(len(self.examples), size, step, None)) for step in steps)
-        return {"improve/gradient_sequences": float(read)}
 
     def save(self, folder: Path) -> None:
         found = self.found()

@@ -10,9 +10,9 @@ from pgtg.config.compose import completed, run_config
 from pgtg.config.inputs import portable
 from pgtg.config.registry import TASKS
 from pgtg.data.splits import counts_line
-from pgtg.errors import ArtifactError, ConfigError, PgtgError
-from pgtg.methods import method_of
+from pgtg.errors import ConfigError, PgtgError
 from pgtg.methods.context import Context, opened, quiet
+from pgtg.methods.published import published
 from pgtg.models.compatibility import check_models
 from pgtg.pipeline.evaluation import evaluation_of
 from pgtg.pipeline.evaluation.system import Evaluation, Results, System
@@ -161,12 +161,7 @@ def evaluate_saved(
                 f"{path}: config.yaml is of another version of pgtg; keys that it lacks have "
                 f"today's defaults ({len(added)}): {', '.join(added)}"
             )
-        name = method_of(cfg).published
-        artifact = run.artifact(name)
-        if not artifact.exists():
-            what = {"policy": "trained policy"}.get(name, "prompt")
-            raise ArtifactError(f"{path} holds no {what} yet: `pgtg train` finishes it")
-        artifact.verify()
+        artifact = published(cfg, run)
         policy, parents, out = artifact.path, [artifact], run.path / "eval"
     else:
         classifier = classifier_of(cfg)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pgtg.methods.context import Context
-from pgtg.ops.statistics import SEEDS, Comparison, compare, corrected, word_of
+from pgtg.ops.statistics import SEEDS, UNDIRECTED, Comparison, compare, corrected, word_of
 from pgtg.runs.folder import Artifact, read_json, read_jsonl
 from pgtg.runs.log import RunLog
 
@@ -16,15 +16,7 @@ KINDS = ("highest", "random")  # tokens that are deleted
 PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
 MANY_ROUNDS = 4  # more of them are shown by the first and the last only
 REFERENCES = "references"  # the decoding that is none: given texts are read
-NOT_COMPARED = (
-    "tokens",
-    "ended",
-    "kl_to_start",
-    "boilerplate",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-)  # in the tables only
+NOT_COMPARED = (*UNDIRECTED, "rouge1", "rouge2", "rougeL")  # in the tables only
 
 
 def show(log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], absent: Absent) -> None:

@@ -5,7 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pgtg.config.registry import controls_of
-from pgtg.ops.statistics import ALPHA, SAME, SEEDS, Comparison, Summary, answer, word_of
+from pgtg.ops.statistics import (
+    ALPHA,
+    SAME,
+    SEEDS,
+    UNDIRECTED,
+    Comparison,
+    Summary,
+    answer,
+    word_of,
+)
 from pgtg.report.build import Report
 from pgtg.report.cost import Cost
 from pgtg.report.diagnostics import COLUMNS
@@ -147,8 +156,12 @@ def _questions(report: Report) -> Table:
             (decoding, metric): result.comparison.turned()
             for decoding, metrics in report.metrics.items()
             for metric in metrics
-            if (result := report.result(row, decoding, metric)) and result.comparison
+            if metric not in UNDIRECTED
+            and (result := report.result(row, decoding, metric))
+            and result.comparison
         }
+        if not found:
+            continue
         words = [word_of(one, metric) for (_, metric), one in found.items()]
         evidence = "; ".join(
             f"{metric} ({decoding}) {one.difference:+.2f} {word}"

@@ -15,7 +15,7 @@ from pgtg.judges.classifier import Classifier
 from pgtg.judges.readers import MaskedReader, VocabularyReader
 from pgtg.judges.template import Prompt, Template
 from pgtg.methods.autoprompt import AutoPromptSearch, _first_token, embedding_gradient
-from pgtg.methods.options import AutoPrompt
+from pgtg.methods.prompt_options import AutoPrompt
 from pgtg.ops.triggers import best_tokens, first_order_scores, strictly_right
 from pgtg.types import Labelled
 from tests.data.copy_goldens import RIVALS

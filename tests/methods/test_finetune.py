@@ -17,6 +17,7 @@ from pgtg.runs.folder import RunFolder, read_jsonl
 from pgtg.tasks import open_task
 from pgtg.types import Window
 from tests.support.finished import finished_run
+from tests.support.interrupting import kills_until_the_end
 from tests.support.sim_device import NAME
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import tiny_prompt
@@ -80,22 +81,8 @@ def test_killed_at_any_update_it_ends_with_the_same_bits(
 ):
     cfg = config("improve.checkpoint_every=1")
     train(cfg, tmp_path / "whole")
-    original, left, kills = finetune.FineTuneTrainer.window, [0], 0
-
-    def stopping(self: Any, step: int) -> Any:
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        return original(self, step)
-
-    monkeypatch.setattr(finetune.FineTuneTrainer, "window", stopping)
-    while True:
-        left[0] = 3
-        try:
-            train(cfg, tmp_path / "killed")
-            break
-        except KeyboardInterrupt:
-            kills += 1
+    run = lambda: train(cfg, tmp_path / "killed")  # noqa: E731
+    kills = kills_until_the_end(monkeypatch, finetune.FineTuneTrainer, "window", run, every=3)
     assert kills >= 2
     assert contents(tmp_path / "killed", *RESULTS) == contents(tmp_path / "whole", *RESULTS)
 

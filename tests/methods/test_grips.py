@@ -13,7 +13,7 @@ from pgtg.config.compose import run_config
 from pgtg.errors import ConfigError
 from pgtg.methods import grips
 from pgtg.methods.grips import Edited, GripsSearch
-from pgtg.methods.options import GrIPS
+from pgtg.methods.prompt_options import GrIPS
 from pgtg.ops import edits
 from pgtg.ops.gap import gap_scores
 from pgtg.types import Labelled

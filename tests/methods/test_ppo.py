@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pgtg.config import RunConfig
 from pgtg.config.compose import run_config
 from pgtg.errors import ConfigError, DataError
 from pgtg.judges.judge import Judge
@@ -25,9 +24,9 @@ from pgtg.pipeline.run import session, train
 from pgtg.pipeline.stages.start import start
 from pgtg.runs.files import load_tensors, read_jsonl, read_table
 from pgtg.runs.folder import Artifact
-from pgtg.training import loop
 from pgtg.types import Window
 from tests.support.finished import finished_run
+from tests.support.interrupting import stopped_and_resumed
 from tests.support.tiny import SHORT, TINY, _quiet, results, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_preferences import tiny_preferences
 
@@ -343,27 +342,9 @@ def test_a_tiny_t5_learns_to_write_a_rewarded_token(
     assert scores[-1] > 80
 
 
-def stopped_and_resumed(
-    cfg: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
-    """Stopped after the `at`-th state of policy training was saved, and resumed: the same bits."""
-    train(cfg, folder / "whole")
-    save, seen = loop.save_state, 0
-
-    def stop(states: Any, inputs: Any, training: Any, *more: Any) -> Any:
-        nonlocal seen
-        save(states, inputs, training, *more)
-        seen += training.where.stage == "improve"
-        if seen == at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_state", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(cfg, folder / "again")
-    monkeypatch.undo()
-    monkeypatch.setenv("PGTG_QUIET", "1")
-    train(cfg, folder / "again")
-    assert results(folder / "again") == results(folder / "whole")
+def of_the_policy(states: Any, inputs: Any, training: Any, *more: Any) -> bool:
+    """Whether a state that is saved is of policy training."""
+    return training.where.stage == "improve"
 
 
 @pytest.mark.parametrize(
@@ -384,7 +365,7 @@ def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
         *words, *FEW, *NOTHING_ELSE, "schedule.total=12", "schedule.retrain_every=6",
         "schedule.retrain_until=6",
     )  # fmt: skip
-    stopped_and_resumed(cfg, tmp_path, monkeypatch, at)
+    stopped_and_resumed(cfg, tmp_path, monkeypatch, at, counts=of_the_policy)
 
 
 def test_rewards_are_learned_with_one_key(tmp_path: Path):

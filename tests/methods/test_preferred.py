@@ -21,9 +21,9 @@ from pgtg.methods.objective import sampled_log_probs
 from pgtg.ops.preferences import leave_one_out
 from pgtg.ops.sampling import log_probability
 from pgtg.pipeline.run import session, train
-from pgtg.training import loop
 from pgtg.types import Window
 from tests.support.finished import finished_run
+from tests.support.interrupting import stopped_and_resumed
 from tests.support.tiny import SHORT, _quiet, results, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_preferences import tiny_preferences
 
@@ -189,23 +189,8 @@ def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
     """Two rounds; stopped in the second one's training."""
     few = ["method.controls=[]", "evaluate.splits=[]", "evaluate.start_policy=false"]
     cfg = tiny(f"method={name}", *few)
-    train(cfg, tmp_path / "whole")
-    save, seen = loop.save_state, 0
-
-    def stop(*arguments: Any, **named: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        save(*arguments, **named)
-        if seen == 14:  # after 10 + 2 of the start policy, 2 of the first round, 1 of the second
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_state", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(cfg, tmp_path / "again")
-    monkeypatch.undo()
-    monkeypatch.setenv("PGTG_QUIET", "1")
-    train(cfg, tmp_path / "again")
-    assert results(tmp_path / "again") == results(tmp_path / "whole")
+    # after 10 + 2 of the start policy, 2 of the first round, 1 of the second
+    stopped_and_resumed(cfg, tmp_path, monkeypatch, 14)
 
 
 def test_pairs_of_ones_own_are_learned_from(tmp_path: Path):

@@ -1,6 +1,7 @@
 """RLPrompt in the runner: budget, target network, resume to the bit, and a planted prompt found."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pgtg.pipeline.run import session, train
 from pgtg.pipeline.stages.start import start
 from pgtg.runs.folder import RunFolder, read_jsonl
 from tests.support.finished import finished_run
+from tests.support.interrupting import kills_until_the_end
 from tests.support.sim_device import NAME
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import tiny_prompt
@@ -68,24 +70,8 @@ def test_killed_at_any_update_it_ends_with_the_same_bits(
     for every in (1, 2):
         cfg = config(f"improve.checkpoint_every={every}")
         train(cfg, tmp_path / f"whole{every}")
-        original, left = rlprompt.judge, [0]
-
-        def stopping(*args: Any, original: Any = original, left: list[int] = left) -> Any:
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-            return original(*args)
-
-        kills = 0
-        while True:
-            left[0] = 4
-            monkeypatch.setattr(rlprompt, "judge", stopping)
-            try:
-                train(cfg, tmp_path / f"killed{every}")
-                break
-            except KeyboardInterrupt:
-                kills += 1
-        monkeypatch.setattr(rlprompt, "judge", original)
+        run = partial(train, cfg, tmp_path / f"killed{every}")
+        kills = kills_until_the_end(monkeypatch, rlprompt, "judge", run, every=4)
         assert kills >= 2
         whole = contents(tmp_path / f"whole{every}", *RESULTS)
         assert contents(tmp_path / f"killed{every}", *RESULTS) == whole

@@ -1,6 +1,7 @@
 """Soft prompt tuning: the released updates, batches, and the runner around it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgtg.config import FitConfig, RunConfig
+from pgtg.config import RunConfig
 from pgtg.judges.candidate import Candidate, read_found
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.readers import VocabularyReader
 from pgtg.judges.template import Prompt, Template
 from pgtg.methods import soft_prompt
-from pgtg.methods.soft_prompt import LabelLoss, SoftTokens, batch_rows
+from pgtg.methods.few_shot import batch_rows
+from pgtg.methods.soft_prompt import LabelLoss, SoftTokens
 from pgtg.pipeline.evaluate import evaluate_saved
 from pgtg.pipeline.run import train
 from pgtg.runs.folder import read_jsonl
@@ -26,8 +28,9 @@ from tests.data.copy_goldens import RIVALS
 from tests.ops.test_goldens import cases, tensor
 from tests.support.classifiers import MAX_TOKENS, labelled, model, tokenizer, words
 from tests.support.finished import finished_run
+from tests.support.interrupting import kills_until_the_end
 from tests.support.sim_device import NAME
-from tests.support.tiny import contents
+from tests.support.tiny import FIT, contents
 from tests.support.tiny_prompt import tiny_prompt
 from tests.support.tiny_roberta import close, rows, tiny_roberta
 
@@ -69,24 +72,8 @@ def test_the_released_updates(case: dict[str, Any], tmp_path: Path):
         seen.append(module.prompt.detach().clone())
         return [lambda: examples]
 
-    cfg = FitConfig(
-        updates=100,
-        micro_batch=4,
-        accumulate=1,
-        optimizer="adamw",
-        lr=1e-2,
-        weight_decay=0.0,
-        clip=1.0,
-        schedule="linear",
-        plateau_factor=0.5,
-        plateau_patience=1,
-        validate_every=0,
-        patience=0,
-        keep="last",
-        checkpoint_every=0,
-        precision="no",
-        gradient_checkpointing=False,
-    )
+    own = {"validate_every": 0, "keep": "last", "weight_decay": 0.0, "schedule": "linear"}
+    cfg = replace(FIT, updates=100, micro_batch=4, lr=1e-2, **own)
     log = RunLog(tmp_path, quiet=True)
     (tmp_path / "work").mkdir()
     given_to: dict[str, Any] = {"where": Where(0, "improve", 0), "folder": tmp_path / "work"}
@@ -161,30 +148,11 @@ def test_killed_at_any_update_it_ends_with_the_same_bits(
 ):
     cfg = config("improve.checkpoint_every=1")
     train(cfg, tmp_path / "whole")
-    original, left, kills = soft_prompt.batch_rows, [0], 0
-
-    def stopping(*args: Any) -> Any:
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    while True:
-        left[0] = 3
-        with monkeypatch.context() as patch:
-            patch.setattr(soft_prompt, "batch_rows", stopping)
-            patch.setattr(soft_prompt.SoftPromptTrainer, "measured", _measured)
-            try:
-                train(cfg, tmp_path / "killed")
-                break
-            except KeyboardInterrupt:
-                kills += 1
+    run = lambda: train(cfg, tmp_path / "killed")  # noqa: E731
+    trainer = soft_prompt.SoftPromptTrainer
+    kills = kills_until_the_end(monkeypatch, trainer, "window", run, every=3)
     assert kills >= 2
     assert contents(tmp_path / "killed", *RESULTS) == contents(tmp_path / "whole", *RESULTS)
-
-
-def _measured(self: Any) -> dict[str, float]:
-    return {"improve/gradient_sequences": 18.0}
 
 
 def test_a_run_has_the_cpus_numbers(finished: Path, tmp_path: Path):

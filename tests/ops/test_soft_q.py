@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pgtg.methods.options import LOSSES
+from pgtg.methods.prompt_options import LOSSES
 from pgtg.ops.gap import gap_scores
 from pgtg.ops.sampling import restrict
 from pgtg.ops.soft_q import follow, shaped, soft_q_loss

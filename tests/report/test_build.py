@@ -391,12 +391,13 @@ SAMPLED_ROUGE = ("pgtg", "sample", "rouge1")
 def test_controls_questions_are_answered_where_the_method_is_the_baseline(tmp_path: Path):
     rng = np.random.default_rng(0)
     noisy = lambda values: (values + rng.normal(0, 0.1, 60)).tolist()  # noqa: E731
+    tails, no_tails = {"boilerplate": [100.0] * 60}, {"boilerplate": [0.0] * 60}
     for seed in range(4):
         same = rng.normal(50, 1, 60)
         systems = {
-            "pgtg": {"rouge1": (same + 5).tolist(), "nll": (same - 9).tolist()},
-            "uniform": {"rouge1": noisy(same), "nll": same.tolist()},
-            "shuffled": {"rouge1": noisy(same + 5), "nll": (same - 9).tolist()},
+            "pgtg": {"rouge1": (same + 5).tolist(), "nll": (same - 9).tolist()} | tails,
+            "uniform": {"rouge1": noisy(same), "nll": same.tolist()} | no_tails,
+            "shuffled": {"rouge1": noisy(same + 5), "nll": (same - 9).tolist()} | tails,
         }
         controls = ["uniform", "shuffled"]
         make_run(tmp_path / str(seed), systems, seed=seed, method__controls=controls)
@@ -405,6 +406,7 @@ def test_controls_questions_are_answered_where_the_method_is_the_baseline(tmp_pa
     rows = {row[1]: row for row in made["questions"].rows}
     assert rows["uniform"][0] == "Does guidance help?" and rows["uniform"][2] == "yes"
     assert "nll (greedy) -9.00 better" in rows["uniform"][3]
+    assert "boilerplate" not in rows["uniform"][3]  # neither end of it is good in itself
     question, _, said, evidence = rows["shuffled"]
     assert question == "Do the weights' positions matter?" and said == "not shown"
     assert "no difference shown, beyond ±0." in evidence

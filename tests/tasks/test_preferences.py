@@ -33,6 +33,7 @@ from pgtg.runs.files import read_jsonl
 from pgtg.tasks.preferences import PreferencesTask
 from pgtg.training import loop
 from tests.support.finished import finished_run
+from tests.support.interrupting import stopped
 from tests.support.tiny import results
 from tests.support.tiny_preferences import TINY_PREFERENCES, tiny_preferences
 
@@ -345,42 +346,18 @@ def test_segments_of_log_ratios_on_every_completion_resume_to_the_bit(tmp_path: 
         assert all(torch.equal(a, b) for a, b in both)
     apart = zip(models[0].backbone.parameters(), models[1].backbone.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in apart)
-    seen = 0
-
-    def stop(*arguments: Any, **named: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        if seen == 7:
-            raise KeyboardInterrupt
-        return save(*arguments, **named)
-
-    save = loop.save_state
-    monkeypatch.setattr(loop, "save_state", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(cfg, tmp_path / "again")
-    monkeypatch.undo()
+    run = lambda: train(cfg, tmp_path / "again")  # noqa: E731
+    assert stopped(monkeypatch, loop, "save_state", run, at=7)
     assert not (tmp_path / "again" / "rounds" / "01" / "improve").is_dir()
-    train(cfg, tmp_path / "again")
+    run()
     assert results(tmp_path / "again") == results(tmp_path / "whole")
 
 
 def test_adapters_resume_to_the_bit(finished: Path, lora: Path, tmp_path: Path, monkeypatch):
-    """Ended in the middle of a training of the second round, and gone on with."""
-    seen = 0
-
-    def stop(*arguments: Any, **named: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        if seen == 7:
-            raise KeyboardInterrupt
-        return save(*arguments, **named)
-
-    save = loop.save_state
-    monkeypatch.setattr(loop, "save_state", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(lora_config(finished), tmp_path / "again")
-    monkeypatch.undo()
-    train(lora_config(finished), tmp_path / "again")
+    """Ended in the middle of a training of the second round, and resumed."""
+    run = lambda: train(lora_config(finished), tmp_path / "again")  # noqa: E731
+    assert stopped(monkeypatch, loop, "save_state", run, at=7)
+    run()
     assert results(tmp_path / "again") == results(lora)
 
 

@@ -262,9 +262,10 @@ def describe(cfg: NewswireConfig) -> str:
     """What a run on this world is to be told of it, and why it is as it is."""
     boilerplate = cfg.noise * (1 - cfg.wrong_fact_share)
     likeliest = "wrong" if boilerplate / cfg.tails > 1 - boilerplate else "right"
+    kinds = "one kind" if cfg.tails == 1 else f"{cfg.tails} kinds"
     return (
         f"generated newswire: {cfg.noise:.0%} of the training references are flawed, "
-        f"{boilerplate:.0%} end in boilerplate ({cfg.tails} kinds: the likeliest ending is "
+        f"{boilerplate:.0%} end in boilerplate ({kinds}: the likeliest ending is "
         f"{likeliest}), {cfg.noise * cfg.wrong_fact_share:.0%} state a wrong fact; the judge knows "
         "the clean summaries. So it is known at which tokens a weight should be low"
     )

@@ -72,11 +72,10 @@ def answers(ctx: Context, splits: Sequence[str]) -> None:
     found: dict[tuple[str, str, str], tuple[Comparison, float, float]] = {}
     for split in splits:
         for control in ctx.cfg.method.alongside:
-            for decoding in (REFERENCES, *ctx.cfg.evaluate.decodings[-1:]):
-                if any(method_of(ctx.cfg, one).write for one in ("", control)) and (
-                    decoding == REFERENCES
-                ):
-                    continue  # there is no likelihood of a reference
+            decodings = [*ctx.cfg.evaluate.decodings[-1:]]
+            if not any(method_of(ctx.cfg, one).write for one in ("", control)):
+                decodings.insert(0, REFERENCES)  # what only writes has no likelihood of a reference
+            for decoding in decodings:
                 ours, other = (scores_of(ctx, split, name, decoding) for name in (method, control))
                 column = "nll" if decoding == REFERENCES else _metric_of(ctx, ours)
                 pair = [np.array(scores[column], float) for scores in (ours, other)]

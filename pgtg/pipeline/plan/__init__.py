@@ -12,7 +12,12 @@ from pgtg.pipeline.plan.room import Room, require_room, room_for
 from pgtg.training.schedule import segments
 
 MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
-BUDGET = "by sample.sources, sample.k, reward.fit.updates, schedule.total; --probe says the hours"
+KEYS = {  # rows of a plan, and by which keys they change
+    "generations": "sample.sources, sample.k",
+    "preferences": "sample.sources",
+    "reward updates": "reward.fit.updates",
+    "policy updates": "schedule.total",
+}
 UNKNOWN = "unknown: the models are not on this machine"
 
 
@@ -23,8 +28,12 @@ def describe(runs: Sequence[RunConfig]) -> str:
         DataError: The data are on this machine but cannot be read.
     """
     plans = [_plan(run) for run in runs]
-    rows = [(name, text) for name in plans[0] for text in _texts(name, plans)]
-    rows.append(("change it", BUDGET))
+    names = list(dict.fromkeys(name for plan in plans for name in plan))
+    rows = [(name, text) for name in names for text in _texts(name, plans)]
+    keys = [KEYS[name] for name in names if name in KEYS]
+    if any(run.method.own_updates is not None for run in runs):
+        keys.append("the options of the method")
+    rows.append(("change it", f"by {', '.join(keys)}; --probe says the hours"))
     if len(runs) > 1:
         rows = [("sweep", f"{len(runs)} runs"), *rows, ("in all", _sum(runs))]
     width = max(len(name) for name, _ in rows)
@@ -32,10 +41,10 @@ def describe(runs: Sequence[RunConfig]) -> str:
 
 
 def _texts(name: str, plans: Sequence[Mapping[str, str]]) -> list[str]:
-    """What the plans say of one thing; of several answers each, with how many runs have it."""
+    """What the plans say of one thing; where it is not of all runs, with how many have it."""
     texts = [plan[name] for plan in plans if name in plan]
     found = {text: texts.count(text) for text in texts}
-    if len(found) == 1 or name == "run":
+    if name == "run" or [*found.values()] == [len(plans)]:
         return list(found)
     return [f"{text} ({count} run{'s' * (count > 1)})" for text, count in found.items()]
 

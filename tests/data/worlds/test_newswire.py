@@ -172,7 +172,8 @@ def test_the_likeliest_ending_is_the_one_that_is_said(tails: int, noise: float, 
     assert {*endings} == {"", *TAILS[:tails]}
     likeliest = endings.most_common(1)[0][0]
     assert (likeliest == "") == (wrong == "right")
-    assert f"({tails} kinds: the likeliest ending is {wrong})" in newswire.describe(cfg)
+    kinds = "one kind" if tails == 1 else f"{tails} kinds"
+    assert f"({kinds}: the likeliest ending is {wrong})" in newswire.describe(cfg)
 
 
 def test_the_world_is_unambiguous():

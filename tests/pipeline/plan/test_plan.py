@@ -138,3 +138,13 @@ def test_no_more_sources_are_counted_than_there_are():
     )
     assert found.generations == (40 + 20) * 3
     assert counts(*values).generations == (100 + 30) * 3  # 640 and 50 are there
+
+
+def test_rows_that_only_some_runs_have_are_said_with_their_number():
+    runs = [run_config("summarize", [f"method={name}"]) for name in ("mle", "pgtg", "pgtg")]
+    lines = plan.describe(runs).splitlines()
+    (generations,) = (line for line in lines if line.startswith("generations"))
+    assert generations.endswith("in all (2 runs)")
+    assert "sample.sources" in lines[-2] and "schedule.total" in lines[-2]
+    alone = plan.describe(runs[:1]).splitlines()
+    assert "sample.sources" not in alone[-1] and "schedule.total" in alone[-1]
