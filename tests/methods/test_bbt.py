@@ -8,7 +8,7 @@ import pytest
 
 from pgtg.config.compose import run_config
 from pgtg.errors import ConfigError
-from pgtg.methods import options as known
+from pgtg.methods import prompt_options as known
 from pgtg.methods.prompt_options import BBT
 from pgtg.types import Labelled
 from tests.data.copy_goldens import RIVALS
