@@ -5,7 +5,6 @@ judged is counted once however often the training was resumed. A finished stage 
 one table, `judged.parquet`: split, tokens, and the mean score over the split's examples.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pgtg.errors import ArtifactError
-from pgtg.runs.files import read_table, write_table
+from pgtg.runs.files import put_at, read_table, write_table
 from pgtg.runtime import distributed
 
 TABLE = "judged.parquet"
@@ -63,12 +62,7 @@ class Record:
 
     @distributed.first
     def _write(self, at: int, data: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("r+b" if self.path.exists() else "w+b") as file:
-            file.seek(at)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        put_at(self.path, at, data, cut=False)
 
 
 def write_judged(

@@ -10,6 +10,7 @@ is the start policy's all along, and log-probabilities are those of the whole so
 on samples from the start policy's nucleus.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,12 @@ from pgtg.models.language import LanguageModel
 from pgtg.models.reading import Reading
 from pgtg.models.value import load_trained, save_trained
 from pgtg.ops.actor_critic import nucleus
+from pgtg.runs.files import atomic
 from pgtg.runtime import distributed
 from pgtg.types import TokenBatch
 
 MASK = "mask.safetensors"
+AFTER_ALL = 10**9  # an update later than any
 
 
 @dataclass
@@ -138,11 +141,17 @@ class NLPOTrainer(PPOTrainer):
 
     @distributed.first
     def _keep_mask(self, folder: Path) -> None:
-        """The newest copy serves the next round; the others have served."""
-        newest = self._copy(10**9)
-        if newest is not None:
-            (folder / MASK).write_bytes(newest.read_bytes())
-        for copy in self.folder.glob(f"*.{MASK}"):
+        """The newest copy serves the next round; the others have served.
+
+        Done again where it was cut off, it keeps the same one: the newest goes last.
+        """
+        own = sorted(self.folder.glob(f"*.{MASK}"))
+        if own or not (folder / MASK).exists():
+            newest = self._copy(AFTER_ALL)
+            if newest is not None:
+                with atomic(folder / MASK) as path:
+                    shutil.copyfile(newest, path)
+        for copy in own:
             copy.unlink()
 
 

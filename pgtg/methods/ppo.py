@@ -469,7 +469,6 @@ def _keep(
         "sampled": len(columns["score"]),
         "unjudged": sum(score != score for score in columns["score"]),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_suffix(".json"), numbers)
     write_table(path, columns, FLOATS)
 

@@ -68,6 +68,28 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def put_at(path: Path, at: int, data: bytes, *, cut: bool) -> int:
+    """Write bytes into a file from a place on; they are on the disk when this returns.
+
+    Args:
+        at: The first byte's place.
+        cut: Whether what lies behind them goes.
+
+    Returns:
+        Where they end.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            file.seek(at)
+            file.write(data)
+            if cut:
+                file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+
 def follow_umask(path: Path) -> None:
     """Give a new file the mode that `open` would have given it; safetensors writes 0600."""
     mask = os.umask(0o077)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 from pgtg.config.compose import run_config
 from pgtg.errors import ConfigError, DataError
 from pgtg.judges.judge import Judge
-from pgtg.methods import method_of
+from pgtg.methods import method_of, nlpo
 from pgtg.methods.context import Context
 from pgtg.methods.method import Improving
 from pgtg.methods.ppo import PPOTrainer
@@ -496,3 +497,24 @@ def test_precision_and_checkpointing_hold_for_both_models(ctx: Context, tmp_path
     made = trainer(ctx, tmp_path)
     with training_passes(made.both, precision="bf16"):
         assert made.lm.autocast == made.critic.backbone.autocast == torch.bfloat16
+
+
+def test_the_mask_policy_that_is_kept_is_the_newest_however_often_it_is_kept(tmp_path: Path):
+    """Keeping may be cut off anywhere, and is then done again; a round without a copy of its own
+    keeps the former round's."""
+    before = tmp_path / "before"
+    before.mkdir()
+    (before / nlpo.MASK).write_text("former")
+    given: Any = SimpleNamespace(before=SimpleNamespace(file=lambda name: before / name))
+    folder, kept = tmp_path / "rollouts", tmp_path / "kept"
+    for path in (folder, kept):
+        path.mkdir()
+    trainer = object.__new__(nlpo.NLPOTrainer)
+    trainer.given, trainer.folder = given, folder
+    trainer._keep_mask(kept)
+    assert (kept / nlpo.MASK).read_text() == "former"
+    for number in (4, 12):
+        (folder / f"{number:06d}.{nlpo.MASK}").write_text(f"of update {number}")
+    trainer._keep_mask(kept)
+    trainer._keep_mask(kept)
+    assert (kept / nlpo.MASK).read_text() == "of update 12" and not [*folder.iterdir()]

@@ -1,6 +1,5 @@
 """One search over prompts, run to its end: ask, judge, tell, save."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.methods.search import Question, Search
 from pgtg.ops.gap import accuracy
-from pgtg.runs.files import json_line, read_json, write_json
+from pgtg.runs.files import json_line, put_at, read_json, write_json
 from pgtg.runs.folder import Artifact
 from pgtg.runtime import distributed
 from pgtg.runtime.signals import uninterrupted
@@ -91,14 +90,8 @@ def _rows(ctx: Context, turn: int, question: Question, answers: np.ndarray) -> l
 
 @distributed.first
 def _write(path: Path, at: int, rows: Sequence[dict[str, Any]]) -> int:
-    """Put rows behind the first `at` bytes of a file; its size then, which is on the disk."""
-    with path.open("r+b" if path.exists() else "w+b") as file:
-        file.truncate(at)
-        file.seek(at)
-        file.write(b"".join(json_line(row, path) for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()
+    """Put rows behind the first `at` bytes of a file; its size then."""
+    return put_at(path, at, b"".join(json_line(row, path) for row in rows), cut=True)
 
 
 @distributed.first
