@@ -14,6 +14,7 @@ from pgtg.pipeline.run import train
 from pgtg.report.build import load
 from pgtg.report.comparable import check
 from pgtg.runs.files import read_jsonl
+from pgtg.tasks import open_task
 from tests.support.tiny import SHORT, _quiet, tiny  # noqa: F401 (a fixture)
 
 QUICK = ("method.controls=[]", "evaluate.decodings=[greedy]")
@@ -37,12 +38,13 @@ def test_alone_nothing_is_trained(tmp_path: Path):
     assert {*final} >= {"test/greedy/rouge1"} and not (tmp_path / "run/rounds").exists()
     split = build_splitter("regex")
     rows = read_jsonl(tmp_path / "run/eval/test/lead3/samples_greedy.jsonl")
-    from pgtg.tasks import open_task
-
     with open_task(cfg, tmp_path / "other") as task:
         assert task.targets is not None
         examples = task.targets.to_evaluate("test")
         assert [row["text"] for row in rows] == [lead(e.source, split) for e in examples]
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "all figures: pgtg report" in log
+    assert "pgtg explain" not in log and "policy: " not in log  # there is neither
 
 
 def test_as_a_control_it_stands_in_the_tables(tmp_path: Path):
@@ -56,7 +58,7 @@ def test_as_a_control_it_stands_in_the_tables(tmp_path: Path):
 
 
 def test_rl4lms_leaves_predictions_in_one_line():
-    """Its ROUGE-Lsum of a text that is right, but in one line, is below 100 (BASELINES 6.0)."""
+    """Its ROUGE-Lsum of a text that is right, but in one line, is below 100."""
     text = ["the cat sat on the mat . a dog ran in the park ."]
     reference = [["The cat sat on the mat.\nA dog ran in the park."]]
     ours = build_rouge("regex")

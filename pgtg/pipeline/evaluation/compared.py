@@ -136,13 +136,12 @@ def texts(ctx: Context, split: str) -> None:
 
 def places(ctx: Context) -> None:
     """Where to look next."""
-    run = ctx.folder.path
-    for what, where in {
-        "policy": f"{run}/policy",
-        "token rewards": f"pgtg explain {run}",
-        "all figures": f"pgtg report {run}",
-    }.items():
-        ctx.log.say(f"{what}: {where}")
+    run, stages = ctx.folder.path, method_of(ctx.cfg).stages
+    if "improve" in stages:
+        ctx.log.say(f"policy: {run}/policy")
+    if "align" in stages:
+        ctx.log.say(f"token rewards: pgtg explain {run}")
+    ctx.log.say(f"all figures: pgtg report {run}")
 
 
 def _controls(ctx: Context) -> dict[str, MethodSpec]:

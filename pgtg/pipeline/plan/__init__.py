@@ -15,6 +15,7 @@ MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
 KEYS = {  # rows of a plan, and by which keys they change
     "generations": "sample.sources, sample.k",
     "preferences": "sample.sources",
+    "judged prompts": "prompt.first, sample.sources",
     "reward updates": "reward.fit.updates",
     "policy updates": "schedule.total",
 }
@@ -30,9 +31,9 @@ def describe(runs: Sequence[RunConfig]) -> str:
     plans = [_plan(run) for run in runs]
     names = list(dict.fromkeys(name for plan in plans for name in plan))
     rows = [(name, text) for name in names for text in _texts(name, plans)]
-    keys = [KEYS[name] for name in names if name in KEYS]
-    if any(run.method.own_updates is not None for run in runs):
-        keys.append("the options of the method")
+    own = [run.method.own_updates is not None for run in runs]
+    keys = [] if all(own) else [KEYS[name] for name in names if name in KEYS]
+    keys += ["the method's options"] * any(own)
     rows.append(("change it", f"by {', '.join(keys)}; --probe says the hours"))
     if len(runs) > 1:
         rows = [("sweep", f"{len(runs)} runs"), *rows, ("in all", _sum(runs))]

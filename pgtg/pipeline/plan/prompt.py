@@ -169,11 +169,13 @@ def describe(cfg: RunConfig, sizes: dict[str, int | None]) -> dict[str, str]:
     if found.judged_sequences is not None:
         sequences = f"at most {found.judged_sequences:,}, training, dev and test of all systems"
     controls = f"; as many for each of {found.lines - 1} controls" if found.lines > 1 else ""
-    return {
-        "examples": examples,
-        "rounds": f"{found.rounds} times prompts are judged",
-        "judged prompts": f"at most {found.judged_prompts:,}{controls}",
-        "judged sequences": sequences,
-        "reward updates": f"{found.reward_updates:,}",
-        "policy updates": f"{found.policy_updates:,}, on {found.sampled_prompts:,} further prompts",
-    }
+    rows = {"examples": examples, "rounds": f"{found.rounds}"}
+    if found.judged_prompts:
+        rows["judged prompts"] = f"at most {found.judged_prompts:,}{controls}"
+    rows["judged sequences"] = sequences
+    if found.reward_updates:
+        rows["reward updates"] = f"{found.reward_updates:,}"
+    if found.policy_updates:
+        further = f", on {found.sampled_prompts:,} further prompts" * bool(found.sampled_prompts)
+        rows["policy updates"] = f"{found.policy_updates:,}{further}"
+    return rows

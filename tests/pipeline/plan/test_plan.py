@@ -148,3 +148,9 @@ def test_rows_that_only_some_runs_have_are_said_with_their_number():
     assert "sample.sources" in lines[-2] and "schedule.total" in lines[-2]
     alone = plan.describe(runs[:1]).splitlines()
     assert "sample.sources" not in alone[-1] and "schedule.total" in alone[-1]
+
+
+def test_what_a_search_does_not_do_is_not_said():
+    lines = plan.describe([run_config("prompt", ["method=grips"])]).splitlines()
+    assert not any(line.startswith(("reward updates", "policy updates")) for line in lines)
+    assert lines[-1].endswith("by the method's options; --probe says the hours")
