@@ -163,7 +163,7 @@ NOT_NEGATIVE = (lambda v: v >= 0, "0 or more")
 SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
 
 RULES: tuple[Rule, ...] = (
-    ("sample.k", lambda v: v >= 2, "at least 2 (the reward model learns from comparisons)"),
+    ("sample.k", *COUNT),
     ("sample.sources", *COUNT),
     ("sample.heldout_sources", *NOT_NEGATIVE),
     ("sample.temperature", *POSITIVE),
@@ -209,6 +209,7 @@ RULES: tuple[Rule, ...] = (
     ("data_seed", *NOT_NEGATIVE),
     ("method.sparse_updates", *COUNT),
     ("method.sparse_lr", *POSITIVE),
+    ("prompt.group", *COUNT),
     ("prompt.first", lambda v: v >= 2, "at least 2 (the reward model learns from comparisons)"),
     ("prompt.pool", lambda v: v >= 2, "at least 2"),
     ("prompt.validation_prompts", *NOT_NEGATIVE),

@@ -13,7 +13,7 @@ from pgtg.config.schema import RunConfig
 
 START = ("task", "seed", "data_seed", "data", "policy")
 JUDGED = ("judge", "metrics.sentence_splitter", "metrics.tokenizer")
-SAMPLED = (*START, *JUDGED, "sample", "prompt.first", "prompt.pool")
+SAMPLED = (*START, *JUDGED, "sample", "prompt.first", "prompt.group", "prompt.pool")
 FRESH = ("prompt.fresh", "prompt.fresh_checks")
 TRAINED = (*SAMPLED, *FRESH, "prompt.validation_prompts", "method", "improve", "schedule")
 
@@ -26,6 +26,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
         "aggregator",
         "reward.score",
         "sample.k",
+        "prompt.group",
         "prompt.pool",
         "judge.classifier.share",
     ),

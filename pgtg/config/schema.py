@@ -219,7 +219,7 @@ class PolicyConfig:
 class SampleConfig:
     """How generations are drawn, and of how many sources a round."""
 
-    k: int = MISSING
+    k: int = 1  # a prompt is drawn once
     sources: int = MISSING
     heldout_sources: int = MISSING
     temperature: float = MISSING
@@ -428,6 +428,7 @@ class ScheduleConfig:
 class PromptConfig:
     """The search for a prompt: how prompts are compared, chosen, and held against baselines."""
 
+    group: int = MISSING
     first: int = MISSING
     pool: int = MISSING
     fresh: bool = MISSING
@@ -497,6 +498,11 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     prompt: PromptConfig | None = None
     experiment: str | None = None
+
+    @property
+    def compared(self) -> int:
+        """Texts that the reward model learns to order at once: a source's, or a group's."""
+        return self.sample.k if self.prompt is None else self.prompt.group
 
 
 OWNED = ("method", "judge")  # sections whose keys are those of the thing that they name

@@ -177,8 +177,8 @@ class FreshComparisons:
         return [(tokens[part], scores[part]) for part in parts]
 
     def _groups(self, scores: np.ndarray, size: int, seed: int, step: int) -> Comparisons:
-        share, k = prompt_task(self.ctx).classifier.share, self.ctx.cfg.sample.k
-        return from_fresh(scores, size, seed, step, k=k, share=share)
+        share = prompt_task(self.ctx).classifier.share
+        return from_fresh(scores, size, seed, step, k=self.options.group, share=share)
 
     def _generations(self, tokens: list[TokenIds]) -> Generations:
         source, n = self.codec.encode_source("")[0], len(tokens)

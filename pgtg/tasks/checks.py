@@ -21,8 +21,15 @@ def _judge(cfg: RunConfig, *, needed: bool) -> Iterator[str]:
         yield from local_model(f"{found[0]}.path", found[1].path)
 
 
+def _compared(key: str, found: int) -> Iterator[str]:
+    """What the reward model learns from: at least two texts, told apart."""
+    if found == 1:  # below 1: `config.checks` says so
+        yield f"{key}: found 1, expected at least 2 (the reward model learns from comparisons)"
+
+
 def summarize(cfg: RunConfig) -> Iterator[str]:
     """What the summarize task needs."""
+    yield from _compared("sample.k", cfg.sample.k)
     yield from _judge(cfg, needed=True)
     if cfg.data.format is not None:
         yield "data.format: preferences are for `pgtg train preferences`; choose data=files"
@@ -42,6 +49,7 @@ def _one_protocol(cfg: RunConfig) -> Iterator[str]:
 def preferences(cfg: RunConfig) -> Iterator[str]:
     """What the preferences task needs."""
     yield from _one_protocol(cfg)
+    yield from _compared("sample.k", cfg.sample.k)
     yield from _judge(cfg, needed=False)
     data = cfg.data
     if data.format is None:
@@ -75,6 +83,9 @@ def prompt(cfg: RunConfig) -> Iterator[str]:
     if cfg.prompt is None:
         yield "prompt: no values; see conf/prompt.yaml"
         return
+    yield from _compared("prompt.group", cfg.prompt.group)
+    if cfg.sample.k != 1:
+        yield f"sample.k: found {cfg.sample.k}; prompts are compared in groups of prompt.group"
     if cfg.improve.keep == "best" and not cfg.prompt.validation_prompts:
         yield "improve.keep: found best, but prompt.validation_prompts=0 leaves nothing to judge by"
     held = cfg.sample.heldout_sources
@@ -96,7 +107,7 @@ def _fresh(cfg: RunConfig, options: PromptConfig) -> Iterator[str]:
     """What excludes prompts that are judged for each update of the reward model."""
     if cfg.reward.replay:
         yield f"reward.replay: found {cfg.reward.replay}, but prompt.fresh=true uses none again"
-    if cfg.sample.k > options.pool:
-        yield f"prompt.pool: found {options.pool}; groups of sample.k={cfg.sample.k} need as many"
+    if options.group > options.pool:
+        yield f"prompt.pool: found {options.pool}; prompt.group={options.group} needs as many"
     if cfg.reward.compare_heads:
         yield "reward.compare_heads: prompt.fresh=true trains one head; leave it empty"

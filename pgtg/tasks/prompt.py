@@ -168,7 +168,7 @@ class PromptTask:
 
     def grouping(self) -> Mapping[str, Any]:
         pool, share = self.options.pool, self.classifier.share
-        found: dict[str, Any] = {"k": self.cfg.sample.k, "pool": pool, "share": share}
+        found: dict[str, Any] = {"k": self.options.group, "pool": pool, "share": share}
         if self.options.fresh:
             found |= {"fresh": True, "fresh_checks": self.options.fresh_checks}
         return found
@@ -177,7 +177,7 @@ class PromptTask:
         self, generations: Generations, cfg: FitConfig, seed: int, step: int
     ) -> list[Comparisons]:
         pool, share = self.options.pool, self.classifier.share
-        size, k = cfg.micro_batch * cfg.accumulate, self.cfg.sample.k
+        size, k = cfg.micro_batch * cfg.accumulate, self.options.group
         found = from_pool(generations, size, seed, step, k=k, pool=pool, share=share)
         return found.split(cfg.micro_batch)
 

@@ -303,7 +303,7 @@ def test_a_record_holds_each_draw_once(tmp_path: Path):
     ("override", "text"),
     [
         ("reward.replay=1", "reward.replay: found 1, but prompt.fresh=true"),
-        ("prompt.pool=2", "prompt.pool: found 2; groups of sample.k=3 need as many"),
+        ("prompt.pool=2", "prompt.pool: found 2; prompt.group=3 needs as many"),
         ("prompt.fresh_checks=0", "prompt.fresh_checks: found 0, but reward.fit.keep=best"),
         ("prompt.fresh_checks=-1", "prompt.fresh_checks"),
         ("prompt.fresh=false", "prompt.fresh_checks: only with prompt.fresh=true"),

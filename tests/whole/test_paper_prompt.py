@@ -29,7 +29,7 @@ PAPER: dict[str, Any] = {
     "sample.max_new_tokens": 5,  # prompt_length
     "sample.top_k": 256,
     "sample.temperature": 1.0,
-    "sample.k": 5,  # reward_learning_samples
+    "prompt.group": 5,  # reward_learning_samples
     "prompt.pool": 16,  # prompt_train_batch_size
     "prompt.fresh": True,  # prompts of its own for each update
     "prompt.fresh_checks": 25,  # steps_per_epoch // 4

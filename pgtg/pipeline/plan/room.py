@@ -219,7 +219,7 @@ def _memory(
         frozen = (sizes.copies - 1) * reward.weights
         frozen += reward.weights if cfg.reward.trained == "head" else 0.0
         kept = policy.weights + judge + frozen + 4 * trained + best  # weights, gradients, moments
-        backward = _activations(cfg, cfg.reward.fit, reward, cfg.sample.k, logits=False)
+        backward = _activations(cfg, cfg.reward.fit, reward, cfg.compared, logits=False)
         yield kept, max(backward, _passes(cfg, reward)), (0.0, trained)
     if lines_of(cfg, "improve"):
         models = 1 + cfg.method.trains_critic
