@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pgtg.cli.jobs import FORCE, QUIET, THREADS, launch, logged, saved_config
+from pgtg.cli.reporting import say
 from pgtg.config import RunConfig
 from pgtg.config.compose import Composed, as_run_config, composed, planned, run_config
 from pgtg.config.overrides import as_hydra, quoted
@@ -179,7 +180,8 @@ class Call:
         Args:
             probe: Also time some steps of each, in a folder that is deleted again.
         """
-        from pgtg.pipeline.plan import check_resources, check_room, describe
+        from pgtg.pipeline.plan import NAMES, check_resources, check_room, describe
+        from pgtg.runs.console import listed
 
         runs = self.jobs()
         print(describe(runs))
@@ -189,7 +191,7 @@ class Call:
                 from pgtg.pipeline.plan.probe import probe as timed
                 from pgtg.pipeline.plan.probe import text_of
 
-                print(f"time  {text_of(timed(run))}", flush=True)
+                print(listed([("time", text_of(timed(run)))], sys.stdout, width=NAMES), flush=True)
         check_room(runs, self.run_dir or OUTPUTS)
 
     def run_stage(self, stage: str, round: int | None, *, force: bool, quiet: bool) -> None:
@@ -238,11 +240,11 @@ class Call:
             named = dict(zip(job_folders(jobs, exclude), jobs, strict=True))
             distributed.first(sweeps.record)(where, [shlex.quote(word) for word in command], named)
             found = [sweeps.status(where / name, name) for name in named]
-            print(f"sweep {where}: {sweeps.summary(found)}", file=sys.stderr)
+            say(f"sweep {where}: {sweeps.summary(found)}")
         if not basic:
             slurm = "submitit_folder" in part["launcher"]
             said = f"; a folder of logs for each job id in {where}/.submitit" if slurm else ""
-            print(f"follow with: pgtg ls {where}{said}", file=sys.stderr, flush=True)
+            say(f"follow with: pgtg ls {where}{said}")
         return where, [*how, *_thread_share(part["launcher"], runs)]
 
 
@@ -252,14 +254,15 @@ def _close(where: Path) -> None:
     from pgtg.runs import sweeps
 
     if found := sweeps.statuses(where):
-        print(f"sweep {where}\n{sweeps.table(where, found)}", file=sys.stderr, flush=True)
+        table = sweeps.table(where, found, sys.stderr)
+        print(f"sweep {where}\n{table}", file=sys.stderr, flush=True)
 
 
 @distributed.first
 def _warn(lines: Sequence[str]) -> None:
     """Say on stderr, each line once."""
     for line in dict.fromkeys(lines):
-        print(f"warning: {line}", file=sys.stderr)
+        say(f"warning: {line}")
 
 
 def _require_folder(folder: Path | None, key: str = "run_dir") -> None:
@@ -292,7 +295,7 @@ def _unquoted(value: str) -> str:
 @distributed.first
 def _say(notes: Iterable[str]) -> None:
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
 
 
 def evaluate_folder(
@@ -350,7 +353,7 @@ def report_folders(
     names = [name.strip() for name in metrics.split(",")] if metrics else None
     options = {"baseline": baseline, "metrics": names, "split": split, "layout": layout}
     print("\n".join(report(folders, out, **options)))
-    print(f"written to {out}", file=sys.stderr)
+    say(f"written to {out}")
 
 
 def explain_run(

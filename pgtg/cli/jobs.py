@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from pgtg.cli.reporting import say
 from pgtg.config import RunConfig, TextJudgeConfig
 from pgtg.config.compose import VERSION_BASE, register, run_config
 from pgtg.config.groups import CONF
@@ -52,7 +53,7 @@ def job(cfg: DictConfig) -> dict[str, float]:
             _rewrite(folder / ".hydra" / "config.yaml", run)
         done = _result(run, folder) if this.mode == RunMode.MULTIRUN else None
         if done is not None:
-            print(f"job {this.job.num}: complete, nothing to run", file=sys.stderr)
+            say(f"job {this.job.num}: complete, nothing to run")
             return done
         share = int(os.environ.get(THREADS) or 0)
         judge = run.judge
@@ -182,7 +183,7 @@ class ReportJobs(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
-            print(f"{_title(config)}: {config.hydra.runtime.output_dir}", file=sys.stderr)
+            say(f"{_title(config)}: {config.hydra.runtime.output_dir}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if job_return.status != JobStatus.FAILED:
@@ -191,7 +192,7 @@ class ReportJobs(Callback):
         if config.hydra.mode == RunMode.MULTIRUN:
             error = job_return._return_value
             for line in str(error).splitlines() or [repr(error)]:
-                print(f"error: {_title(config)}: {line}", file=sys.stderr, flush=True)
+                say(f"error: {_title(config)}: {line}")
 
 
 def _title(config: DictConfig) -> str:

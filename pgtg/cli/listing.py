@@ -14,7 +14,7 @@ from pgtg.config.schema import known_keys
 from pgtg.config.sizes import parse_size, show_size
 from pgtg.errors import ConfigError
 from pgtg.runs import entries, sweeps
-from pgtg.runs.console import aligned
+from pgtg.runs.console import folded, listed, tabled
 
 
 def show(group: str | None, config_dir: Path | None = None) -> None:
@@ -34,7 +34,7 @@ def show(group: str | None, config_dir: Path | None = None) -> None:
     if group is None:
         _print({name: ", ".join(names(name, config_dir)) for name in LISTS})
         more = "pgtg ls GROUP says more on each; also: ls keys, ls KEY, ls cache, ls SWEEP_FOLDER"
-        print(f"\n{more}", file=sys.stderr)
+        print(f"\n{folded(more, sys.stderr)}", file=sys.stderr)
         return
     if group == "cache":
         show_cache(entries.default_cache())
@@ -76,8 +76,8 @@ def _show_keys(within: str) -> None:
     for key, (values, comment) in found.items():
         if expected := expected_type(key):
             given = ", ".join(value for value in values if value)
-            print(f"{key}{f' = {given}' if given else ''}")
-            print(f"    {comment} [{expected}]")
+            print(folded(f"{key}{f' = {given}' if given else ''}", sys.stdout))
+            print(folded(f"    {comment} [{expected}]", sys.stdout, indent="    "))
 
 
 def show_cache(folder: Path) -> None:
@@ -93,10 +93,11 @@ def show_cache(folder: Path) -> None:
         what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         rows.append([run, show_size(size), entries.show_age(used), what])
     if rows:
-        print(aligned(["first made by", "size", "last use", "entries"], rows, left=True))
+        print(tabled(["first made by", "size", "last use", "entries"], rows, sys.stdout, left=True))
     total = show_size(sum(entry.size for entry in found))
     most = "no limit" if limit is None else f"limit {show_size(limit)}"
-    print(f"{folder}: {len(found)} entries, {total} ({most}, {entries.SIZE})")
+    number = "1 entry" if len(found) == 1 else f"{len(found)} entries"
+    print(folded(f"{folder}: {number}, {total} ({most}, {entries.SIZE})", sys.stdout))
 
 
 def prune_cache(folder: Path, *, everything: bool, max_size: str | None) -> None:
@@ -144,6 +145,4 @@ def _of_methods() -> dict[str, str]:
 
 
 def _print(rows: Mapping[str, str]) -> None:
-    width = max((len(name) for name in rows), default=0)
-    for name, text in rows.items():
-        print(f"{name:<{width}}  {text}")
+    print(listed(rows.items(), sys.stdout))

@@ -5,6 +5,7 @@ failed, 2 usage, config or data, 130 Ctrl-C, 143 after saving on SIGTERM. stdout
 stderr the rest. Everything slow is imported inside the commands.
 """
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,11 @@ from typing import Annotated
 import typer
 
 from pgtg.cli.completion import complete_groups, complete_overrides, complete_tasks
-from pgtg.cli.reporting import printable, reporting
+from pgtg.cli.reporting import printable, reporting, say
+from pgtg.cli.usage import COLUMNS, examples, short
 from pgtg.errors import ConfigError, PgtgError
+
+WIDE = "PGTG_WIDE"  # as pgtg.runs.console reads it, which is slow to import
 
 HELP = """Preference-grounded token-level guidance: learn a reward for each token from rankings of
 whole texts, and use it to improve a language model.
@@ -26,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": COLUMNS},
 )
 
 
@@ -88,7 +92,7 @@ def run_plugins(files: list[Path] | None) -> list[Path] | None:
         try:
             plugins.use(files)
         except PgtgError as error:
-            typer.echo(f"error: {printable(str(error))}", err=True)
+            say(f"error: {printable(str(error))}")
             raise typer.Exit(error.exit_code) from error
     return files
 
@@ -105,20 +109,36 @@ Plugins = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Resume although the run's config changed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show results and errors only.")]
+
+
+def show_wide(ctx: typer.Context, asked: bool) -> None:
+    """All columns of this call's tables, jobs in other processes included."""
+    if asked and WIDE not in os.environ:
+        os.environ[WIDE] = "1"
+        ctx.call_on_close(lambda: os.environ.pop(WIDE, None))
+
+
+Wide = Annotated[
+    bool,
+    typer.Option(
+        "--wide",
+        is_eager=True,
+        callback=show_wide,
+        help="Tables with all columns, wider than the terminal or not.",
+    ),
+]
 Round = Annotated[int | None, typer.Option("--round", min=0, help="Round; default: the next one.")]
 
-TRAIN_EXAMPLES = """
-Examples:
-
-\b
-  pgtg train summarize                                   the embedded quickstart
-  pgtg train summarize aggregator=max seed=1             one option, one value changed
-  pgtg train summarize experiment=cnn_dm_t5_small        the paper's hyper-parameters
-  pgtg train summarize data=files data.path=my policy=t5_small
-  pgtg train summarize run_dir=outputs/mine              resumes it if it is unfinished
-  pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1 sweep_dir=outputs/sweep
-  pgtg train summarize --dry-run | --cfg job
-"""
+TRAIN_EXAMPLES = examples(
+    "pgtg train summarize  # the embedded quickstart",
+    "pgtg train summarize aggregator=max seed=1  # one option, one value changed",
+    "pgtg train summarize experiment=cnn_dm_t5_small  # the paper's hyper-parameters",
+    "pgtg train summarize data=files data.path=my policy=t5_small",
+    "pgtg train summarize run_dir=outputs/mine  # resumes it if it is unfinished",
+    "pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1 sweep_dir=outputs/sweep",
+    "pgtg train summarize --dry-run --probe",
+    "pgtg train summarize --cfg job",
+)
 
 
 def named(task: str | None, command: str) -> str:
@@ -165,6 +185,7 @@ def train(
         typer.Option("--probe", help="With --dry-run: time a few steps, say how long it takes."),
     ] = False,
     quiet: Quiet = False,
+    wide: Wide = False,
 ) -> None:
     """Run the whole alternation: sample, align, improve, evaluate; resume an unfinished run."""
     with reporting():
@@ -197,6 +218,7 @@ def stage_command(stage: str, doc: str) -> None:
         plugin: Plugins = None,
         force: Force = False,
         quiet: Quiet = False,
+        wide: Wide = False,
     ) -> None:
         with reporting():
             from pgtg.cli.calls import Call
@@ -205,8 +227,8 @@ def stage_command(stage: str, doc: str) -> None:
             call = Call.parse(task, with_file(task, config, overrides), config_dir)
             call.run_stage(stage, round, force=force, quiet=quiet)
 
-    example = f"Example: pgtg {stage} summarize run_dir=outputs/mine"
-    app.command(stage, help=doc, epilog=example)(command)
+    example = f"pgtg {stage} summarize run_dir=outputs/mine"
+    app.command(stage, help=doc, epilog=examples(example))(command)
 
 
 stage_command("sample", "Draw generations from the policy and let the judge score them.")
@@ -215,14 +237,11 @@ stage_command("aggregate", "Turn token rewards into one evaluation per sequence.
 stage_command("align", "Train the reward model to rank as the judge does.")
 stage_command("improve", "Train the policy with the token rewards.")
 
-EVAL_EXAMPLES = """
-Examples:
-
-\b
-  pgtg eval outputs/mine --split test
-  pgtg eval outputs/mine --metrics rouge,bertscore metrics.bertscore_layers=9
-  pgtg eval path/to/transformers-folder data=files data.path=my --split validation
-"""
+EVAL_EXAMPLES = examples(
+    "pgtg eval outputs/mine --split test",
+    "pgtg eval outputs/mine --metrics rouge,bertscore metrics.bertscore_layers=9",
+    "pgtg eval path/to/transformers-folder data=files data.path=my --split validation",
+)
 
 
 @app.command("eval", epilog=EVAL_EXAMPLES)
@@ -240,6 +259,7 @@ def evaluate(
     config_dir: ConfigDir = None,
     plugin: Plugins = None,
     quiet: Quiet = False,
+    wide: Wide = False,
 ) -> None:
     """Evaluate the policy of a run, or any model that Transformers loads."""
     with reporting():
@@ -248,15 +268,12 @@ def evaluate(
         evaluate_folder(path, split, metrics, task, overrides, config_dir, quiet=quiet)
 
 
-REPORT_EXAMPLES = """
-Examples:
-
-\b
-  pgtg report outputs/summarize/multirun/mine            a sweep: its groups over seeds
-  pgtg report a b --baseline method=mle --metrics rougeLsum,meteor_stem
-  pgtg report sweep --baseline uniform                   against each group's own control
-  pgtg report sweeps --layout poster                     the paper's tables with ours
-"""
+REPORT_EXAMPLES = examples(
+    "pgtg report outputs/summarize/multirun/mine  # a sweep: its groups over seeds",
+    "pgtg report a b --baseline method=mle --metrics rougeLsum,meteor_stem",
+    "pgtg report sweep --baseline uniform  # against each group's own control",
+    "pgtg report sweeps --layout poster  # the paper's tables with ours",
+)
 
 
 @app.command(epilog=REPORT_EXAMPLES)
@@ -278,6 +295,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(
         "outputs/report"
     ),
+    wide: Wide = False,
 ) -> None:
     """Compare finished runs: tables, tests and figures, as Markdown, LaTeX, CSV, JSON and HTML."""
     with reporting():
@@ -303,16 +321,13 @@ def one_of(run: Path | None, reward: Path | None) -> Path:
     return run or reward or Path()
 
 
-EXPLAIN_EXAMPLES = """
-Examples:
-
-\b
-  pgtg explain outputs/mine                              a few sources in the terminal
-  pgtg explain outputs/mine --html credit.html --with outputs/max --with outputs/sum
-  pgtg explain outputs/mine --split test --n 200 --out credit.parquet
-  pgtg explain outputs/mine --text my.jsonl              your own prompts and completions
-  pgtg explain --reward exported --text my.jsonl         by a reward model of `pgtg export`
-"""
+EXPLAIN_EXAMPLES = examples(
+    "pgtg explain outputs/mine  # a few sources in the terminal",
+    "pgtg explain outputs/mine --html credit.html --with outputs/max --with outputs/sum",
+    "pgtg explain outputs/mine --split test --n 200 --out credit.parquet",
+    "pgtg explain outputs/mine --text my.jsonl  # your own prompts and completions",
+    "pgtg explain --reward exported --text my.jsonl  # by a reward model of `pgtg export`",
+)
 
 
 @app.command(epilog=EXPLAIN_EXAMPLES)
@@ -356,19 +371,17 @@ export = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="What is used elsewhere: a run's reward model, policy, token rewards, preferences.",
+    short_help="Write a run's reward model, policy, token rewards, preferences",
 )
 app.add_typer(export, name="export")
 RunPath = Annotated[Path, typer.Argument(help="A run folder.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 Replace = Annotated[bool, typer.Option("--force", help="Replace an earlier export.")]
 
-REWARD_EXAMPLES = """
-Examples:
-
-\b
-  pgtg export reward outputs/mine --out reward           a run with reward.head=linear
-  pgtg export reward outputs/mine --out reward --distil  another head, fitted by a linear one
-"""
+REWARD_EXAMPLES = examples(
+    "pgtg export reward outputs/mine --out reward  # a run with reward.head=linear",
+    "pgtg export reward outputs/mine --out reward --distil  # another head, fitted by a linear one",
+)
 
 
 @export.command("reward", epilog=REWARD_EXAMPLES)
@@ -404,8 +417,8 @@ def folder_command(what: str, doc: str) -> None:
 
             export_folder(what, run, out, force=force, quiet=quiet)
 
-    example = f"Example: pgtg export {what} outputs/mine --out {what}"
-    export.command(what, help=doc, epilog=example)(command)
+    example = f"pgtg export {what} outputs/mine --out {what}"
+    export.command(what, help=doc, epilog=examples(example))(command)
 
 
 folder_command(
@@ -415,14 +428,11 @@ folder_command(
     "preferences", "Write what the judge said of the run's generations, for pgtg train preferences."
 )
 
-TOKENS_EXAMPLES = """
-Examples:
-
-\b
-  pgtg export tokens outputs/mine --out tokens.jsonl     the texts that the last round learned from
-  pgtg export tokens outputs/mine --split test --out tokens.parquet
-  pgtg export tokens --reward exported --text my.jsonl --out tokens.jsonl
-"""
+TOKENS_EXAMPLES = examples(
+    "pgtg export tokens outputs/mine --out tokens.jsonl  # what the last round learned from",
+    "pgtg export tokens outputs/mine --split test --out tokens.parquet",
+    "pgtg export tokens --reward exported --text my.jsonl --out tokens.jsonl",
+)
 
 
 @export.command("tokens", epilog=TOKENS_EXAMPLES)
@@ -457,20 +467,18 @@ benchmark = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="What is learned, against ground truth that people marked.",
+    short_help="Hold token rewards against errors that people marked",
 )
 app.add_typer(benchmark, name="benchmark")
 
-CREDIT_EXAMPLES = """
-Data sets: qa_feedback, prmbench, mqm_ted_zhen, xsum_hallucination (data.path is a folder that you
-fetched), or own: preferences, and rows with prompt, completion, spans [[start, end, label], ...].
-
-Examples:
-
-\b
-  pgtg benchmark credit qa_feedback data.path=qa-feedback policy.path=SmolLM2-135M
-  pgtg benchmark credit own data.path=my.jsonl policy.path=Qwen3-0.6B run_dir=outputs/mine
-  pgtg benchmark credit ... aggregator=avg,min reward.head=state_action,linear,logprob
-"""
+CREDIT_EXAMPLES = examples(
+    "pgtg benchmark credit qa_feedback data.path=qa-feedback policy.path=SmolLM2-135M",
+    "pgtg benchmark credit own data.path=my.jsonl policy.path=Qwen3-0.6B run_dir=outputs/mine",
+    "pgtg benchmark credit ... aggregator=avg,min reward.head=state_action,linear,logprob",
+    about="Data sets: qa_feedback, prmbench, mqm_ted_zhen, xsum_hallucination (data.path is a "
+    "folder that you fetched), or own: preferences, and rows with prompt, completion, spans "
+    "[[start, end, label], ...].",
+)
 
 
 @benchmark.command("credit", epilog=CREDIT_EXAMPLES)
@@ -481,6 +489,7 @@ def benchmark_credit(
     config_dir: ConfigDir = None,
     plugin: Plugins = None,
     quiet: Quiet = False,
+    wide: Wide = False,
 ) -> None:
     """Learn token rewards from preferences alone; do they find the errors that people marked?
 
@@ -497,14 +506,11 @@ def benchmark_group() -> None:
     """What is learned, against ground truth that people marked."""
 
 
-LS_EXAMPLES = """
-Examples:
-
-\b
-  pgtg ls aggregators
-  pgtg ls outputs/sweep          done, running, stopped, failed (why), ... runs of a sweep
-  pgtg ls cache
-"""
+LS_EXAMPLES = examples(
+    "pgtg ls aggregators",
+    "pgtg ls outputs/sweep  # done, running, stopped, failed (why), ... runs of a sweep",
+    "pgtg ls cache",
+)
 
 
 @app.command("ls", epilog=LS_EXAMPLES)
@@ -518,6 +524,7 @@ def list_names(
     ] = None,
     config_dir: ConfigDir = None,
     plugin: Plugins = None,
+    wide: Wide = False,
 ) -> None:
     """List tasks, experiments, aggregators, methods, ...; how far a sweep is; what is cached."""
     with reporting():
@@ -526,15 +533,41 @@ def list_names(
         show(group, config_dir)
 
 
-DOCTOR_EXAMPLES = """
-Examples:
+@app.command(
+    "help",
+    epilog=examples(
+        "pgtg help sample.k  # a key: type, values in the config files, comment",
+        "pgtg help reward  # all keys of a section",
+        "pgtg help train  # a command",
+    ),
+)
+def explain_word(
+    ctx: typer.Context,
+    word: Annotated[
+        str | None, typer.Argument(help="A command, a key of the config, or a section of it.")
+    ] = None,
+) -> None:
+    """Say what a command or a key of the config is."""
+    group = ctx.parent.command if ctx.parent is not None else None
+    commands = getattr(group, "commands", {})
+    if word is None and ctx.parent is not None:
+        typer.echo(ctx.parent.get_help())
+    elif word in commands:
+        own = commands[word]
+        typer.echo(own.get_help(own.context_class(own, info_name=word, parent=ctx.parent)))
+    else:
+        with reporting():
+            from pgtg.cli.listing import show
 
-\b
-  pgtg doctor                                            this machine, and the quickstart
-  pgtg doctor summarize experiment=cnn_dm_t5_small       what that run would need
-  pgtg doctor prompt dataset=sst2 --online               also ask the hub for what is not here
-  pgtg doctor --env                                      a block for a bug report
-"""
+            show(word)
+
+
+DOCTOR_EXAMPLES = examples(
+    "pgtg doctor  # this machine, and the quickstart",
+    "pgtg doctor summarize experiment=cnn_dm_t5_small  # what that run would need",
+    "pgtg doctor prompt dataset=sst2 --online  # also ask the hub for what is not here",
+    "pgtg doctor --env  # a block for a bug report",
+)
 
 
 @app.command(epilog=DOCTOR_EXAMPLES)
@@ -574,17 +607,19 @@ def doctor(
         raise typer.Exit(1)
 
 
-cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What runs share.")
+cache = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="What runs share.",
+    short_help="Prune what runs share",
+)
 app.add_typer(cache, name="cache")
 
-PRUNE_EXAMPLES = """
-Examples:
-
-\b
-  pgtg cache prune                   down to the limit, PGTG_CACHE_SIZE
-  pgtg cache prune --max-size 2GB    oldest use first, never what is in use
-  pgtg cache prune --all
-"""
+PRUNE_EXAMPLES = examples(
+    "pgtg cache prune  # down to the limit, PGTG_CACHE_SIZE",
+    "pgtg cache prune --max-size 2GB  # oldest use first, never what is in use",
+    "pgtg cache prune --all",
+)
 
 
 @cache.command(epilog=PRUNE_EXAMPLES)
@@ -607,3 +642,7 @@ def prune(
 @cache.callback()
 def cache_group() -> None:
     """The cache by content hash; `pgtg ls cache` lists it."""
+
+
+for group in (app, export, benchmark, cache):
+    short(group)

@@ -26,20 +26,27 @@ def reporting() -> Iterator[None]:
         yield
     except PgtgError as error:
         for line in str(error).split("\n") if distributed.tells(error) else ():
-            typer.echo(f"error: {printable(line)}", err=True)
+            say(f"error: {printable(line)}")
         raise typer.Exit(error.exit_code) from error
     except signals.Interrupted as stop:
         if distributed.tells(stop):
-            typer.echo("; ".join([str(stop), *getattr(stop, "__notes__", ())]), err=True)
+            say("; ".join([str(stop), *getattr(stop, "__notes__", ())]))
         raise typer.Exit(stop.exit_code) from stop
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:
-        typer.echo(f"error: {printable(unforeseen(error))}", err=True)
+        say(f"error: {printable(unforeseen(error))}")
         raise typer.Exit(1) from error
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def say(text: str) -> None:
+    """A line on stderr, which a terminal shows broken at spaces."""
+    from pgtg.runs.console import folded  # slow, and completion says nothing
+
+    typer.echo(folded(text, sys.stderr), err=True)
 
 
 def replace_what_cannot_be_shown() -> None:
@@ -62,7 +69,7 @@ def ensure_home() -> None:
     if home.is_symlink() or home.stat().st_uid != os.getuid():
         raise ConfigError(f"this user has no home folder, and {home} is not ours: set HOME")
     os.environ["HOME"] = str(home)
-    typer.echo(f"note: this user has no home folder; caches go to {home} (set HOME)", err=True)
+    say(f"note: this user has no home folder; caches go to {home} (set HOME)")
 
 
 def printable(line: str) -> str:

@@ -5,11 +5,13 @@ the others are still made. Nothing is left written and nothing is fetched; only 
 hub whether it has what is not on this machine.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pgtg.config import RunConfig
 from pgtg.doctor import machine, needs
 from pgtg.doctor.finding import Finding, Surroundings, good, problem
+from pgtg.runs.console import listed
 
 __all__ = ["Finding", "Surroundings", "examine", "text_of"]
 
@@ -62,12 +64,13 @@ def _checked(
 
 def text_of(found: Sequence[Finding]) -> str:
     """The findings as lines, what fixes a problem below it; the count at the end."""
-    lines = []
     width = max(len(one.about) for one in found)
+    rows = []
     for one in found:
-        lines.append(f"{one.state:<7}  {one.about:<{width}}  {one.text}")
+        rows.append((f"{one.state:<7}  {one.about:<{width}}", one.text))
         if one.fix:
-            lines.append(f"{'':7}  {'':{width}}  fix: {one.fix}")
+            rows.append(("", f"fix: {one.fix}"))
     counts = {state: sum(one.state == state for one in found) for state in ("problem", "warning")}
     words = [f"{n} {word}{'s' if n != 1 else ''}" for word, n in counts.items()]
-    return "\n".join([*lines, ", ".join(words) if any(counts.values()) else "all is well"])
+    end = ", ".join(words) if any(counts.values()) else "all is well"
+    return f"{listed(rows, sys.stdout)}\n{end}"

@@ -24,6 +24,7 @@ import numpy as np
 
 from pgtg.errors import PgtgError
 from pgtg.judges.template import Prompt
+from pgtg.runs.console import folded
 from pgtg.runs.files import content_hash
 from pgtg.runs.locks import locked
 
@@ -62,7 +63,7 @@ class PromptClassifier(Protocol):
 
 
 def _to_stderr(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    print(folded(f"warning: {text}", sys.stderr), file=sys.stderr)
 
 
 class Answers:

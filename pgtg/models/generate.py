@@ -24,6 +24,7 @@ from pgtg.models.language import LanguageModel, evaluating
 from pgtg.models.sharing import indices
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.ops.sampling import candidates, draw, restrict, uniforms
+from pgtg.runs.console import folded
 from pgtg.runtime.device import free_cached_memory
 from pgtg.types import TokenIds
 
@@ -48,7 +49,7 @@ _share = 1.0  # of the token budget; less once a batch did not fit
 
 
 def _to_stderr(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    print(folded(f"warning: {text}", sys.stderr), file=sys.stderr)
 
 
 @dataclass(frozen=True)

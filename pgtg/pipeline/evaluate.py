@@ -185,7 +185,8 @@ def evaluate_saved(
         results |= _rows(ctx, split)
         for counts in task.counts.values():
             log.say(counts_line(counts))
-    evaluation.show(ctx, f"{path} on {_data(cfg)}, {split}", split, {"policy": results})
+    whose = cfg.method.name if out is not None else "policy"
+    evaluation.show(ctx, f"{path} on {_data(cfg)}, {split}", split, {whose: results})
     if out is not None:
         _keep(run, out, _name(cfg, whole, split), results, samples, log)
     return results

@@ -1,11 +1,11 @@
 """What a run found, as tables and plain sentences: also where the method does not help."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pgtg.methods import method_of
 from pgtg.methods.context import Context
 from pgtg.ops.statistics import SEEDS, UNDIRECTED, Comparison, compare, corrected, word_of
 from pgtg.runs.folder import Artifact, read_json, read_jsonl
@@ -20,8 +20,20 @@ NOT_COMPARED = (*UNDIRECTED, "rouge1", "rouge2", "rougeL")  # in the tables only
 
 
 def show(log: RunLog, title: str, results: Mapping[str, Mapping[str, Any]], absent: Absent) -> None:
-    """One table a decoding: a row a system, a column a metric."""
+    """One table a decoding: a row a system, a column a metric. Of one system a row a metric."""
     decodings = next(iter(results.values()))["decodings"]
+    if len(results) == 1:
+        ((name, only),) = results.items()
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for decoding, found in decodings.items():
+            alike.setdefault(tuple(found["mean"]), []).append(decoding)
+        for metrics, those in alike.items():
+            log.table(
+                f"{title}: {name}, {', '.join(those)}: means over {only['examples']} examples",
+                ["metric", *those],
+                [[m, *(_rounded(decodings[d]["mean"][m]) for d in those)] for m in metrics],
+            )
+        decodings = {}
     for decoding in decodings:
         rows = {name: found["decodings"][decoding]["mean"] for name, found in results.items()}
         columns = list(next(iter(rows.values())))
@@ -127,6 +139,7 @@ def show_prompts(
         "choice: what the search itself ends with",
         [*columns, f"{split} %", "top %", "prompt"],
         rows,
+        first=(f"{split} %", "dev %", "prompt", "prompts"),
     )
     _show_curves(log, results)
     for name, found in results.items():
@@ -158,7 +171,7 @@ def _show_curves(log: RunLog, results: Mapping[str, Mapping[str, Any]]) -> None:
         rows.append([name, *cells])
     columns = [f"{mark} drawn" for mark in marks]
     title = "learning curve: best train score so far (mean of the newest), by prompts drawn"
-    log.table(title, ["system", *columns], rows)
+    log.table(title, ["system", *columns], rows, first=columns[::-1])
 
 
 def _rounded(value: float | None, otherwise: str | None = None) -> float | str | None:
@@ -180,7 +193,7 @@ def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
             found = ctx.artifact(number, "aggregate", head=head).manifest()["metrics"]
             if rounds > MANY_ROUNDS and 0 < number < rounds - 1:
                 continue
-            name = head or f"{ctx.cfg.reward.head}, guides"
+            name = f"{head} head (comparison)" if head else f"reward model ({ctx.cfg.reward.head})"
             fresh = None
             if not head:
                 made = ctx.artifact(number, "align").manifest()["metrics"]
@@ -209,13 +222,13 @@ def reward_table(ctx: Context, rounds: int) -> dict[str, float]:
         title += "; AUC of right over harmful tokens (|p: within strata of equal log-probability); "
         title += "shares of same states where the right token is above the flaw's first"
     width = len(columns) if planted else 3
-    ctx.log.table(textwrap.fill(title, 80), columns[:width], [row[:width] for row in rows])
+    ctx.log.table(title, columns[:width], [row[:width] for row in rows])
     names = {"kendall_tau": "Kendall tau", "margin": "margin [nats]"}
     names |= {"calibration_error": "calibration error"}
     given = {name: found.get(f"aggregate/{part}_{key}") for key, name in names.items()}
     said = [f"{name} {value:.3f}" for name, value in given.items() if value is not None]
     if said:
-        ctx.log.say(f"{ctx.cfg.reward.head} on {PARTS[part]}: {', '.join(said)}")
+        ctx.log.say(f"reward model on {PARTS[part]}: {', '.join(said)}")
     return {f"reward/{key.removeprefix('aggregate/')}": value for key, value in found.items()}
 
 
@@ -231,6 +244,16 @@ def _columns(
     return [None if value is None else round(100 * value, 1), *aucs]
 
 
+def places(ctx: Context) -> None:
+    """Where to look next."""
+    run, stages = ctx.folder.path, method_of(ctx.cfg).stages
+    if "improve" in stages:
+        ctx.log.say(f"policy: {run}/policy")
+    if "align" in stages:
+        ctx.log.say(f"token rewards: pgtg explain {run}")
+    ctx.log.say(f"all figures: pgtg report {run}")
+
+
 def show_diagnostics(log: RunLog, artifact: Artifact) -> None:
     """Staleness as a table, faithfulness as a table and one plain sentence."""
     stale = read_json(artifact.file("staleness.json"))
@@ -240,7 +263,8 @@ def show_diagnostics(log: RunLog, artifact: Artifact) -> None:
         log.table(
             "staleness: pairs % that a round's reward model orders right on each round's samples",
             ["reward model", *(f"samples {j}" for j in columns)],
-            [
+            first=[f"samples {j}" for j in (columns[0], *columns[:0:-1])],
+            rows=[
                 [f"round {i}", *(_rounded(100 * found[i, j]) for j in columns if (i, j) in found)]
                 for i in sorted({row["reward_round"] for row in stale})
             ],

@@ -157,7 +157,7 @@ def _take(ctx: Context, entry: CachedArtifact, artifact: Artifact, inputs: str) 
     metrics = manifest["metrics"]
     artifact.commit(inputs=inputs, position=position, metrics=metrics, **result)
     entry.used()
-    ctx.log.say(f"{manifest['extra']['stage']}: taken from {entry.path}")
+    ctx.log.say(f"{manifest['extra']['stage']}: taken from the cache ({entry.path.name[:8]})")
     return True
 
 

@@ -21,7 +21,7 @@ from pgtg.methods import method_of
 from pgtg.methods.context import Context, opened, quiet, usable_device
 from pgtg.methods.method import STAGES
 from pgtg.pipeline.evaluate import evaluate_run
-from pgtg.pipeline.findings import reward_table, show_diagnostics
+from pgtg.pipeline.findings import places, reward_table, show_diagnostics
 from pgtg.pipeline.stages.aggregate import aggregate
 from pgtg.pipeline.stages.align import align
 from pgtg.pipeline.stages.diagnose import diagnose
@@ -165,6 +165,7 @@ def finish(ctx: Context, page: Callable[[Path], Path] | None = None) -> dict[str
         if ctx.cfg.evaluate.diagnose:
             show_diagnostics(ctx.log, diagnose(ctx))
     final |= evaluate_run(ctx)
+    places(ctx)
     if learned and page is not None and ctx.cfg.logger.name != "none":
         _show_credit(ctx, page)
     write_json(ctx.folder.path / "summary.json", final)

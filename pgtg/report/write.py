@@ -1,6 +1,7 @@
 """`pgtg report`: read, compute, write all forms to one folder, print the main table."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pgtg.report.page import as_page
 from pgtg.report.plots import as_png, as_svg, figures
 from pgtg.report.poster import by_data, poster
 from pgtg.report.tables import Table, tables
-from pgtg.runs.console import aligned, shown
+from pgtg.runs.console import counted, folded, shown, tabled
 from pgtg.runs.files import atomic, read_json, write_json
 
 LAYOUTS = {"full": "all tables and figures", "poster": "the paper's two tables with ours"}
@@ -56,7 +57,7 @@ def report(
 
 
 def _write_full(made: Report, out: Path) -> list[str]:
-    heading = f"{_names(made.runs)}: {len(made.runs)} runs, {made.split}"
+    heading = f"{_names(made.runs)}: {counted(len(made.runs), 'run')}, {made.split}"
     drawn = tables(made)
     remarks = remarks_on(made)
     drawings = {name: (c, as_svg(f), as_png(f)) for name, (c, f) in figures(made).items()}
@@ -73,7 +74,7 @@ def _write_full(made: Report, out: Path) -> list[str]:
     svgs = {name: (caption, svg) for name, (caption, svg, _) in drawings.items()}
     _text(out / "report.html", as_page(heading, remarks, drawn, svgs))
     lines = [heading, *(f"- {remark}" for remark in remarks)]
-    return [*(shown(line) for line in lines), *_printed(drawn[0])]
+    return [*(folded(shown(line), sys.stdout) for line in lines), *_printed(drawn[0])]
 
 
 def _write_poster(reports: Sequence[Report], left_out: Mapping[str, str], out: Path) -> list[str]:
@@ -86,9 +87,9 @@ def _write_poster(reports: Sequence[Report], left_out: Mapping[str, str], out: P
     _text(out / "poster.csv", as_csv(reports))
     write_json(out / "poster.json", [as_json(each) for each in reports])
     _text(out / "poster.html", as_page(heading, remarks, drawn, {}))
-    lines = [shown(f"- {remark}") for remark in remarks]
+    lines = [folded(shown(f"- {remark}"), sys.stdout) for remark in remarks]
     for table in drawn:
-        lines += [*_printed(table), "", shown(table.note)]
+        lines += [*_printed(table), "", folded(shown(table.note), sys.stdout)]
     return lines
 
 
@@ -106,7 +107,8 @@ def _forget(out: Path) -> None:
 def _printed(table: Table) -> list[str]:
     """A table for the terminal, columns aligned."""
     rows = [[one_line(cell) for cell in row] for row in table.rows]
-    return ["", shown(table.title), "", aligned(table.columns, rows)]
+    title = folded(shown(table.title), sys.stdout)
+    return ["", title, "", tabled(table.columns, rows, sys.stdout)]
 
 
 def remarks_on(made: Report) -> list[str]:

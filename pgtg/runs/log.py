@@ -15,9 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from pgtg.errors import ArtifactError
 from pgtg.runs.console import (
     Bar,
@@ -25,7 +22,7 @@ from pgtg.runs.console import (
     QuietConsole,
     aligned,
     cell_text,
-    is_terminal,
+    moves,
     rich_progress,
     shown,
 )
@@ -110,20 +107,18 @@ class RunLog:
         self._note("warning: ", text)
         self._stderr.tell(f"warning: {text}", style="yellow", prose=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Results to stdout: a drawn table on a terminal, aligned columns elsewhere."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        first: Sequence[str] = (),
+    ) -> None:
+        """Results to stdout. A terminal that is too narrow shows fewer columns: those that `first`
+        names, then the others from the left; log.txt has all."""
         cells = [[cell_text(value) for value in row] for row in rows]
-        plain = aligned(columns, cells)
-        self._note("", f"{title}\n{plain}")
-        if not is_terminal(sys.stdout):
-            self._stdout.tell(f"{title}\n{plain}")
-            return
-        drawn = Table(title=Text(shown(title)), title_justify="left")
-        for number, column in enumerate(columns):
-            drawn.add_column(Text(shown(column)), justify="right" if number else "left")
-        for row in cells:
-            drawn.add_row(*(Text(cell) for cell in row))
-        self._stdout.print(drawn)
+        self._note("", f"{title}\n{aligned(columns, cells)}")
+        self._stdout.table(title, columns, cells, first)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int | None) -> "Iterator[Bar | Lines]":
@@ -132,7 +127,7 @@ class RunLog:
         Elsewhere a plain line now and then: after a tenth of the work or 20 seconds, not two
         within 5 seconds, and one at the end.
         """
-        if self._quiet or not is_terminal(sys.stderr):
+        if self._quiet or not moves(sys.stderr):
             lines = Lines(title, total, self.say, self.note)
             yield lines
             lines.end()

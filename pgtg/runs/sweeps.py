@@ -6,13 +6,14 @@ date, and runs of other machines are seen too where they share the disk.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pgtg.errors import ArtifactError
-from pgtg.runs.console import aligned, shown
+from pgtg.runs.console import counted, folded, shown, tabled
 from pgtg.runs.files import read_json, write_json, writing
 from pgtg.runs.folder import RunFolder
 from pgtg.runs.locks import locked
@@ -99,16 +100,22 @@ def show(folder: Path) -> None:
     found = statuses(folder)
     if not found:
         raise ArtifactError(f"{folder} holds no run and no {SWEEP}: it is no sweep's folder")
-    print(table(folder, found))
+    print(table(folder, found, sys.stdout))
 
 
-def table(folder: Path, found: Sequence[Status]) -> str:
-    """How far the runs of a sweep are, their number by state, and what resumes them."""
+def table(folder: Path, found: Sequence[Status], stream: IO[str]) -> str:
+    """How far the runs of a sweep are, their number by state, and what resumes them.
+
+    Args:
+        folder: The sweep's.
+        found: Its runs.
+        stream: Where it is shown.
+    """
     rows = [[one.run, one.state, shown(one.note)] for one in found]
-    lines = [aligned(["run", "state", "note"], rows, left=True), summary(found)]
+    lines = [tabled(["run", "state", "note"], rows, stream, left=True), summary(found)]
     command = _read(folder)["command"]
     if command and any(one.state != "done" for one in found):
-        lines.append(f"resume with: {' '.join(command)}")
+        lines.append(folded(f"resume with: {' '.join(command)}", stream))
     return "\n".join(lines)
 
 
@@ -116,7 +123,7 @@ def summary(found: Sequence[Status]) -> str:
     """ "12 runs: 8 done, 1 running, 3 missing"."""
     counts = {state: sum(one.state == state for one in found) for state in STATES}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
-    return f"{len(found)} runs: {', '.join(parts)}"
+    return f"{counted(len(found), 'run')}: {', '.join(parts)}"
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def fit(
     training, states = Training.begun(model, cfg, where), Artifact(folder / "state")
     if states.exists():
         load_state(states, training)
-        log.say(f"{where.prefix}: resumed at update {training.progress.step} of {cfg.updates}")
+        log.say(f"{where.title}: resumed at update {training.progress.step} of {cfg.updates}")
     else:
         _carry_on(training, optimizer_state, progress)
     progress, training.ahead = training.progress, ahead
@@ -96,7 +96,7 @@ def fit(
         training.require_finite()
         save_state(states, inputs, training, log.position())
 
-    with log.progress(f"{where.prefix} round {where.round}", cfg.updates) as bar:
+    with log.progress(where.title, cfg.updates) as bar:
         bar.advance(progress.step)
         while progress.step < cfg.updates and not progress.stopped:
             # a signal waits for the end of the update, then saves

@@ -46,10 +46,16 @@ class Where:
     round: int
     label: str = ""  # a control's or a compared head's name, or "" for the main line
     offset: int = 0  # updates in the rounds before: logged steps count on from there
+    about: str = ""  # what it is, in words that a newcomer knows; "" for its stage and round
 
     @property
     def prefix(self) -> str:
         return f"{self.stage}.{self.label}" if self.label else self.stage
+
+    @property
+    def title(self) -> str:
+        """Of its bar, and of what is said of it."""
+        return self.about or f"{self.prefix} round {self.round}"
 
     def seed_at(self, step: int, *more: int | str) -> int:
         return derive_seed(self.seed, self.stage, self.round, step, *more)

@@ -208,7 +208,7 @@ def test_table_on_a_terminal_is_drawn_and_keeps_markup_literal(monkeypatch):
     log.table("Results", ["method", "value"], [["[red]a[/red]", 1.5]])
     log.close(0)
     assert "[red]a[/red]" in screen.getvalue()
-    assert "━" in screen.getvalue()
+    assert "─" in screen.getvalue() and "\x1b[1mmethod" in screen.getvalue()
 
 
 def test_plain_progress_is_rare_and_ends_with_a_line(monkeypatch, capsys):

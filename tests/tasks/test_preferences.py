@@ -405,7 +405,10 @@ def test_a_sweep_shares_what_is_common_and_is_reported_and_explained(tmp_path: P
     call = ["train", "preferences", "-m", *own, "aggregator=avg,max"]
     assert said.invoke(app, [*call, f"sweep_dir={sweep}"]).exit_code == 0
     runs = [str(sweep / f"aggregator={name}") for name in ("avg", "max")]
-    assert [(Path(run) / "log.txt").read_text().count(" taken from ") for run in runs] == [0, 1]
+    assert [(Path(run) / "log.txt").read_text().count(" taken from the cache") for run in runs] == [
+        0,
+        1,
+    ]
     assert "2 done" in said.invoke(app, ["ls", str(sweep)]).stdout
 
     out = ["--out", str(tmp_path / "report")]

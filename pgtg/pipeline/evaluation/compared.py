@@ -2,7 +2,6 @@
 what a learned reward says of two texts. All else is in the report.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from pgtg.pipeline.evaluation.system import Results
 from pgtg.pipeline.findings import REFERENCES, scores_of
 from pgtg.runs.folder import read_jsonl
 
-WIDTH = 80  # columns of a terminal
+FIRST = ("NLL", "gain %", "greedy", "sample")  # columns that a narrow terminal shows as well
 SHOWN = 2  # texts
 LEAST = 1e-6  # smaller p are not told apart
 
@@ -47,7 +46,7 @@ def table(ctx: Context, title: str, results: Mapping[str, Results]) -> None:
     if "share" in columns:
         said += ["; share: effective share of the tokens"]
     count = next(iter(results.values()))["examples"]
-    ctx.log.table(textwrap.fill(f"{title}, {count} texts. {''.join(said)}", WIDTH), columns, cells)
+    ctx.log.table(f"{title}, {count} texts. {''.join(said)}", columns, cells, first=FIRST)
 
 
 def recovered(ctx: Context, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -101,13 +100,10 @@ def answers(ctx: Context, splits: Sequence[str]) -> None:
                 p = p if one.p_holm < ALPHA else word
                 parts.append(f"{column} {ours:.2f} against {theirs:.2f} ({p})")
             line = f"{spec.question or f'Better than {control}?'} {answer(words)}: {control}, "
-            ctx.log.say(textwrap.fill(line + "; ".join(parts), WIDTH, subsequent_indent="  "))
+            ctx.log.say(line + "; ".join(parts))
     ctx.log.say(
-        textwrap.fill(
-            f"On these texts, corrected for {len(shown)} comparisons. One seed decides nothing: "
-            f"`-m seed=0,1,2,3,4` makes more than the {SEEDS} that `pgtg report` needs.",
-            WIDTH,
-        )
+        f"On these texts, corrected for {len(shown)} comparisons. One seed decides nothing: "
+        f"`-m seed=0,1,2,3,4` makes more than the {SEEDS} that `pgtg report` needs."
     )
 
 
@@ -131,17 +127,7 @@ def texts(ctx: Context, split: str) -> None:
             words = codec.tokenizer.convert_ids_to_tokens(tokens)
             told = " ".join(f"{w} {r:.2f}" for w, r in zip(words, rewards, strict=True))
             head = f"{examples[i].id} {name}, each token with its reward: "
-            ctx.log.say(textwrap.fill(head + told, WIDTH, subsequent_indent="  "))
-
-
-def places(ctx: Context) -> None:
-    """Where to look next."""
-    run, stages = ctx.folder.path, method_of(ctx.cfg).stages
-    if "improve" in stages:
-        ctx.log.say(f"policy: {run}/policy")
-    if "align" in stages:
-        ctx.log.say(f"token rewards: pgtg explain {run}")
-    ctx.log.say(f"all figures: pgtg report {run}")
+            ctx.log.say(head + told)
 
 
 def _controls(ctx: Context) -> dict[str, MethodSpec]:

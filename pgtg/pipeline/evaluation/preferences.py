@@ -147,7 +147,7 @@ def _train(ctx: Context, samples: Artifact, artifact: Artifact, inputs: str) -> 
         windows,
         PlackettLuce(model, Aggregator.of(ctx.cfg.aggregator)),
         cfg,
-        where=Where(ctx.cfg.seed, NAME, 0),
+        where=Where(ctx.cfg.seed, NAME, 0, about="reward model of random layers (comparison)"),
         folder=working,
         inputs=inputs,
         log=ctx.log,

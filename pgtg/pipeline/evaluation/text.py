@@ -166,7 +166,6 @@ class TextEvaluation:
         compared.answers(ctx, splits)
         for split in splits[-1:]:
             compared.texts(ctx, split)
-        compared.places(ctx)
 
 
 def _sampled(

@@ -1,5 +1,6 @@
 """`--dry-run`: what a run would do and need, counted before anything is spent. Writes nothing."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pgtg.config.sizes import show_size
 from pgtg.errors import DataError
 from pgtg.pipeline.plan.models import ModelSizes, model_sizes
 from pgtg.pipeline.plan.room import Room, require_room, room_for
+from pgtg.runs.console import listed
 from pgtg.training.schedule import segments
 
 MANY = 10**6  # updates in an epoch of unknown length, only to count rounds
@@ -19,6 +21,7 @@ KEYS = {  # rows of a plan, and by which keys they change
     "reward updates": "reward.fit.updates",
     "policy updates": "schedule.total",
 }
+NAMES = 14  # columns of a plan's names
 UNKNOWN = "unknown: the models are not on this machine"
 
 
@@ -37,8 +40,7 @@ def describe(runs: Sequence[RunConfig]) -> str:
     rows.append(("change it", f"by {', '.join(keys)}; --probe says the hours"))
     if len(runs) > 1:
         rows = [("sweep", f"{len(runs)} runs"), *rows, ("in all", _sum(runs))]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+    return listed(rows, sys.stdout, width=NAMES)
 
 
 def _texts(name: str, plans: Sequence[Mapping[str, str]]) -> list[str]:

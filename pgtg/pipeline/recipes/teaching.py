@@ -183,7 +183,7 @@ def teach_truth(
     def validate() -> dict[str, float]:
         return {f"judge/{k}_log_odds_error": log_odds_error(model, v) for k, v in held.items()}
 
-    where = Where(seed, "judge", 0)
+    where = Where(seed, "judge", 0, about="teaching the tiny judge to classify")
     _fit(
         model,
         partial(examples, mixed),
@@ -242,7 +242,7 @@ def teach_words(
         with torch.no_grad():
             return {"words/token_nll": -log_probs(model, held).mean().item()}
 
-    where = Where(seed, "words", 0)
+    where = Where(seed, "words", 0, about="teaching the tiny policy its words")
     _fit(model, examples, cfg, where, folder, inputs, log, validate, "token_nll")
     save_folder(model, tokenizer, folder / "policy")
     return validate()

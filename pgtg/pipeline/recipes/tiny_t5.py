@@ -30,6 +30,10 @@ from pgtg.training.update import Where
 from pgtg.types import Example, TokenIds
 
 PLAIN = WeightedMLE.of(MethodConfig("mle"))
+ABOUT = {
+    "copy": "teaching the tiny T5 to copy",
+    "warm_start": "teaching the tiny T5 to summarise",
+}
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -119,7 +123,7 @@ def _fit(
         windows,
         Improvement(lm, PLAIN, Decoding(True, 1)),
         cfg,
-        where=Where(ctx.cfg.seed, stage, 0),
+        where=Where(ctx.cfg.seed, stage, 0, about=ABOUT[stage]),
         folder=folder / stage,
         inputs=key,
         log=RunLog(None, quiet=quiet()),

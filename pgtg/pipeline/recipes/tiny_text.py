@@ -59,7 +59,7 @@ def make(ctx: Context, made: Artifact, key: str) -> None:
         window,
         Improvement(lm, PLAIN, Decoding(True, 1)),
         tiny.fit,
-        where=Where(seed, "tiny_text", 0),
+        where=Where(seed, "tiny_text", 0, about="teaching the tiny policy to write"),
         folder=folder / "training",
         inputs=key,
         log=RunLog(None, quiet=quiet()),

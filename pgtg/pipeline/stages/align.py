@@ -107,7 +107,11 @@ def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Art
     working = artifact.working(inputs)
     model, tokenizer = _reward_model(ctx, before, head or ctx.cfg.reward.head)
     _choose_trained(ctx, model, round)
-    where = Where(ctx.cfg.seed, "align", round, head or control, round * ctx.cfg.reward.fit.updates)
+    offset = round * ctx.cfg.reward.fit.updates
+    about = f"reward model round {round}"
+    if head or control:
+        about += f": {control} (control)" if control else f": {head} head (comparison)"
+    where = Where(ctx.cfg.seed, "align", round, head or control, offset, about)
     shuffle = method_of(ctx.cfg, control).shuffle_scores
     if fresh:
         stream = _of_the_policy(ctx, FreshComparisons(ctx, round, control, working, shuffle))
@@ -225,7 +229,7 @@ def _train(
 def _say(ctx: Context, where: Where, metrics: Mapping[str, float], groups: int) -> None:
     """One line of what came out; of a head that only the report compares, to the log alone."""
     updates, kept = metrics["align/updates"], metrics["align/kept_update"]
-    said = [f"{where.prefix} round {where.round}: {updates} updates, kept {kept}"]
+    said = [f"{where.title}: {updates} updates, kept {kept}"]
     if "align/heldout_pair_accuracy" in metrics:
         said.append(f"held-out pairs {100 * metrics['align/heldout_pair_accuracy']:.1f} %")
     if "align/tied_groups_skipped" in metrics:

@@ -190,14 +190,14 @@ def _train(
         before = ctx.artifact(round - 1, "improve", control=control)
         optimizer = load_tensors(before.file("optimizer.safetensors"))
         progress = progress_of(before.manifest()["extra"]["progress"]).carried()
-    offset = sum(updates[:round])
+    offset, title = sum(updates[:round]), f"improve {control or ctx.cfg.method.name} round {round}"
     trainer.module.train()
     result = fit(
         trainer.module,
         trainer.window,
         trainer.objective,
         trainer.fit_config(),
-        where=Where(ctx.cfg.seed, "improve", round, control, offset),
+        where=Where(ctx.cfg.seed, "improve", round, control, offset, title),
         folder=working,
         inputs=inputs,
         log=ctx.log,

@@ -45,9 +45,9 @@ def _make(ctx: Context, recipe: Recipe, made: Artifact, here: Artifact, key: str
     manifest = whole(ctx, made)
     if manifest is not None:
         cost = taken_seconds(manifest["extra"].get("seconds"))
-        ctx.log.say(f"start: {recipe.name} taken from {made.path}")
+        ctx.log.say(f"start: {recipe.about}: taken from the cache ({made.path.name[:8]})")
     else:
-        ctx.log.say(f"start: {recipe.name} (about a minute; cached for later runs)")
+        ctx.log.say(f"start: {recipe.about} (about a minute; cached for later runs)")
         recipe.make(ctx, made, key)
         manifest = made.verify()
         cost = {"seconds": manifest["extra"]["seconds"]}
