@@ -24,11 +24,11 @@ from pgtg.config import RunConfig
 from pgtg.data.spans import read_spanned
 from pgtg.data.splits import counts_line
 from pgtg.errors import ConfigError, DataError
-from pgtg.methods.context import quiet, usable_device
 from pgtg.models.chat import ChatCodec
 from pgtg.models.codec import Codec
 from pgtg.models.loading import load_language_model
 from pgtg.ops.aggregate import Aggregator
+from pgtg.pipeline.context import quiet, usable_device
 from pgtg.runs.files import write_json
 from pgtg.runs.folder import RunFolder, flat, provenance
 from pgtg.runs.log import RunLog

@@ -139,8 +139,8 @@ def load_policy(run_dir: str | Path) -> "tuple[LanguageModel, Any]":
 def _merged_policy(run_dir: Path) -> "tuple[LanguageModel, Any]":
     """A policy of low-rank adapters, merged into the model that the run started from."""
     from pgtg.explain.runs import open_run
-    from pgtg.methods.context import opened
     from pgtg.models.lora import merge_lora
+    from pgtg.pipeline.context import opened
     from pgtg.runs.log import RunLog
     from pgtg.tasks import open_task
 

@@ -143,7 +143,7 @@ class Call:
         runs = self.checked()
         distributed.join(runs[0].device)
         if not self.multirun:  # a sweep's jobs may run on other machines
-            from pgtg.methods.context import usable_device
+            from pgtg.pipeline.context import usable_device
 
             usable_device(runs[0])
         where, how = self._sweep(runs) if self.multirun else (None, self._run_folder(runs[0]))

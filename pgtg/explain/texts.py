@@ -17,8 +17,8 @@ from pgtg.data.splits import counts_line, text_problem
 from pgtg.errors import ArtifactError, ConfigError, DataError, MissingResourceError
 from pgtg.explain.credit import Group, Passage
 from pgtg.explain.runs import Reader, Run, as_source
-from pgtg.methods.context import Context, opened
 from pgtg.methods.published import trained_policy
+from pgtg.pipeline.context import Context, opened
 from pgtg.runs.folder import Artifact, hash_of, read_table
 from pgtg.runs.log import RunLog
 from pgtg.tasks import open_task

@@ -18,11 +18,11 @@ from pgtg.errors import ConfigError
 from pgtg.judges.candidate import Candidate
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.template import Prompt
-from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.methods.method import Method
 from pgtg.methods.prompt_options import AutoPrompt
 from pgtg.methods.search import Question
+from pgtg.methods.setting import Setting
 from pgtg.ops.gap import accuracy
 from pgtg.ops.sampling import derive_seed
 from pgtg.ops.triggers import best_tokens, first_order_scores, strictly_right
@@ -162,7 +162,7 @@ def embedding_gradient(
     return total
 
 
-def begin(ctx: Context) -> AutoPromptSearch:
+def begin(ctx: Setting) -> AutoPromptSearch:
     task, options = prompt_task(ctx), AutoPrompt.of(ctx.cfg.method)
     template = options.template or task.classifier.template
     classifier = task.scorer(template, tokens=True).classifier

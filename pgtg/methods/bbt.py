@@ -22,11 +22,11 @@ from pgtg.errors import ConfigError
 from pgtg.judges.candidate import Candidate
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.template import Prompt
-from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.methods.method import Method
 from pgtg.methods.prompt_options import BBT
 from pgtg.methods.search import Question
+from pgtg.methods.setting import Setting
 from pgtg.ops.evolution import label_cross_entropy, label_hinge, projection_scale
 from pgtg.ops.gap import accuracy
 from pgtg.ops.sampling import derive_seed
@@ -162,7 +162,7 @@ def hard_tokens(classifier: Classifier, number: int) -> list[int]:
     return list(found)
 
 
-def begin(ctx: Context) -> BBTSearch:
+def begin(ctx: Setting) -> BBTSearch:
     task, options = prompt_task(ctx), BBT.of(ctx.cfg.method)
     classifier = task.scorer(options.template or task.classifier.template, tokens=True).classifier
     assert isinstance(classifier, Classifier)

@@ -21,7 +21,7 @@ import torch
 from pgtg.config import FitConfig
 from pgtg.data.comparisons import Comparisons, from_fresh
 from pgtg.judges.record import Record, write_judged
-from pgtg.methods.context import Context
+from pgtg.methods.setting import Setting
 from pgtg.models.adaptor import AdaptedLanguageModel, Drawn, draw_prompts
 from pgtg.models.batch import continuing, moved, token_batch
 from pgtg.models.codec import Codec
@@ -39,7 +39,7 @@ Key = tuple[int | str, ...]
 
 
 def draw(
-    ctx: Context, lm: LanguageModel, codec: Codec, number: int, keys: Sequence[Key]
+    ctx: Setting, lm: LanguageModel, codec: Codec, number: int, keys: Sequence[Key]
 ) -> tuple[list[TokenIds], Drawn | None]:
     """`draw_batch`, the prompts fetched from the device.
 
@@ -54,7 +54,7 @@ def draw(
 
 
 def draw_batch(
-    ctx: Context, lm: LanguageModel, codec: Codec, number: int, keys: Sequence[Key]
+    ctx: Setting, lm: LanguageModel, codec: Codec, number: int, keys: Sequence[Key]
 ) -> tuple[TokenBatch, Drawn | None]:
     """Prompts of a policy as it is, `number` for each key, those of a key side by side.
 
@@ -78,7 +78,7 @@ def draw_batch(
     return token_batch([source], found, [0] * len(found), ctx.device), None
 
 
-def judge(ctx: Context, codec: Codec, prompts: Sequence[TokenIds], split: str) -> np.ndarray:
+def judge(ctx: Setting, codec: Codec, prompts: Sequence[TokenIds], split: str) -> np.ndarray:
     """float32 [P, E]: gap scores on a split's examples, by all processes together."""
     task = prompt_task(ctx)
 
@@ -98,16 +98,22 @@ class FreshComparisons:
     """Comparison groups for one training of the reward model, each update's of its own prompts.
 
     Args:
-        round: Its policy at the start, frozen, is sampled.
-        control: The line whose policy it is.
+        policy: That of the line at the round's start, frozen here: it is sampled.
         folder: Working folder of the training, where the judge's answers are kept.
         shuffle: Permute the scores among an update's prompts: the control without information.
     """
 
-    def __init__(self, ctx: Context, round: int, control: str, folder: Path, shuffle: bool):
+    def __init__(
+        self,
+        ctx: Setting,
+        policy: tuple[LanguageModel, Codec],
+        round: int,
+        folder: Path,
+        shuffle: bool,
+    ):
         self.ctx, self.round, self.shuffle = ctx, round, shuffle
         self.fit, self.options = ctx.cfg.reward.fit, prompt_task(ctx).options
-        self.lm, self.codec = ctx.load_policy(round, control)
+        self.lm, self.codec = policy
         ctx.to_read(self.lm).requires_grad_(False).eval()
         length = ctx.cfg.sample.max_new_tokens
         self.records = {
@@ -186,12 +192,12 @@ class FreshComparisons:
         return Generations([PROMPT], [source], [0] * n, tokens, [], [], rows)
 
 
-def prompt_task(ctx: Context) -> PromptTask:
+def prompt_task(ctx: Setting) -> PromptTask:
     """The task of a method that searches for prompts."""
     assert ctx.task.search is not None  # what the method needs
     return ctx.task.search
 
 
-def is_fresh(ctx: Context) -> bool:
+def is_fresh(ctx: Setting) -> bool:
     """Whether reward models learn from prompts made for each update."""
     return ctx.cfg.prompt is not None and ctx.cfg.prompt.fresh

@@ -21,11 +21,11 @@ from jaxtyping import Float
 from pgtg.errors import ConfigError
 from pgtg.judges.candidate import Candidate
 from pgtg.judges.template import Prompt
-from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.methods.method import Method
 from pgtg.methods.prompt_options import GrIPS
 from pgtg.methods.search import Question
+from pgtg.methods.setting import Setting
 from pgtg.models.loading import load_language_model
 from pgtg.ops import edits
 from pgtg.ops.gap import accuracy, balanced_entropy
@@ -202,7 +202,7 @@ def _paraphraser(path: str, device: str) -> tuple[Any, Any]:
     return lm.model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
-def begin(ctx: Context) -> GripsSearch:
+def begin(ctx: Setting) -> GripsSearch:
     return GripsSearch(prompt_task(ctx), GrIPS.of(ctx.cfg.method), ctx.cfg.seed, ctx.device)
 
 

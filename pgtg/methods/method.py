@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from pgtg.config import FitConfig
-from pgtg.methods.context import Context
 from pgtg.methods.search import MakeSearch
+from pgtg.methods.setting import Setting
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel
@@ -19,11 +19,32 @@ STAGES = ("sample", "align", "score", "aggregate", "improve")
 
 
 @dataclass(frozen=True)
+class Shared:
+    """An artifact that the first line of the run makes that reads it, and others read.
+
+    Args:
+        inputs: Hash of all that it depends on.
+        position: Where the run's log stands, for its manifest [bytes].
+    """
+
+    artifact: Artifact
+    inputs: str
+    position: int = 0
+
+    def file(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Its only file, which `write` makes if it is not there."""
+        if not self.artifact.made_from(self.inputs):
+            write(self.artifact.working(self.inputs) / name)
+            self.artifact.commit(inputs=self.inputs, position=self.position)
+        return self.artifact.file(name)
+
+
+@dataclass(frozen=True)
 class Improving:
     """What the policy training of one round is given.
 
     Args:
-        ctx: The run.
+        ctx: The run's settings, task and models.
         lm: The policy in training.
         codec: Its codec.
         model: The round's reward model, None for a method without.
@@ -32,13 +53,12 @@ class Improving:
         working: Folder of the half-done artifact, kept for a resume.
         first: Number of the round's first update, counted over all rounds.
         updates: Updates of the round.
-        targets: Artifact with the token rewards of the round's targets, for all lines of the run
-            that this reward model guides; to be made if it is not there.
-        targets_inputs: Hash of all that it depends on.
+        targets: The token rewards of the round's targets, for all lines of the run that this reward
+            model guides.
         before: What the round before left of the same policy's training; None in the first.
     """
 
-    ctx: Context
+    ctx: Setting
     lm: LanguageModel
     codec: Codec
     model: RewardModel | None
@@ -46,8 +66,7 @@ class Improving:
     working: Path
     first: int
     updates: int
-    targets: Artifact | None = None
-    targets_inputs: str = ""
+    targets: Shared | None = None
     before: Artifact | None = None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pgtg.judges.candidate import Candidate
-from pgtg.methods.context import Context
+from pgtg.methods.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,4 @@ class Search(Protocol):
         ...
 
 
-MakeSearch = Callable[[Context], Search]
+MakeSearch = Callable[[Setting], Search]

@@ -150,16 +150,16 @@ class SupervisedTrainer(TextTrainer):
 
     def _target_rewards(self, used: np.ndarray) -> Callable[[int], np.ndarray]:
         """Token rewards of the targets that the round uses, by the example's row."""
-        artifact, inputs = self.given.targets, self.given.targets_inputs
-        assert artifact is not None and self.model is not None
-        if not artifact.made_from(inputs):
-            working = artifact.working(inputs)
+        model, shared = self.model, self.given.targets
+        assert shared is not None and model is not None
+
+        def write(path: Path) -> None:
             sources, targets = self.tokens.sources(used), self.tokens.targets(used)
-            values = self.ctx.per_token(self.model, sources, targets, range(len(used)))
-            names = self._examples(used).ids()
-            _write(working / REWARDS, names, values)
-            artifact.commit(inputs=inputs, position=self.ctx.cursor[0])
-        table, place = mapped_rows(artifact.file(REWARDS), SCHEMA), np.full(len(self.tokens), -1)
+            values = self.ctx.per_token(model, sources, targets, range(len(used)))
+            _write(path, self._examples(used).ids(), values)
+
+        table = mapped_rows(shared.file(REWARDS, write), SCHEMA)
+        place = np.full(len(self.tokens), -1)
         place[used] = np.arange(len(used))
         return lambda row: table.numbers("reward", int(place[row])).copy()
 

@@ -11,9 +11,9 @@ from pgtg.config.inputs import portable
 from pgtg.config.registry import TASKS
 from pgtg.data.splits import counts_line
 from pgtg.errors import ConfigError, PgtgError
-from pgtg.methods.context import Context, opened, quiet
 from pgtg.methods.published import published
 from pgtg.models.compatibility import check_models
+from pgtg.pipeline.context import Context, opened, quiet
 from pgtg.pipeline.evaluation import evaluation_of
 from pgtg.pipeline.evaluation.system import Evaluation, Results, System
 from pgtg.pipeline.reuse import parent_files, rewardless, share, start_models

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
 from pgtg.ops.statistics import SEEDS, UNDIRECTED, Comparison, compare, corrected, word_of
+from pgtg.pipeline.context import Context
 from pgtg.runs.folder import Artifact, read_json, read_jsonl
 from pgtg.runs.log import RunLog
 

@@ -25,7 +25,7 @@ from pgtg.config import plugins
 from pgtg.config.inputs import portable
 from pgtg.errors import ArtifactError, PgtgError
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
+from pgtg.pipeline.context import Context
 from pgtg.runs.cache import CachedArtifact
 from pgtg.runs.entries import prune, size_limit
 from pgtg.runs.files import content_hash, read_jsonl, sha256

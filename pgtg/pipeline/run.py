@@ -18,8 +18,8 @@ from pgtg.config.registry import TASKS
 from pgtg.data.splits import counts_line, repeated_between, unread_line
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.methods import method_of
-from pgtg.methods.context import Context, opened, quiet, usable_device
 from pgtg.methods.method import STAGES
+from pgtg.pipeline.context import Context, opened, quiet, usable_device
 from pgtg.pipeline.evaluate import evaluate_run
 from pgtg.pipeline.findings import places, reward_table, show_diagnostics
 from pgtg.pipeline.stages.aggregate import aggregate

@@ -16,8 +16,8 @@ from pgtg.config import LoraConfig, RunConfig, known_keys
 from pgtg.config.compose import run_config
 from pgtg.config.inputs import LOCAL, NEUTRAL, STAGES, portable, settings
 from pgtg.config.registry import TASKS
-from pgtg.methods.context import Context
 from pgtg.pipeline import reuse
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.evaluation import evaluation_of
 from pgtg.pipeline.evaluation.system import Evaluation
 from pgtg.pipeline.recipes import recipe_for
@@ -107,7 +107,7 @@ def hashes(cfg: RunConfig, folder: Path) -> dict[str, str]:
     """Hash of the inputs of each stage under a config."""
     task = TASKS[cfg.task].load()(cfg, folder)
     log = RunLog(None, mute=True)
-    ctx = Context(cfg, RunFolder(folder), log, task, torch.device("cpu"), [0])
+    ctx = Context(cfg, log, task, torch.device("cpu"), RunFolder(folder), [0])
     control = "sparse" if cfg.task == "prompt" else "uniform"
     asks = {
         "sample": lambda: sample(ctx, 0),

@@ -13,8 +13,8 @@ from pgtg.data import rows, tokens
 from pgtg.data.examples import Examples
 from pgtg.data.tokens import Tokens, tokenized
 from pgtg.errors import ArtifactError
-from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.run import train
 from pgtg.runs.artifacts import Artifact
 from pgtg.runs.log import RunLog

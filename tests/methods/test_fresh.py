@@ -229,7 +229,8 @@ def test_a_finished_run_that_is_resumed_is_the_same_to_the_bit(finished: Path, t
 def test_the_shuffled_control_permutes_the_scores_of_each_update(finished: Path, tmp_path: Path):
     with session(fresh(), finished, True) as ctx:
         plain, shuffled = (
-            FreshComparisons(ctx, 0, "", tmp_path / str(i), bool(i)) for i in range(2)
+            FreshComparisons(ctx, ctx.load_policy(0), 0, tmp_path / str(i), bool(i))
+            for i in range(2)
         )
         differs = 0
         for step in range(5):
@@ -243,7 +244,7 @@ def test_the_shuffled_control_permutes_the_scores_of_each_update(finished: Path,
 def test_blocks_of_updates_are_the_same_from_wherever_a_training_is_resumed(finished: Path):
     cfg = fresh("reward.fit.updates=70", "reward.fit.validate_every=30")
     with session(cfg, finished, True) as ctx:
-        stream = FreshComparisons(ctx, 0, "", finished, False)
+        stream = FreshComparisons(ctx, ctx.load_policy(0), 0, finished, False)
         blocks = [stream._steps(step) for step in range(70)]
     found = sorted({(block.start, block.stop) for block in blocks})
     assert found == [(0, 25), (25, 30), (30, 55), (55, 60), (60, 70)] and BLOCK == 25

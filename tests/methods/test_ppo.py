@@ -16,11 +16,11 @@ from pgtg.config.compose import run_config
 from pgtg.errors import ConfigError, DataError
 from pgtg.judges.judge import Judge
 from pgtg.methods import method_of, nlpo
-from pgtg.methods.context import Context
 from pgtg.methods.method import Improving
 from pgtg.methods.ppo import PPOTrainer
 from pgtg.models.language import training_passes
 from pgtg.ops.sampling import log_probability, restrict
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.run import session, train
 from pgtg.pipeline.stages.start import start
 from pgtg.runs.files import load_tensors, read_jsonl, read_table

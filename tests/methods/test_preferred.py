@@ -15,11 +15,11 @@ from pgtg.config import RunConfig
 from pgtg.config.compose import run_config
 from pgtg.errors import ConfigError, DataError
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
 from pgtg.methods.method import Improving
 from pgtg.methods.objective import sampled_log_probs
 from pgtg.ops.preferences import leave_one_out
 from pgtg.ops.sampling import log_probability
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.run import session, train
 from pgtg.types import Window
 from tests.support.finished import finished_run

@@ -13,10 +13,10 @@ from torch.testing import assert_close
 from pgtg.config.compose import run_config
 from pgtg.errors import ConfigError
 from pgtg.methods import method_of, self_distill
-from pgtg.methods.context import Context
 from pgtg.methods.method import Improving
 from pgtg.methods.objective import sampled_log_probs
 from pgtg.models.batch import token_batch
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.run import session, train
 from tests.support.finished import finished_run
 from tests.support.tiny import SHORT, _quiet, results, tiny  # noqa: F401 (a fixture)

@@ -12,13 +12,13 @@ import torch
 from pgtg.config.compose import run_config
 from pgtg.errors import ConfigError, DataError
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
-from pgtg.methods.method import Improving
+from pgtg.methods.method import Improving, Shared
 from pgtg.methods.objective import SupervisedBatch
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.bounds import softplus_bound
 from pgtg.ops.objectives import mle_weights
 from pgtg.ops.sampling import log_probability
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.run import session
 from pgtg.pipeline.stages.align import align, untrained_reward_model
 from tests.support.finished import finished_run
@@ -50,7 +50,7 @@ def trainer(ctx: Context, name: str) -> Any:
     if model is not None:
         model.requires_grad_(False)
     folder, targets = ctx.artifact(0, "improve", control=name), ctx.artifact(9, name or "own")
-    given = Improving(ctx, lm, codec, model, [], folder.working("x"), 0, 2, targets, "x")
+    given = Improving(ctx, lm, codec, model, [], folder.working("x"), 0, 2, Shared(targets, "x"))
     assert method.trainer is not None
     return method.trainer(method, given)
 

@@ -26,7 +26,7 @@ from pgtg.data.worlds import newswire
 from pgtg.errors import ArtifactError, ConfigError, DataError
 from pgtg.judges.pool import JudgePool
 from pgtg.methods import method_of
-from pgtg.methods.method import Improving
+from pgtg.methods.method import Improving, Shared
 from pgtg.pipeline.run import run_stage, session, train
 from pgtg.pipeline.stages.align import random_reward_model
 from pgtg.runs.folder import RunFolder, load_tensors, read_table, write_table
@@ -334,8 +334,8 @@ def test_what_a_policy_samples_for_its_update_is_drawn_narrowly_and_learned_from
         lm, codec = ctx.load_policy(0)
         reward = random_reward_model(ctx).eval().requires_grad_(False)
         folder = ctx.artifact(0, "improve").working("x")
-        targets = ctx.artifact(0, "targets"), "x"
-        given = Improving(ctx, lm, codec, reward, [], folder, 0, 2, *targets)
+        targets = Shared(ctx.artifact(0, "targets"), "x")
+        given = Improving(ctx, lm, codec, reward, [], folder, 0, 2, targets)
         guide = method_of(ctx.cfg).trainer(method_of(ctx.cfg), given)  # type: ignore[misc]
         dtypes = products(lm)
         batch = guide.window(0)[0]()

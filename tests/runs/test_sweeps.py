@@ -25,7 +25,7 @@ from pgtg.config import RunConfig
 from pgtg.config.compose import run_config
 from pgtg.config.overrides import folder_name
 from pgtg.errors import ArtifactError, DivergedError
-from pgtg.methods.context import opened
+from pgtg.pipeline.context import opened
 from pgtg.pipeline.run import ROUNDS, train
 from pgtg.pipeline.stages import improve
 from pgtg.runs import sweeps

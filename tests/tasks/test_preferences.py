@@ -18,7 +18,7 @@ from pgtg.config.compose import run_config
 from pgtg.data.generations import of_tables, read_generations
 from pgtg.errors import ConfigError, DataError
 from pgtg.methods import method_of
-from pgtg.methods.method import Improving
+from pgtg.methods.method import Improving, Shared
 from pgtg.models.batch import token_batch
 from pgtg.models.codec import Codec
 from pgtg.models.loading import load_language_model
@@ -305,7 +305,7 @@ def test_every_completion_is_a_target_where_asked_for(finished: Path, tmp_path: 
         method, (lm, codec) = method_of(cfg), ctx.load_start()
         model = load_reward_model(finished / "rounds/00/align/reward").eval()
         artifact, working = ctx.artifact(0, "targets"), tmp_path / "working"
-        given = Improving(ctx, lm.eval(), codec, model, [], working, 0, 2, artifact, "x")
+        given = Improving(ctx, lm.eval(), codec, model, [], working, 0, 2, Shared(artifact, "x"))
         assert method.trainer is not None
         trainer = method.trainer(method, given)
         batch = trainer.window(0)[0]()

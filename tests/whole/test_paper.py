@@ -18,8 +18,8 @@ from pgtg.data.fewshot import load_fewshot
 from pgtg.errors import ConfigError, DataError, MissingResourceError
 from pgtg.explain.gather import Options
 from pgtg.explain.write import explain
-from pgtg.methods.context import opened
 from pgtg.metrics.meteor import require_wordnet
+from pgtg.pipeline.context import opened
 from pgtg.pipeline.evaluate import evaluate_saved
 from pgtg.pipeline.evaluation.system import System
 from pgtg.pipeline.evaluation.text import TextEvaluation

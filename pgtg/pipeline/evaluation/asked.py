@@ -12,8 +12,8 @@ import numpy as np
 from pgtg.judges.candidate import FOUND, Candidate, read_found
 from pgtg.judges.record import TABLE
 from pgtg.judges.template import Prompt
-from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.stages.match import judged_prompts
 from pgtg.pipeline.stages.search import ASKED
 from pgtg.runs.files import read_jsonl, read_table

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pgtg.data.examples import Examples
-from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
+from pgtg.pipeline.context import Context
 from pgtg.types import TokenIds
 
 # kind of a token -> the column of its negative log-likelihood

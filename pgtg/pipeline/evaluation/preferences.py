@@ -19,12 +19,12 @@ from pgtg.data.examples import Examples
 from pgtg.data.generations import read_generations
 from pgtg.data.pairs import Chosen
 from pgtg.judges.judge import judged
-from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel, load_reward_model, save_reward_model
 from pgtg.ops.aggregate import Aggregator, padded
 from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.evaluation.text import TextEvaluation
 from pgtg.pipeline.stages.align import PlackettLuce, fresh_reward_model, passes
 from pgtg.runs.folder import Artifact, hash_of

@@ -22,12 +22,12 @@ from pgtg.judges.candidate import Candidate
 from pgtg.judges.record import TABLE, read_judged
 from pgtg.judges.template import Prompt
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.evaluation.asked import (
     Asked,
     Ranked,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pgtg.methods.context import Context
+from pgtg.pipeline.context import Context
 from pgtg.runs.folder import Artifact
 
 Results = dict[str, Any]

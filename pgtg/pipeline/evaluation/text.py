@@ -15,12 +15,12 @@ from pgtg.data.examples import Examples
 from pgtg.data.splits import has_split
 from pgtg.judges.reference import scored_against
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
 from pgtg.metrics import build_metrics, compute, unread, unread_line
 from pgtg.metrics.sentences import build_splitter
 from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding, Sampler
 from pgtg.models.language import LanguageModel
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.evaluation import compared
 from pgtg.pipeline.evaluation.likelihood import likelihoods
 from pgtg.pipeline.evaluation.system import Results, Rows, System

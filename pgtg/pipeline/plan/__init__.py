@@ -143,7 +143,7 @@ def _rounds(cfg: RunConfig) -> int:
 
 
 def _on_cpu(cfg: RunConfig) -> bool:
-    from pgtg.methods.context import pick_device
+    from pgtg.pipeline.context import pick_device
 
     return pick_device(cfg.device).type == "cpu"
 

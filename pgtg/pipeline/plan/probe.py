@@ -23,7 +23,7 @@ from pgtg.pipeline.plan.work import Work
 from pgtg.runs.log import RunLog
 
 if TYPE_CHECKING:
-    from pgtg.methods.context import Context
+    from pgtg.pipeline.context import Context
 
 UPDATES = 4  # of each training in the short run
 SET_UP = 8  # times as many in the set-up, whose models are small
@@ -102,7 +102,7 @@ def probe(
     Raises:
         PgtgError: As the run itself would.
     """
-    from pgtg.methods.context import opened
+    from pgtg.pipeline.context import opened
     from pgtg.runs.folder import RunFolder
     from pgtg.tasks import open_task
 

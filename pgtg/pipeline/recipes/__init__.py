@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgtg.config import RunConfig
-from pgtg.methods.context import Context
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.recipes import tiny_lms, tiny_t5, tiny_text
 from pgtg.runs.folder import Artifact
 

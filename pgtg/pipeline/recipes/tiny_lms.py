@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pgtg.config import classifier_of
-from pgtg.methods.context import Context, quiet
+from pgtg.pipeline.context import Context, quiet
 from pgtg.pipeline.recipes.teaching import teach_truth, teach_words
 from pgtg.runs.folder import Artifact
 from pgtg.runs.log import RunLog

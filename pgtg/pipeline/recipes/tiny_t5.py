@@ -11,7 +11,6 @@ import torch
 
 from pgtg.config import MethodConfig
 from pgtg.data.worlds.newswire import vocabulary
-from pgtg.methods.context import Context, quiet
 from pgtg.methods.objective import Improvement, SupervisedBatch
 from pgtg.methods.options import WeightedMLE
 from pgtg.models.batch import per_token, token_batch
@@ -22,6 +21,7 @@ from pgtg.models.loading import save_language_model
 from pgtg.models.tiny.t5 import build, copy_pairs
 from pgtg.ops.objectives import uniform_weights
 from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.context import Context, quiet
 from pgtg.runs.folder import Artifact
 from pgtg.runs.log import RunLog
 from pgtg.training.loop import fit

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from pgtg.data.pairs import Chosen
-from pgtg.methods.context import Context, quiet
 from pgtg.methods.objective import Improvement, SupervisedBatch
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import save_language_model
 from pgtg.models.tiny.lm import build_causal
 from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.context import Context, quiet
 from pgtg.pipeline.recipes.tiny_t5 import PLAIN, uniform_batch
 from pgtg.runs.folder import Artifact
 from pgtg.runs.log import RunLog

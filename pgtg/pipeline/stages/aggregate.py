@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pgtg.data.comparisons import Comparisons
 from pgtg.data.generations import read_generations
-from pgtg.methods.context import Context
 from pgtg.ops.aggregate import Aggregator, padded
 from pgtg.ops.credit import relations, spread
 from pgtg.ops.masking import masked_mean
@@ -25,6 +24,7 @@ from pgtg.ops.ranking import (
     stratified_auc,
     top1_accuracy,
 )
+from pgtg.pipeline.context import Context
 from pgtg.runs.folder import Artifact, hash_of, read_table, write_table
 from pgtg.types import Generations
 

@@ -19,7 +19,6 @@ from pgtg.data.comparisons import Comparisons, parts_in_passes
 from pgtg.data.generations import joined, read_generations, shuffled_scores
 from pgtg.errors import ConfigError, DataError
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
 from pgtg.methods.fresh import FreshComparisons, is_fresh
 from pgtg.models.batch import moved, token_batch
 from pgtg.models.language import evaluating
@@ -36,6 +35,7 @@ from pgtg.models.reward import (
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.ranking import informative, pair_accuracy, plackett_luce_nll, share_of_pairs
 from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.stages.lines import made_for
 from pgtg.runs.folder import Artifact, hash_of
 from pgtg.runtime import distributed
@@ -114,7 +114,8 @@ def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Art
     where = Where(ctx.cfg.seed, "align", round, head or control, offset, about)
     shuffle = method_of(ctx.cfg, control).shuffle_scores
     if fresh:
-        stream = _of_the_policy(ctx, FreshComparisons(ctx, round, control, working, shuffle))
+        policy = ctx.load_policy(round, control)
+        stream = _of_the_policy(ctx, FreshComparisons(ctx, policy, round, working, shuffle))
     else:
         rounds = [read_generations(artifact, "train") for artifact in samples]
         if shuffle:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from pgtg.data.generations import read_generations
-from pgtg.methods.context import Context
 from pgtg.models.reward import load_reward_model
 from pgtg.ops.aggregate import Aggregator
 from pgtg.ops.credit import spearman
 from pgtg.ops.sampling import derive_seed
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.stages.align import PlackettLuce, group_batch, heldout_metrics
 from pgtg.runs.folder import Artifact, hash_of, write_json
 from pgtg.tasks.task import Judge

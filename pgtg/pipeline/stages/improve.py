@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
-from pgtg.methods.method import Improving, Trainer
+from pgtg.methods.method import Improving, Shared, Trainer
 from pgtg.models.reward import load_reward_model
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.reuse import (
     parent_files,
     pretrained,
@@ -124,7 +124,7 @@ def _make(
     first = sum(updates[:round])
     targets = _targets(ctx, round, control, aligned, length)
     before = ctx.artifact(round - 1, "improve", control=control) if round else None
-    given = Improving(ctx, lm, codec, model, samples, working, first, length, *targets, before)
+    given = Improving(ctx, lm, codec, model, samples, working, first, length, targets, before)
     trainer = method.trainer(method, given)
     result, metrics = _train(ctx, trainer, round, control, inputs, updates, working)
     trainer.save(working / "policy")
@@ -145,8 +145,8 @@ def _make(
 
 def _targets(
     ctx: Context, round: int, control: str, aligned: Artifact | None, updates: int
-) -> tuple[Artifact, str]:
-    """Where the token rewards of the round's targets stand, and the hash of what they rest on.
+) -> Shared:
+    """The token rewards of the round's targets.
 
     Lines that use one reward model for the same targets share them: they stand next to it.
     """
@@ -156,7 +156,7 @@ def _targets(
     parents = [*ctx.parents(0), *([aligned] if aligned else [])]
     part = ctx.settings("targets") | {"round": round, "updates": updates}
     part |= {"all": True} if method.all_targets else {}
-    return artifact, hash_of(parents, part)
+    return Shared(artifact, hash_of(parents, part), ctx.cursor[0])
 
 
 def kept_policy(ctx: Context, rounds: int, control: str = "") -> tuple[int, Path, Artifact]:

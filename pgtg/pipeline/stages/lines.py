@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
+from pgtg.pipeline.context import Context
 from pgtg.runs.folder import Artifact
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from pgtg.judges.record import Record, write_judged
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
 from pgtg.methods.fresh import BLOCK, Key, draw, is_fresh, judge, prompt_task, validations
+from pgtg.pipeline.context import Context
 from pgtg.runs.folder import Artifact, hash_of
 
 SPENDING = ("sample", "align", "improve", "match")  # stages that have prompts judged

@@ -19,9 +19,9 @@ from pgtg.data.examples import Examples
 from pgtg.data.generations import read_part
 from pgtg.judges.judge import judged
 from pgtg.methods import method_of
-from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.reuse import (
     parent_files,
     rewardless,

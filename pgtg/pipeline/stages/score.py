@@ -10,10 +10,10 @@ import numpy as np
 
 from pgtg.data.generations import read_generations
 from pgtg.errors import DivergedError
-from pgtg.methods.context import Context
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel, load_reward_model
+from pgtg.pipeline.context import Context
 from pgtg.runs.folder import Artifact, hash_of, write_table
 from pgtg.types import TokenIds
 

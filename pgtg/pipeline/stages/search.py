@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from pgtg.judges.candidate import Candidate, save_found
-from pgtg.methods.context import Context
 from pgtg.methods.fresh import prompt_task
 from pgtg.methods.search import Question, Search
 from pgtg.ops.gap import accuracy
+from pgtg.pipeline.context import Context
 from pgtg.runs.files import json_line, put_at, read_json, write_json
 from pgtg.runs.folder import Artifact
 from pgtg.runtime import distributed

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pgtg.methods.context import Context
+from pgtg.pipeline.context import Context
 from pgtg.pipeline.recipes import Recipe, recipe_for
 from pgtg.pipeline.reuse import taken_seconds, use, whole
 from pgtg.runs.cache import CachedArtifact
