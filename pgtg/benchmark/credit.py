@@ -104,7 +104,7 @@ def credit(asked: Asked, run_dir: Path) -> list[dict[str, Any]]:
         DataError: The data are not there, or hold too little.
     """
     asked.require()
-    cfg, began = asked.rows[0], time.monotonic()
+    cfg, began, busy = asked.rows[0], time.monotonic(), time.process_time()
     device = usable_device(cfg)
     set_arithmetic(device, tf32=cfg.tf32, deterministic=cfg.deterministic)
     if cfg.threads:
@@ -138,8 +138,10 @@ def credit(asked: Asked, run_dir: Path) -> list[dict[str, Any]]:
             f"{asked.dataset}: tokens under marked errors, told by their value", *table(found)
         )
         made, seconds = as_rows(found), time.monotonic() - began
-        write_json(run_dir / "credit.json", {"about": about, "seconds": seconds, "figures": made})
-        log.say(f"written to {run_dir / 'credit.json'}; {seconds / 60:.1f} min this time")
+        cost = {"seconds": seconds, "cpu_seconds": time.process_time() - busy}
+        write_json(run_dir / "credit.json", {"about": about, **cost, "figures": made})
+        took = f"{seconds / 60:.1f} min this time, {cost['cpu_seconds'] / 60:.1f} min of CPU"
+        log.say(f"written to {run_dir / 'credit.json'}; {took}")
     return made
 
 

@@ -3,9 +3,15 @@
 What it never saw, the questions of its fold, gets its token rewards. Marks are never learned from.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -31,7 +37,7 @@ from pgtg.training.loop import fit
 from pgtg.training.state import load_weights
 from pgtg.training.update import Where
 
-PART = 32  # questions that are read, and kept, at a time
+PART = 16  # questions that are read, and kept, at a time
 FILE = "texts.safetensors"
 
 
@@ -63,9 +69,13 @@ def in_folds(questions: int, folds: int, seed: int) -> list[list[int]]:
 
 
 def read_once(work: Work, cfg: RunConfig, lm: LanguageModel) -> KeptTexts:
-    """What the policy makes of all texts; parts that are there already are not read again."""
+    """What the policy makes of all texts; parts that are there already are not read again.
+
+    On a CPU each thread reads a part of its own: two threads at one part wait for each other.
+    """
     texts, parts = work.texts, list[KeptTexts]()
-    with work.log.progress("policy reads", len(texts.sources)) as bar:
+    with work.log.progress("policy reads", len(texts.sources)) as bar, _readers(work, lm) as submit:
+        waiting = list[tuple[Artifact, str, int, Future[KeptTexts] | None]]()
         for start in range(0, len(texts.sources), PART):
             sources = texts.sources[start : start + PART]
             origin = [text.question - start for text in texts.texts]
@@ -74,15 +84,45 @@ def read_once(work: Work, cfg: RunConfig, lm: LanguageModel) -> KeptTexts:
             inputs = content_hash(
                 [sources, tokens, origin, _policy(cfg), cfg.tf32, cfg.deterministic]
             )
-            artifact = work.folder.artifact("texts", f"{start // PART:04d}")
+            artifact, reading = work.folder.artifact("texts", f"{start // PART:04d}"), None
             if not artifact.made_from(inputs):
-                found = read_texts(lm, sources, tokens, origin, device=work.device)
+                reading = submit(sources, tokens, origin)
+            waiting.append((artifact, inputs, len(sources), reading))
+        for artifact, inputs, questions, reading in waiting:
+            if reading is not None:
                 folder = artifact.working(inputs, fresh=True)
-                save_tensors(folder / FILE, vars(found))
+                save_tensors(folder / FILE, vars(reading.result()))
                 artifact.commit(inputs=inputs, position=work.log.position(), kind="texts")
             parts.append(KeptTexts(**load_tensors(artifact.file(FILE))))
-            bar.advance(len(sources))
+            bar.advance(questions)
     return KeptTexts.joined(parts)
+
+
+@contextmanager
+def _readers(work: Work, lm: LanguageModel) -> Iterator[Callable[..., Future[KeptTexts]]]:
+    """What has texts read (sources, tokens, origin), on a CPU in as many threads as torch has, each
+    of which computes alone. At the end, however it comes, they stop after the pass they make."""
+    count, cpu = torch.get_num_threads(), work.device.type == "cpu"
+    pool, models, over = ThreadPoolExecutor(count if cpu else 1), SimpleQueue[Any](), Event()
+    for _ in range(count if cpu else 1):  # a model of its own for each, with the same weights: one
+        weights = {id(one): one for one in (*lm.parameters(), *lm.buffers())}
+        models.put(copy.deepcopy(lm, weights))  # changes its modules while it computes logits
+
+    def read(*texts: Any) -> KeptTexts:
+        own = models.get()
+        try:
+            return read_texts(own, *texts, device=work.device, over=over)
+        finally:
+            models.put(own)
+
+    if cpu:
+        torch.set_num_threads(1)
+    try:
+        yield partial(pool.submit, read)
+    finally:
+        over.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(count)
 
 
 def _policy(cfg: RunConfig) -> list[Any]:
@@ -155,7 +195,9 @@ def _learn(
     if not len(comparisons):
         raise DataError("nothing is preferred among the texts: there is nothing to learn from")
     checking = compared(work.texts, validating, kept=frozen)
-    parts = of_sources(checking).split(options.micro_batch) if checking.tokens else []
+    # nothing is read: all at once, and so each text once, though several comparisons hold it
+    size = len(checking.tokens) ** 2 if frozen else options.micro_batch
+    parts = of_sources(checking).split(size) if checking.tokens else []
     checks = [group_batch(checking, part, work.device) for part in parts]
     objective = PlackettLuce(model, Aggregator.of(cfg.aggregator))
     seed = where.seed_at(0, "passes")

@@ -5,7 +5,9 @@ Kept, they cost a look-up. States are kept in bfloat16; nothing else is rounded.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any, cast
 
 import torch
@@ -20,6 +22,7 @@ from pgtg.ops.sampling import seeded
 from pgtg.types import TokenBatch, TokenIds
 
 PLACES = 1024  # tokens, padding included, that are read in one pass
+CACHED = 16  # tokens whose logits stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,17 @@ def read_texts(
     origin: Sequence[int],
     *,
     device: torch.device | str = "cpu",
+    over: Event | None = None,
 ) -> KeptTexts:
     """States, log-probabilities and entropies of N texts that continue sources.
 
     Each source is read once, and its texts continue it in batches of texts of similar length.
+
+    Args:
+        over: Nobody waits for them any more: no further pass is made.
+
+    Raises:
+        CancelledError: So it is.
     """
     found: list[tuple[Tensor, Tensor, Tensor]] = [()] * len(tokens)  # type: ignore[list-item]
     continued = sorted(set(origin))
@@ -71,6 +81,8 @@ def read_texts(
         reading = lm.prefill(source.to(device), mask.to(device), logits=False)
         rows = [row for row, own in enumerate(origin) if own in here]
         for part in length_sorted([len(tokens[row]) for row in rows], budget=PLACES):
+            if over is not None and over.is_set():
+                raise CancelledError
             texts = [rows[n] for n in part]
             own = reading.fork().select([here[origin[row]] for row in texts])
             ids, mask = (one.to(device) for one in pad([tokens[row] for row in texts]))
@@ -88,12 +100,17 @@ def _of_logits(
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
     """Log-probability of each token after its state, and entropy there, of logits that are held
     for this text alone."""
-    logits = lm.logits_of(states[None])[0].float()
-    total = logits.logsumexp(-1)
-    log_probs = logits.gather(-1, ids[:, None]).squeeze(-1) - total
-    # log Z - sum_v p_v z_v, which needs one array of probabilities and no array of their logarithms
-    entropies = total - torch.linalg.vecdot(logits.softmax(-1), logits)
-    return log_probs.cpu(), entropies.cpu()
+    logits, found = lm.logits_of(states[None])[0].float(), list[tuple[Tensor, Tensor]]()
+    for some, own in zip(logits.split(CACHED), ids.split(CACHED), strict=True):
+        some = some - some.amax(-1, keepdim=True)
+        weights = some.exp()
+        total = weights.sum(-1)
+        # log Z - sum_v p_v z_v, as a product that makes no array of its terms
+        mean = torch.bmm(weights[:, None], some[:, :, None]).flatten() / total
+        log_prob = some.gather(-1, own[:, None]).squeeze(-1) - total.log()
+        found.append((log_prob, total.log() - mean))
+    log_probs, entropies = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+    return log_probs, entropies
 
 
 class KeptModel(nn.Module):

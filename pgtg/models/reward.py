@@ -136,11 +136,9 @@ class StateActionHead(nn.Module):
         self.mlp = mlp(4 * width, spec.mlp_width)
 
     def forward(self, lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "N T"]:
-        states = lm.states(batch).float()
+        states, action = _unit(lm.states(batch).float()), _unit(lm.embeddings(batch).float())
         before, after = states[:, :-1], states[:, 1:]
-        action = lm.embeddings(batch).float()
-        parts = [_unit(after), _unit(before), _unit(action)]
-        return self.mlp(torch.cat([*parts, parts[1] * parts[2]], dim=-1)).squeeze(-1)
+        return self.mlp(torch.cat([after, before, action, before * action], dim=-1)).squeeze(-1)
 
 
 def _unit(x: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:

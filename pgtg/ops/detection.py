@@ -6,14 +6,14 @@ weights, how often each question was taken; the first draw is the data as they a
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 LEVEL = 0.95
 RESAMPLES = 1000
-CELLS = 2**22  # numbers that are held in memory at a time
-CACHED = 2**17  # weights that stay in the processor's cache
+CACHED = 2**17  # numbers that stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,14 @@ def auc_within_texts(
     Args:
         text: The text that each token is of; all tokens of a text are of one question.
     """
-    won, pairs = _between_questions(tokens, text, taken.shape[1])
-    return _share(taken @ won.diagonal(), taken @ pairs.diagonal())
+    runs = _Runs.of(tokens, text)
+    before = np.append(0, (runs.other >= 0).cumsum())
+    first, last = before[runs.stratum]
+    won, pairs = (
+        np.bincount(runs.error, counts, minlength=taken.shape[1])
+        for counts in (last - before[runs.equal].mean(0), last - first)
+    )
+    return _share(taken @ won, taken @ pairs)
 
 
 def average_precision(tokens: Marked, taken: Int[np.ndarray, "R Q"]) -> Float[np.ndarray, " R"]:
@@ -89,17 +95,19 @@ def average_precision(tokens: Marked, taken: Int[np.ndarray, "R Q"]) -> Float[np
     as suspect. By chance it is their share of all tokens."""
     order = np.argsort(tokens.value, kind="stable")
     value, error, question = (x[order] for x in (tokens.value, tokens.error, tokens.question))
-    # the last token that is as suspect as each error
-    last = np.searchsorted(value, value[error], side="right") - 1
+    places, suspected = np.flatnonzero(error), value[error]
+    # the last token, and the last error, that is as suspect as each error
+    last = np.searchsorted(value, suspected, side="right") - 1
+    last_error = np.searchsorted(suspected, suspected, side="right") - 1
     weights, found = taken.astype(np.float32), list[np.ndarray]()  # counts below 2^24 are exact
     size = max(1, CACHED // max(1, len(order)))
     for start in range(0, len(weights), size):
-        drawn = weights[start : start + size][:, question]
-        suspects = drawn.cumsum(1)[:, last]
-        drawn = drawn[:, error]
-        errors = drawn.cumsum(1)[:, np.searchsorted(value[error], value[error], side="right") - 1]
-        precision = errors / np.maximum(suspects, 1)
-        found.append(_share((drawn * precision).sum(1), drawn.sum(1)))
+        drawn = weights[start : start + size].take(question, axis=1)
+        precision = drawn.cumsum(1).take(last, axis=1)
+        drawn = drawn.take(places, axis=1)
+        np.maximum(precision, 1, out=precision)
+        np.divide(drawn.cumsum(1).take(last_error, axis=1), precision, out=precision)
+        found.append(_share(np.einsum("re,re->r", drawn, precision), drawn.sum(1)))
     return np.concatenate(found)
 
 
@@ -124,28 +132,53 @@ def _between_questions(
 
     With them the AUC of any draw is a ratio of two quadratic forms.
     """
-    order = np.lexsort((tokens.value, stratum))
-    strata, value, error = (x[order] for x in (stratum, tokens.value, tokens.error))
-    question = tokens.question[order]
-    ends = np.append(_starts(strata, value), len(order))  # runs of equal tokens
-    run = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
-    limits = np.append(_starts(strata), len(order))
-    place = np.repeat(np.arange(len(limits) - 1), np.diff(limits))
-    by_question = np.flatnonzero(error)
-    by_question = by_question[np.argsort(question[by_question], kind="stable")]
-    rows, first = np.unique(question[by_question], return_index=True)
+    runs = _Runs.of(tokens, stratum)
+    rows, first = np.unique(runs.error, return_index=True)
     won, pairs = np.zeros((questions, questions)), np.zeros((questions, questions))
-    width = max(1, CELLS // (len(order) + 1)) if len(rows) else questions
+    width = max(1, CACHED // (len(runs.other) + 1)) if len(rows) else questions
     for start in range(0, questions if len(rows) else 0, width):
         columns = np.arange(start, min(start + width, questions))
-        others = (question[:, None] == columns) & ~error[:, None]
-        before = np.concatenate([np.zeros((1, len(columns))), others.cumsum(0)])
-        own = by_question
-        last, low = before[limits[place[own] + 1]], before[limits[place[own]]]
-        equal = (before[ends[run[own]]] + before[ends[run[own] + 1]]) / 2
-        won[rows[:, None], columns] = np.add.reduceat(last - equal, first)
-        pairs[rows[:, None], columns] = np.add.reduceat(last - low, first)
+        before = np.zeros((len(columns), len(runs.other) + 1), np.int32)
+        np.cumsum(runs.other == columns[:, None], axis=1, dtype=np.int32, out=before[:, 1:])
+        low, last, equal, above = (
+            np.add.reduceat(before.take(places, axis=1), first, axis=1, dtype=float).T
+            for places in (*runs.stratum, *runs.equal)
+        )
+        won[rows[:, None], columns] = last - (equal + above) / 2
+        pairs[rows[:, None], columns] = last - low
     return won, pairs
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Tokens in the order of their strata and values, errors by question.
+
+    Args:
+        other: The question of each token that is under no error; -1 where it is under one.
+        error: The question of each error.
+        equal: Where the tokens that are equal to each error begin and end.
+        stratum: Where the tokens of its stratum begin and end.
+    """
+
+    other: Int[np.ndarray, " N"]
+    error: Int[np.ndarray, " E"]
+    equal: Int[np.ndarray, "2 E"]
+    stratum: Int[np.ndarray, "2 E"]
+
+    @classmethod
+    def of(cls, tokens: Marked, stratum: Int[np.ndarray, " N"]) -> Self:
+        order = np.lexsort((tokens.value, stratum))
+        strata, value, error, question = (
+            x[order] for x in (stratum, tokens.value, tokens.error, tokens.question)
+        )
+        own = np.flatnonzero(error)
+        own = own[np.argsort(question[own], kind="stable")]
+        bounds = list[np.ndarray]()
+        for keys in ((strata, value), (strata,)):
+            ends = np.append(_starts(*keys), len(order))
+            run = np.searchsorted(ends, own, side="right")
+            bounds.append(np.stack([ends[run - 1], ends[run]]))
+        return cls(np.where(error, -1, question), question[own], *bounds)
 
 
 def _starts(*keys: np.ndarray) -> Int[np.ndarray, " K"]:

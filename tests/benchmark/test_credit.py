@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.testing import assert_close
 from typer.testing import CliRunner, Result
 
 from pgtg.benchmark import folds
 from pgtg.cli.main import app
+from pgtg.runs.folder import load_tensors
 from tests.support.tiny_exports import llama
 
 GOOD = ("lovely", "neat", "solid", "superb")
@@ -91,6 +94,27 @@ def test_planted_errors_are_found_from_rankings_alone(
     again = found(measured(*words, "--folds", "2"), folder)
     assert all(row == figures[key] for key, row in again.items())
     assert len(again) < len(figures)
+
+
+def test_threads_read_what_one_reads(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Several parts each; torch computes with as many threads afterwards as before."""
+    monkeypatch.setattr(folds, "PART", 3)
+    data, before = planted(tmp_path / "data.jsonl"), torch.get_num_threads()
+    made = list[dict[str, Any]]()
+    try:
+        for threads in (1, 3):
+            folder = tmp_path / str(threads)
+            words = ["own", f"data.path={data}", f"policy.path={model}", f"run_dir={folder}", *FAST]
+            result = measured(*words, f"threads={threads}", "reward.fit.updates=1", "--folds", "2")
+            assert torch.get_num_threads() == threads
+            found(result, folder)
+            parts = [folder / "texts" / f"{n:04d}" / folds.FILE for n in range(4)]
+            kept = [load_tensors(part) for part in parts]
+            made.append({name: torch.cat([part[name] for part in kept]) for name in kept[0]})
+    finally:
+        torch.set_num_threads(before)
+    for name, values in made[0].items():
+        assert_close(made[1][name], values, rtol=1e-5, atol=1e-5)
 
 
 def test_a_whole_reward_model_is_learned_where_asked(model: Path, tmp_path: Path):

@@ -36,8 +36,10 @@ def test_texts_are_read_as_one_by_one(lm: LanguageModel, monkeypatch: pytest.Mon
         assert_close(probs[n], log_p[range(len(ids)), ids], rtol=1e-5, atol=1e-5)
         assert_close(entropies[n], -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(module, "PLACES", 1)  # a text at a time
+    monkeypatch.setattr(module, "CACHED", 3)  # and some of its tokens
     again = read_texts(lm, SOURCES, TOKENS, ORIGIN)
     assert_close(again.log_probs, found.log_probs, rtol=1e-5, atol=1e-5)
+    assert_close(again.entropies, found.entropies, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["paper", "linear", "state_action", "logprob"])
