@@ -7,19 +7,23 @@ nearest known name, wrong types, missing values, and the cross-checks of `config
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
@@ -100,10 +104,27 @@ class Composed(NamedTuple):
     notes: list[str]
 
 
+class Shipped(FileConfigSource):
+    """The files of `conf/`, which do not change while a command runs: each is parsed once."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "shipped"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        return deepcopy(_parsed(config_path))  # composing takes parts of it over as they are
+
+
+@cache
+def _parsed(config_path: str) -> ConfigResult:
+    return FileConfigSource("main", str(CONF)).load_config(config_path)
+
+
 def register() -> None:
     """Tell Hydra the schema and the resolver of `conf/`; may be called any number of times."""
     setup_globals()
     setbase(VERSION_BASE)
+    SourcesRegistry.instance().register(Shipped)
     OmegaConf.register_new_resolver("pgtg_folder", folder_name, replace=True)
     store = ConfigStore.instance()
     if "run_schema.yaml" not in store.repo:
@@ -130,7 +151,7 @@ def _plain_option(spec: Spec) -> dict[str, Any]:
 def loader(config_dir: Path | None = None) -> ConfigLoaderImpl:
     """Hydra's loader over `conf/`, with the user's own folder in front of it."""
     register()
-    search = create_config_search_path(str(CONF))
+    search = create_config_search_path(f"{Shipped.scheme()}://{CONF}")
     if config_dir is not None:
         if not config_dir.is_dir():
             raise ConfigError(f"--config-dir: there is no folder {config_dir}")
@@ -492,21 +513,27 @@ def _typed(task: str, values: Mapping[str, Any]) -> DictConfig:
     What files and saved runs say of the options of other methods or judges is not read.
     """
     given = dict(values)
-    base = OmegaConf.structured(RunConfig)
+    base = _schema(RunConfig).copy()
     for owned in OWNED:
         section = given.get(owned)
         if not isinstance(section, Mapping):
             continue
         options = options_of(owned, task, str(section.get("name")))
-        base[owned] = OmegaConf.structured(options)
+        base[owned] = _schema(options)
         own = {option.name for option in fields(options)}
         others = {key.removeprefix(f"{owned}.") for key in known_keys()} - own
         given[owned] = {key: value for key, value in section.items() if key not in others}
     with theirs():
-        cfg = OmegaConf.merge(base, given)
+        cfg = OmegaConf.unsafe_merge(base, given)  # into the base, which is its own
     assert isinstance(cfg, DictConfig)
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+@cache
+def _schema(section: type) -> DictConfig:
+    """The types and defaults of a section; not to be changed."""
+    return OmegaConf.structured(section)
 
 
 def _options(load: ConfigLoaderImpl, override: Override) -> list[str]:

@@ -36,6 +36,19 @@ def test_the_command_line_wins_over_the_experiment_and_that_over_the_base():
     assert (base.experiment, quick.experiment) == (None, "quickstart")
 
 
+def test_what_was_composed_before_is_in_no_later_config():
+    """The files of `conf/` are parsed once, and no config takes what another made of them."""
+
+    def composed_again() -> RunConfig:
+        compose._shipped.cache_clear()
+        return run_config("summarize", ["experiment=null", "policy=pretrained", "policy.path=x"])
+
+    compose._parsed.cache_clear()
+    fresh = composed_again()
+    run_config("summarize", ["experiment=xsum_t5_base", "method=mle"])
+    assert composed_again() == fresh
+
+
 def test_inner_code_gets_plain_dataclasses_and_a_real_cache_path():
     cfg = run_config("summarize", ["cache=~/x"])
     assert type(cfg) is RunConfig and type(cfg.method.controls) is list

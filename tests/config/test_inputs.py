@@ -37,25 +37,6 @@ from tests.support.tiny import TINY, tiny
 from tests.support.tiny_preferences import tiny_preferences
 from tests.support.tiny_prompt import tiny_prompt
 
-CONFIGS = {
-    "summarize": tiny("method.controls=[uniform]"),
-    "prompt": tiny_prompt("method.controls=[sparse]", "prompt.baselines=[manual]"),
-    "preferences": tiny_preferences(),
-}
-CONFIGS["preferences"].policy.lora = LoraConfig(2, 4.0)
-CONFIGS["preferences"].reward.lora = LoraConfig(2, 4.0)
-# judges with options of their own, of which only those are looked at
-FEW = [word for word in TINY if not word.startswith("judge")]
-SERVER = ["judge=llm", "judge.base_url=http://localhost:1/v1", "judge.model=m"]
-JUDGED = {
-    "reward_model": run_config("summarize", [*FEW, "judge=reward_model", "judge.path=a/b"]),
-    "llm": run_config("summarize", [*FEW, *SERVER]),
-}
-# methods with options of their own, of which only those are looked at
-METHODS = {
-    name: tiny(f"method={name}", "method.controls=[uniform]")
-    for name in ("dpo", "simpo", "tdpo", "grpo", "self_distill", "ppo", "nlpo")
-} | {"rto": tiny("method=rto", "method.dpo=a/b", "method.controls=[uniform]")}
 SEARCHES = [
     "grips",
     "autoprompt",
@@ -64,9 +45,41 @@ SEARCHES = [
     "finetune",
     *(["bbt"] if find_spec("cma") else []),
 ]
-METHODS |= {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in SEARCHES}
 SECTIONS = {key.rpartition(".")[0] for key in known_keys()}
 OF_METHODS = ("task", "method.name", "method.controls")  # which stages there are at all
+
+
+@cache
+def configs() -> dict[str, RunConfig]:
+    """One of each task."""
+    preferences = tiny_preferences()
+    preferences.policy.lora = LoraConfig(2, 4.0)
+    preferences.reward.lora = LoraConfig(2, 4.0)
+    return {
+        "summarize": tiny("method.controls=[uniform]"),
+        "prompt": tiny_prompt("method.controls=[sparse]", "prompt.baselines=[manual]"),
+        "preferences": preferences,
+    }
+
+
+@cache
+def judged() -> dict[str, RunConfig]:
+    """Judges with options of their own, of which only those are looked at."""
+    few = [word for word in TINY if not word.startswith("judge")]
+    server = ["judge=llm", "judge.base_url=http://localhost:1/v1", "judge.model=m"]
+    return {
+        "reward_model": run_config("summarize", [*few, "judge=reward_model", "judge.path=a/b"]),
+        "llm": run_config("summarize", [*few, *server]),
+    }
+
+
+def methods() -> dict[str, RunConfig]:
+    """Methods with options of their own, of which only those are looked at."""
+    rivals = ("dpo", "simpo", "tdpo", "grpo", "self_distill", "ppo", "nlpo")
+    found = {name: tiny(f"method={name}", "method.controls=[uniform]") for name in rivals}
+    found["rto"] = tiny("method=rto", "method.dpo=a/b", "method.controls=[uniform]")
+    prompts = {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in SEARCHES}
+    return found | prompts
 
 
 class Asked(Exception):
@@ -92,7 +105,7 @@ def only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(task, "segments", lambda _: [2, 2])
     monkeypatch.setattr(PreferencesTask, "contents", lambda *_: "theirs")
     monkeypatch.setattr(PreferencesTask, "heldout", lambda _: [])
-    for task in CONFIGS:  # a module that is imported below would keep what is patched
+    for task in configs():  # a module that is imported below would keep what is patched
         evaluation(task)
     spent = {"": {"train": 9}, "sparse": {"train": 1}}
     monkeypatch.setattr(matching, "judged_prompts", lambda c, i, control, *_: spent[control])
@@ -100,7 +113,7 @@ def only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def evaluation(task: str) -> Evaluation:
-    return evaluation_of(CONFIGS[task])
+    return evaluation_of(configs()[task])
 
 
 def hashes(cfg: RunConfig, folder: Path) -> dict[str, str]:
@@ -173,9 +186,9 @@ def neutral(key: str) -> bool:
 
 
 def test_every_key_moves_a_hash_or_is_neutral(only_asked: None, tmp_path: Path):
-    both = {task: moved(config, tmp_path) for task, config in CONFIGS.items()}
-    both |= {name: moved(config, tmp_path, "judge.") for name, config in JUDGED.items()}
-    both |= {name: moved(config, tmp_path, "method.") for name, config in METHODS.items()}
+    both = {task: moved(config, tmp_path) for task, config in configs().items()}
+    both |= {name: moved(config, tmp_path, "judge.") for name, config in judged().items()}
+    both |= {name: moved(config, tmp_path, "method.") for name, config in methods().items()}
     for task, found in both.items():
         for key, stages in found.items():
             assert bool(stages) != neutral(key), (task, key, stages)
@@ -206,15 +219,15 @@ def test_every_key_moves_a_hash_or_is_neutral(only_asked: None, tmp_path: Path):
 def test_what_a_key_moves(key: str, stages: set[str], only_asked: None, tmp_path: Path):
     """Keys that once moved nothing, or too little: each stage that reads them is made again."""
     task = "summarize" if key == "judge.reference" else "prompt"  # of text judges only
-    found = moved(CONFIGS[task], tmp_path, key)[key]
+    found = moved(configs()[task], tmp_path, key)[key]
     assert stages <= found
-    declared = {stage for stage in STAGES if key in settings(CONFIGS[task], stage)}
+    declared = {stage for stage in STAGES if key in settings(configs()[task], stage)}
     alone = {"targets"} | ({"match"} if task == "summarize" else set())  # prompts only
     assert found == declared - alone
 
 
 def test_the_cache_leaves_out_places_and_what_rewards_touch(tmp_path: Path):
-    cfg = JUDGED["llm"]
+    cfg = judged()["llm"]
     part = settings(cfg, "improve")
     assert set(part) - set(portable(part)) == set(LOCAL)
     assert not [key for key in part if key.startswith(("reward.", "aggregator."))]
