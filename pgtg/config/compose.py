@@ -27,7 +27,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pgtg.config import (
     OWNED,
@@ -253,13 +253,16 @@ def composed(
 
 def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
     """Plain dataclasses from a composed config, and all that `check` has against them."""
-    problems = []
+    problems, missing = [], []
     try:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        problems += [f"{key}: no value; give {key}=..." for key in missing]
-        filled = _filled(cfg, missing)
-        with theirs():
-            run = OmegaConf.to_object(filled)
+        try:
+            with theirs():
+                run = OmegaConf.to_object(cfg)
+        except MissingMandatoryValue:
+            missing = sorted(OmegaConf.missing_keys(cfg))
+            problems += [f"{key}: no value; give {key}=..." for key in missing]
+            with theirs():
+                run = OmegaConf.to_object(_filled(cfg, missing))
     except REFUSALS as error:
         raise ConfigError(*problems, one_line(error)) from error
     assert isinstance(run, RunConfig)
@@ -289,10 +292,10 @@ def one_line(error: BaseException) -> str:
 
 
 def _parse(load: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
-    parser, parsed, problems = OverridesParser.create(config_loader=load), [], []
+    parsed, problems = [], []
     for text in overrides:
         try:
-            override = parser.parse_override(as_hydra(text))
+            override = _override(as_hydra(text))
         except HydraException as error:
             hint = "" if "=" in text else "; parameters are written key=value"
             problems.append(f"'{text}': {one_line(error)}{hint}".replace("\n", " "))
@@ -419,6 +422,7 @@ def _replace(cfg: DictConfig, plain: DictConfig, section: str) -> str:
     return ", ".join(str(key) for key in before if before[key] != after.get(key))
 
 
+@lru_cache(maxsize=1024)
 def _override(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
@@ -538,6 +542,8 @@ def _schema(section: type) -> DictConfig:
 
 def _options(load: ConfigLoaderImpl, override: Override) -> list[str]:
     """Names of the files in the group that an override chooses from; none if it sets a value."""
+    if "." in override.key_or_group:  # a key of a section: folders of groups have no such name
+        return []
     return load.repository.get_group_options(override.key_or_group)
 
 

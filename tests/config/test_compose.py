@@ -438,7 +438,9 @@ def test_a_fault_of_ours_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["grips", "autoprompt", "rlprompt", "soft_prompt", "finetune"])
-@pytest.mark.parametrize("data", ["sst2", "agnews", "yelp2"])
+@pytest.mark.parametrize(
+    "data", ["sst2", *(pytest.param(d, marks=pytest.mark.slow) for d in ("agnews", "yelp2"))]
+)
 def test_a_papers_experiment_has_a_methods_published_settings(name: str, data: str, tmp_path: Path):
     given = [f"data.path={tmp_path}", f"method={name}"]
     paper = run_config("prompt", [f"experiment={data}_paper", *given]).method

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,24 @@ def task_of(override: str) -> str:
     return "prompt" if group == "dataset" else "summarize"
 
 
-@pytest.mark.parametrize("override", OPTIONS)
-def test_every_option_composes(override: str):
-    cfg, problems, _ = composed(task_of(override), [override])
+def together() -> list[tuple[str, ...]]:
+    """All options, few at a time: of each group the first, the second, ..., experiments alone."""
+    apart = [(option,) for option in OPTIONS if option.startswith("experiment=")]
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for option in OPTIONS:
+        if (option,) not in apart:
+            kinds.setdefault((task_of(option), option.partition("=")[0]), []).append(option)
+    tasks = {task for task, _ in kinds}
+    columns = [
+        zip_longest(*(options for (its, _), options in kinds.items() if its == task))
+        for task in sorted(tasks)
+    ]
+    return apart + [tuple(filter(None, one)) for column in columns for one in column]
+
+
+@pytest.mark.parametrize("overrides", together(), ids=",".join)
+def test_every_option_composes(overrides: tuple[str, ...]):
+    cfg, problems, _ = composed(task_of(overrides[0]), overrides)
     assert problems == [] and set(cfg) == set(RunConfig.__dataclass_fields__)
 
 
