@@ -1,10 +1,11 @@
 """A PPO iteration alongside a GRPO step of TRL (extra `trl`), interleaved in one process.
 
-    python benchmarks/ppo_cost.py [--texts 32] [--source 64] [--new 48] [--steps 6]
+    python benchmarks/ppo_cost.py [--texts 32] [--source 64] [--new 48] [--steps 6] [--critic own]
 
 The same causal model with random weights, float32, one thread; as many texts of the same lengths,
-one pass over them with gradients, a KL term to the start policy. Ours reads each text with policy,
-critic and start policy and trains a critic of the policy's size as well; TRL's GRPO has no critic.
+one pass over them with gradients, a KL term to the start policy. TRL's GRPO has no critic; ours
+reads each text with policy, critic and start policy and trains a critic of the policy's size as
+well, or with `--critic shared` a head on the policy's states.
 Judging costs both next to nothing. Wall time, and the process's CPU time, which other work on the
 machine does not lengthen; the first of each is left out.
 """
@@ -49,6 +50,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, value in {"texts": 32, "source": 64, "new": 48, "steps": 6}.items():
         asked.add_argument(f"--{name}", type=int, default=value)
+    asked.add_argument("--critic", choices=("own", "shared"), default="own")
     args = asked.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -109,6 +111,7 @@ def iterations(folder: Path, args: argparse.Namespace) -> Iterator[Times]:
         [
             *("experiment=none", "data=files", f"data.path={folder}", "policy=pretrained"),
             *(f"policy.path={folder / 'model'}", "method=ppo", "method.epochs=1"),
+            f"method.critic={args.critic}",
             *(f"method.rollouts={args.texts}", f"sample.max_new_tokens={args.new}"),
             *(f"improve.micro_batch={args.texts}", "improve.accumulate=1", "threads=1"),
             *("sample.top_k=0", "cache=off", "device=cpu", "logger=none"),

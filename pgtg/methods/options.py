@@ -300,6 +300,7 @@ class _ActorCritic(_Preferred):
         "clip": 0.2,
         "value_clip": None,
         "value_coef": 0.5,
+        "critic": "own",
         "gamma": 1.0,
         "gae_lambda": 0.95,
         "kl": 0.05,
@@ -315,6 +316,7 @@ class _ActorCritic(_Preferred):
     clip: float = MISSING
     value_clip: float | None = MISSING
     value_coef: float = MISSING
+    critic: str = MISSING
     gamma: float = MISSING
     gae_lambda: float = MISSING
     kl: float = MISSING
@@ -328,7 +330,7 @@ class _ActorCritic(_Preferred):
 
     @property
     def trains_critic(self) -> bool:
-        return True
+        return self.critic == "own"
 
     @property
     def keeps_start(self) -> bool:
@@ -342,6 +344,7 @@ class _ActorCritic(_Preferred):
         yield from self.above_zero("judge_scale", "value_clip", "kl_target", "stop_kl")
         yield from self.not_negative("value_coef", "entropy", "kl")
         yield from self.between(0, 1, "gamma", "gae_lambda")
+        yield from self.one_of("critic", ("own", "shared"))
 
 
 @dataclass

@@ -32,7 +32,7 @@ from pgtg.models.batch import moved, token_batch
 from pgtg.models.dropout import silence_dropout
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel, evaluating
-from pgtg.models.value import ActorCritic, ValueModel, load_trained, save_trained
+from pgtg.models.value import ActorCritic, Critic, load_trained, save_trained
 from pgtg.ops.actor_critic import (
     adapted_coefficient,
     generalized_advantages,
@@ -159,11 +159,14 @@ class PPOTrainer(TextTrainer):
         ctx = given.ctx
         self.method, self.options = method, self.kind.of(ctx.cfg.method)
         self.released = getattr(self.options, "released", False)
-        critic = ctx.load_start()[0]
-        ctx.choose_trained(critic)
-        for lm in (given.lm, critic):
-            silence_dropout(lm.model)
-        self.critic = ValueModel(critic, derive_seed(ctx.cfg.seed, "critic"))
+        backbone = None
+        if self.options.trains_critic:
+            backbone = ctx.load_start()[0]
+            ctx.choose_trained(backbone)
+            silence_dropout(backbone.model)
+        silence_dropout(given.lm.model)
+        seed = derive_seed(ctx.cfg.seed, "critic")
+        self.critic = Critic(given.lm.width, given.lm.device, seed, backbone)
         if given.before is not None:
             load_trained(self.critic, given.before.file(CRITIC))
         self.both = ActorCritic(given.lm, self.critic)
@@ -311,7 +314,9 @@ class PPOTrainer(TextTrainer):
             list, zip(*distributed.spread(written, range(size)), strict=True)
         )
         judged(scores, "sampled texts")
-        own = self._read(self._ratio_log_probs, sources, tokens)
+        own, values = zip(
+            *map(np.transpose, self._read(self._ratios_and_values, sources, tokens)), strict=True
+        )
         ratio = [np.zeros_like(row) for row in own]
         if self.start is not None:
             plain = self._read(self._log_probs_of(self.lm), sources, tokens) if self.masks else own
@@ -324,7 +329,7 @@ class PPOTrainer(TextTrainer):
             "score": scores,
             "log_prob": _lists(own),
             "log_ratio": _lists(ratio),
-            "value": _lists(self._read(self.critic, sources, tokens)),
+            "value": _lists(values),
             "token_reward": _lists(self.dense(sources, tokens)) or [[]] * size,
         }
 
@@ -344,6 +349,12 @@ class PPOTrainer(TextTrainer):
     def _ratio_log_probs(self, batch: TokenBatch) -> Tensor:
         logits = self.opened(self.lm.logits(batch), batch)
         return of_logits(logits, batch.tokens, self.decoding)[1]
+
+    def _ratios_and_values(self, batch: TokenBatch) -> Float[Tensor, "N T 2"]:
+        """What the ratio is of, and what the critic says of the state."""
+        logits, values = self.both(batch)
+        log_probs = of_logits(self.opened(logits, batch), batch.tokens, self.decoding)[1]
+        return torch.stack([log_probs, values], -1)
 
     def _log_probs_of(self, lm: LanguageModel) -> Callable[[TokenBatch], Tensor]:
         return lambda batch: sampled_log_probs(lm, batch, self.decoding)

@@ -1,4 +1,4 @@
-"""The critic of an actor–critic method: what a state is worth, read off a model of its own."""
+"""The critic of an actor–critic method: what a state is worth, as a linear head reads it."""
 
 from pathlib import Path
 
@@ -14,36 +14,41 @@ from pgtg.runtime.distributed import first
 from pgtg.types import TokenBatch
 
 
-class ValueModel(nn.Module):
+class Critic(nn.Module):
     """V(s_t): a linear head without bias on the last state before each token.
 
     Args:
-        backbone: A language model that nothing else trains.
         seed: What the head is drawn from, as torch draws a linear layer's.
+        backbone: A language model of its own; None: it reads the policy's states.
     """
 
-    def __init__(self, backbone: LanguageModel, seed: int):
+    def __init__(
+        self, width: int, device: torch.device, seed: int, backbone: LanguageModel | None = None
+    ):
         super().__init__()
         self.backbone = backbone
         with seeded(seed):
-            head = nn.Linear(backbone.width, 1, bias=False)
-        self.head = head.to(backbone.device)
+            head = nn.Linear(width, 1, bias=False)
+        self.head = head.to(device)
 
-    def forward(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
+    def forward(self, states: Float[Tensor, "N T+1 D"]) -> Float[Tensor, "N T"]:
         """The value of the state that each of the T right-padded tokens was drawn from."""
-        return self.head(self.backbone.states(batch)[:, :-1].float()).squeeze(-1)
+        return self.head(states[:, :-1].float()).squeeze(-1)
 
 
 class ActorCritic(nn.Module):
-    """A policy and its critic, trained together."""
+    """A policy and its critic, trained together; one pass gives both where they share states."""
 
-    def __init__(self, policy: LanguageModel, critic: ValueModel):
+    def __init__(self, policy: LanguageModel, critic: Critic):
         super().__init__()
         self.policy, self.critic = policy, critic
 
     def forward(self, batch: TokenBatch) -> tuple[Float[Tensor, "N T V"], Float[Tensor, "N T"]]:
         """Logits and values of the states that the T right-padded tokens were drawn from."""
-        return self.policy.logits(batch), self.critic(batch)
+        if self.critic.backbone is not None:
+            return self.policy.logits(batch), self.critic(self.critic.backbone.states(batch))
+        states, logits = self.policy.read(batch)
+        return logits, self.critic(states)
 
 
 def save_trained(module: nn.Module, path: Path) -> None:

@@ -91,8 +91,11 @@ def test_the_first_minibatch_is_on_the_policy_that_sampled(
     assert not made.window(0)[0]().batch.tokens.equal(made.window(2)[0]().batch.tokens)
 
 
-def test_its_gradient_is_that_of_reinforce_and_of_the_critics_error(ctx: Context, tmp_path: Path):
-    made = trainer(ctx, tmp_path, entropy=0.1)
+@pytest.mark.parametrize("critic", ["own", "shared"])
+def test_its_gradient_is_that_of_reinforce_and_of_the_critics_error(
+    ctx: Context, tmp_path: Path, critic: str
+):
+    made = trainer(ctx, tmp_path, entropy=0.1, critic=critic)
     batch, window = first(made)
     made.objective(batch, window).value.backward()
     own = {name: p.grad for name, p in made.both.named_parameters() if p.grad is not None}
@@ -102,7 +105,7 @@ def test_its_gradient_is_that_of_reinforce_and_of_the_critics_error(ctx: Context
     log_probs = log_probability(logits, tokens)
     shares = logits.softmax(-1)
     entropies = -(shares * shares.clamp(min=1e-30).log()).sum(-1)
-    states = made.critic.backbone.states(batch.batch)[:, :-1]
+    states = (made.critic.backbone or made.lm).states(batch.batch)[:, :-1]
     errors = (batch.returns - (states @ made.critic.head.weight[0])) ** 2
     terms = -batch.advantage * log_probs + 0.5 * errors - 0.1 * entropies
     terms[mask].mean().backward()
@@ -353,9 +356,10 @@ def of_the_policy(states: Any, inputs: Any, training: Any, *more: Any) -> bool:
     [
         pytest.param(("method=ppo",), marks=pytest.mark.slow),
         NLPO,
+        pytest.param(("method=ppo", "method.critic=shared"), marks=pytest.mark.slow),
         pytest.param(("method=ppo", "method.reward=learned"), marks=pytest.mark.slow),
     ],
-    ids=["ppo", "nlpo", "dense"],
+    ids=["ppo", "nlpo", "shared", "dense"],
 )
 @pytest.mark.parametrize("at", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 7))])
 def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
