@@ -500,7 +500,8 @@ def test_as_a_control_a_method_has_the_options_of_its_yaml(name: str):
 def test_precision_and_checkpointing_hold_for_both_models(ctx: Context, tmp_path: Path):
     made = trainer(ctx, tmp_path)
     with training_passes(made.both, precision="bf16"):
-        assert made.lm.autocast == made.critic.backbone.autocast == torch.bfloat16
+        backbone = made.critic.backbone
+        assert backbone is not None and made.lm.autocast == backbone.autocast == torch.bfloat16
 
 
 def test_the_mask_policy_that_is_kept_is_the_newest_however_often_it_is_kept(tmp_path: Path):
