@@ -111,10 +111,12 @@ class Drawing:
         pairs = sum(group.pairs for group in self._credit.groups)
         right = f"; {pairs - sum(found)} of {pairs} pairs as the judge" if pairs else ""
         low, middle, high = map(scale.number, (scale.low, scale.middle, scale.high))
+        notes = [line for line in (run.worth, scale.note(run.about.bound)) if line]
+        said = "".join(f"<br>{text(line)}" for line in notes)
         return (
             f'<p class="legend"><b>{self._labels[number]}</b> '
             f"<span>{low} {swatches} {high}</span>, middle {middle} (median)"
-            f'{right}<br><span class="soft">{text(run.path.name)}: '
+            f'{right}{said}<br><span class="soft">{text(run.path.name)}: '
             f"aggregator {text(run.about.aggregator.name)}, head {text(run.about.head)}, bound "
             f"{text(run.about.bound)}</span></p>"
         )

@@ -31,6 +31,7 @@ from pgtg.models.token_classifier import (
     load_token_classifier,
 )
 from pgtg.ops.aggregate import Aggregator
+from pgtg.pipeline.findings import PARTS
 from pgtg.runs.folder import Artifact, RunFolder
 from pgtg.runs.saved import config_of
 from pgtg.runtime.device import pick_device
@@ -55,6 +56,7 @@ class Reader:
         device: Name of the one to read on.
         batch_tokens: Tokens that are read at once, as in the config.
         label: What tells it from the others that read the same texts, e.g. "avg".
+        worth: How well it orders texts, in words; "" where that was not measured.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Reader:
     device: str = "auto"
     batch_tokens: int | str = "auto"
     label: str = ""
+    worth: str = ""
 
     @property
     def aggregator(self) -> Aggregator:
@@ -160,11 +163,29 @@ def open_run(path: Path) -> Run:
         model=model,
         device=cfg.device,
         batch_tokens=cfg.sample.batch_tokens,
+        worth=_worth(folder),
         folder=folder,
         cfg=cfg,
         task=task,
         reward=reward,
     )
+
+
+def _worth(folder: RunFolder) -> str:
+    """Pairs that the newest reward model orders right, next to the baseline that costs nothing."""
+    rounds = sorted((folder.path / "rounds").glob("[0-9]*"), reverse=True)
+    made = [folder.artifact("rounds", one.name, "aggregate") for one in rounds]
+    for found in (one.manifest()["metrics"] for one in made if one.exists()):
+        for part, where in PARTS.items():
+            pairs = found.get(f"aggregate/{part}_pair_accuracy")
+            if pairs is None:
+                continue
+            others = {"chance": 0.5}
+            if (free := found.get(f"aggregate/{part}_log_prob_wins")) is not None:
+                others = {"start policy's log-probability": free, **others}
+            beside = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others.items())
+            return f"{100 * pairs:.1f} % of pairs ordered as they are preferred, {where} ({beside})"
+    return ""
 
 
 def _about(cfg: RunConfig, folder: RunFolder) -> About:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pgtg.ops.bounds import WIDTHS
+
 LEVELS = 6  # shades on each side of the middle
+NARROW = 0.1  # of the bound: a scale that spans less is said to
 OUTER = 5  # percent of the rewards on each side that get the strongest shade
 
 # Backgrounds of the 13 levels from orange over neutral to blue, on light and on dark paper. The two
@@ -47,6 +50,14 @@ class Scale:
         ends = np.percentile(values, [OUTER, 100 - OUTER])
         width = float(np.abs(ends - middle).max())
         return cls(middle - width, middle, middle + width)
+
+    def note(self, bound: str) -> str:
+        """What to know where the rewards differ by little of what the bound allows; else ""."""
+        whole = WIDTHS.get(bound, 0.0)
+        if self.high - self.low >= NARROW * whole:
+            return ""
+        share = 100 * (self.high - self.low) / whole
+        return f"this scale spans {share:.1f} % of what the bound allows: small differences shaded"
 
     def level(self, reward: float) -> int:
         """-LEVELS .. LEVELS; 0 where all rewards are alike."""

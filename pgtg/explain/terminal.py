@@ -1,5 +1,6 @@
 """Texts with shaded tokens on a terminal; with marks in place of colours where it shows none."""
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from pgtg.explain.credit import Entry, View
 from pgtg.explain.gather import Credit
 from pgtg.explain.pieces import Piece
 from pgtg.explain.shading import LEVELS, LIGHT, STRONG, Scale, visible
-from pgtg.runs.console import QuietConsole, shown
+from pgtg.runs.console import QuietConsole, screen, shown
 
 DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 LONGEST_SOURCE = 600  # characters of a source that are shown
@@ -23,8 +24,12 @@ def show(credit: Credit) -> None:
     painter = Painter(console, credit.special)
     labels = [run.label for run in credit.runs]
     _print(console, Text(f"{credit.origin}, {credit.order}", "bold"))
-    for label, scale in zip(labels, credit.scales, strict=True):
-        _print(console, painter.legend(label, scale))
+    for run, scale in zip(credit.runs, credit.scales, strict=True):
+        if run.worth:
+            _print(console, Text(f"{run.label}: {run.worth}"))
+        _print(console, painter.legend(run.label, scale))
+        if note := scale.note(run.about.bound):
+            _print(console, Text(f"{run.label}: {note}"))
     for group in credit.groups:
         _print(console, Text())
         _print(console, Text(shown(group.id), "bold"))
@@ -41,8 +46,26 @@ def show(credit: Credit) -> None:
             _print(console, Text(f"wrong of {group.pairs} pairs: {wrong}", "dim"))
 
 
-def _print(console: Console, line: Text) -> None:
-    console.print(line, soft_wrap=True)
+def _print(console: Console, text: Text) -> None:
+    """On a terminal broken at spaces, later parts indented as the first."""
+    width = screen(console.file)
+    for line in text.split("\n", allow_blank=True):
+        indent = len(line.plain) - len(line.plain.lstrip(" "))
+        if width is None or len(line) <= width:
+            console.print(line, soft_wrap=True)
+            continue
+        for part in line[indent:].divide(_breaks(line.plain[indent:], width - indent)):
+            part.rstrip()
+            console.print(Text(" " * indent).append_text(part), soft_wrap=True)
+
+
+def _breaks(text: str, width: int) -> list[int]:
+    """Where lines of at most `width` columns begin after the first, each at a word."""
+    found = [0]
+    for word in re.finditer(r"\S+", text):
+        if word.start() > found[-1] and word.end() - found[-1] > width:
+            found.append(word.start())
+    return found[1:]
 
 
 def _field(name: str, text: str) -> Text:
@@ -66,12 +89,11 @@ class Painter:
         """The scale line of a run."""
         line = Text(f"{label}: reward ")
         if self._colours:
+            line.append(f"by shade, middle {scale.number(scale.middle)} (median):\n  ")
             line.append(f"{scale.number(scale.low)} ")
             for level in range(-LEVELS, LEVELS + 1):
                 line.append("  ", _style(level))
-            return line.append(
-                f" {scale.number(scale.high)}, middle {scale.number(scale.middle)} (median)"
-            )
+            return line.append(f" {scale.number(scale.high)}")
         low, high = (f"{self._mark(v, scale)} = {scale.number(v)}" for v in (scale.low, scale.high))
         ends = f"{low} or less … {high} or more"
         return line.append(f"{ends}, median {scale.number(scale.middle)}")

@@ -1,5 +1,6 @@
 """Reward bounds: raw head output z -> token reward r."""
 
+import math
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ def unbounded(z: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     """r = z."""
     return z
 
+
+WIDTHS = {"softplus": math.log1p(math.e), "sigmoid": 1.0}  # of the rewards that a bound allows
 
 BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": softplus_bound,

@@ -22,6 +22,7 @@ SEEDS = 3  # below so many common seeds there is no verdict
 SAME = "no difference shown"
 # columns whose low values are good: negative log-likelihoods of clean texts, not of planted flaws
 LOWER_IS_BETTER = ("nll", "nll_facts", "nll_end", "nll_content")
+REFERENCES = "references"  # the decoding that is none: given texts are read
 UNDIRECTED = ("tokens", "ended", "kl_to_start", "boilerplate")  # columns with no good end
 CELLS = 2**22  # random signs held in memory at a time
 

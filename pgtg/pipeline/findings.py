@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from pgtg.methods import method_of
-from pgtg.ops.statistics import SEEDS, UNDIRECTED, Comparison, compare, corrected, word_of
+from pgtg.ops.statistics import (
+    REFERENCES,
+    SEEDS,
+    UNDIRECTED,
+    Comparison,
+    compare,
+    corrected,
+    word_of,
+)
 from pgtg.pipeline.context import Context
 from pgtg.runs.folder import Artifact, read_json, read_jsonl
 from pgtg.runs.log import RunLog
@@ -15,7 +23,6 @@ Absent = Mapping[str, str]
 KINDS = ("highest", "random")  # tokens that are deleted
 PARTS = {"heldout": "held-out sources", "train": "samples that were learned from"}
 MANY_ROUNDS = 4  # more of them are shown by the first and the last only
-REFERENCES = "references"  # the decoding that is none: given texts are read
 NOT_COMPARED = (*UNDIRECTED, "rouge1", "rouge2", "rougeL")  # in the tables only
 
 

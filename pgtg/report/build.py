@@ -1,5 +1,6 @@
 """The report as data: every number that any of its forms shows, computed once."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +10,25 @@ import numpy as np
 
 from pgtg.config.registry import nearest
 from pgtg.errors import ArtifactError, ConfigError
-from pgtg.ops.statistics import RESAMPLES, Comparison, Summary, compare, corrected, summarize
+from pgtg.ops.statistics import (
+    REFERENCES,
+    RESAMPLES,
+    SAME,
+    UNDIRECTED,
+    Comparison,
+    Summary,
+    compare,
+    corrected,
+    summarize,
+    word_of,
+)
 from pgtg.report import collect, comparable
 from pgtg.report.collect import Run, System
 from pgtg.report.cost import Cost, cost
 from pgtg.report.curves import Curve, policy_curve, reward_curve, sampled_curve
 from pgtg.report.diagnostics import COLUMNS, Lengths, diagnostics, lengths
 from pgtg.report.rows import Baseline, Group, Row, group, pick_baseline, rows
+from pgtg.runs.console import counted
 from pgtg.runs.files import read_json
 
 T = TypeVar("T")
@@ -132,6 +145,7 @@ def build(
     ]
     if base is not None:
         results = _corrected(_tested(results, base, resamples), _splits(runs))
+        shown = _in_order(shown, results)
     costs = {row.label: {s: cost(run, row.system) for s, run in row.runs.items()} for row in made}
     every = [scores for row in made for s in row.systems.values() for scores in s.scores.values()]
     return Report(
@@ -179,6 +193,19 @@ def _columns(made: Sequence[Row], asked: Sequence[str] | None) -> dict[str, list
         raise ConfigError(*problems)
     chosen = {decoding: [n for n in asked if n in names] for decoding, names in there.items()}
     return {decoding: names for decoding, names in chosen.items() if names}
+
+
+def _in_order(metrics: Mapping[str, list[str]], results: Sequence[Result]) -> dict[str, list[str]]:
+    """Decodings of own texts with the most differences first; what is only read comes last."""
+    found = Counter(
+        r.decoding
+        for r in results
+        if r.comparison is not None
+        and r.metric not in UNDIRECTED
+        and word_of(r.comparison, r.metric) != SAME
+    )
+    order = sorted(metrics, key=lambda name: (name == REFERENCES, -found[name]))
+    return {name: metrics[name] for name in order}
 
 
 def _scored(row: Row, decoding: str, metric: str) -> bool:
@@ -261,7 +288,8 @@ def _versions(runs: Sequence[Run]) -> list[str]:
     return [
         f"{name} differs between runs: "
         + "; ".join(
-            f"{value} ({len(places)} runs, e.g. {places[0]})" for value, places in by.items()
+            f"{value} ({counted(len(places), 'run')}, e.g. {places[0]})"
+            for value, places in by.items()
         )
         for name, by in seen.items()
         if len(by) > 1
@@ -289,7 +317,7 @@ def _untimed(made: Sequence[Row], costs: Mapping[str, Mapping[str, Cost]]) -> li
         return []
     named = ", ".join(sorted(unknown)[:3]) + (", ..." if len(unknown) > 3 else "")
     reason = "a stage was resumed, or its manifest is of a pgtg that kept no seconds"
-    return [f"seconds unknown in {len(unknown)} runs ({reason}): {named}"]
+    return [f"seconds unknown in {counted(len(unknown), 'run')} ({reason}): {named}"]
 
 
 def _made_by(path: Path) -> dict[str, str]:

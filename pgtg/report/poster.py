@@ -1,7 +1,8 @@
 """The paper's two tables, its rows next to ours. Each data set is a comparison of its own.
 
-Published rows are marked, in every form; ours name the data and the model they are about, since a
-number on other data is no counterpart of a published one.
+Published rows are marked, in every form; ours name the data and the model they are about. A number
+on other data or from another model is no counterpart of a published one, and stands in no column of
+theirs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,10 @@ def poster(reports: Sequence[Report]) -> list[Table]:
         rows += (
             _summary_rows(entry, own) if task == "summarize" else _prompt_rows(entry, own, columns)
         )
-        about = _about(own) if own else "no run of this task was given."
+        about = _about(entry, own) if own else "no run of this task was given."
         note = f"Published rows: {known['source']}. {entry['note']} Ours: {about}"
+        if task == "summarize" and not all(_is_theirs(entry, r.runs[0]) for r in own):
+            note += " Columns are empty where data or model are others: --layout full has them."
         title = f"{entry['title']}: mean (sd)"
         made.append(Table(f"poster_{task}", title, ["row", "source", *columns], rows, note, marked))
     return made
@@ -62,8 +65,13 @@ def poster(reports: Sequence[Report]) -> list[Table]:
 
 def _other_data(entry: Mapping[str, Any], own: Sequence[Report]) -> list[str]:
     """Our data sets that the paper's table has no column for."""
-    names = [_data(r.runs[0]) for r in own if _heading(entry["columns"], r.runs[0]) is None]
+    names = [_other(entry, r.runs[0]) for r in own if _heading(entry, r.runs[0]) is None]
     return list(dict.fromkeys(names))
+
+
+def _other(entry: Mapping[str, Any], run: Run) -> str:
+    """The column of a run that none of the paper's is for: its data; its model if that is why."""
+    return _data(run) if _known(entry, run) is None else f"{_data(run)}, {_model(run, entry)}"
 
 
 def _prompt_rows(
@@ -73,7 +81,7 @@ def _prompt_rows(
     lines: dict[str, list[str]] = {}
     for report in own:
         run = report.runs[0]
-        place = columns.index(_heading(entry["columns"], run) or _data(run))
+        place = columns.index(_heading(entry, run) or _other(entry, run))
         for row in report.rows:
             line = lines.setdefault(row.label, [NONE] * len(columns))
             line[place] = _first(report, row.label, entry["metric"], entry["decodings"])
@@ -88,6 +96,8 @@ def _summary_rows(entry: Mapping[str, Any], own: Sequence[Report]) -> list[list[
             OURS,
             *(
                 _first(report, row.label, names, [next(iter(report.metrics))])
+                if _is_theirs(entry, report.runs[0])
+                else NONE
                 for names in entry["columns"].values()
             ),
         ]
@@ -108,19 +118,39 @@ def _first(report: Report, label: str, names: Sequence[str], decodings: Sequence
     return mean_text(found[0].summary) if found else NONE
 
 
-def _heading(columns: Mapping[str, Sequence[str]], run: Run) -> str | None:
+def _heading(entry: Mapping[str, Any], run: Run) -> str | None:
+    """The column of the paper's table that a run belongs to, by its data and its model."""
+    return _known(entry, run) if _has_model(entry, run) else None
+
+
+def _known(entry: Mapping[str, Any], run: Run) -> str | None:
     """The column of the paper's table that a run's data belongs to."""
-    about = " ".join(str(run.config.get(key)) for key in ("data.name", "data.path", "experiment"))
-    return next((h for h, words in columns.items() if any(w in about.lower() for w in words)), None)
+    columns = entry["columns"].items()
+    return next((h for h, words in columns if any(w in _about_data(run) for w in words)), None)
 
 
-def _about(own: Sequence[Report]) -> str:
+def _is_theirs(entry: Mapping[str, Any], run: Run) -> bool:
+    """Whether a run's data and model are those of the paper's table of one data set."""
+    return any(w in _about_data(run) for w in entry["data"]) and _has_model(entry, run)
+
+
+def _has_model(entry: Mapping[str, Any], run: Run) -> bool:
+    key, *words = entry["model"]
+    return any(word in str(run.config.get(key)).lower() for word in words)
+
+
+def _about_data(run: Run) -> str:
+    keys = ("data.name", "data.path", "experiment")
+    return " ".join(str(run.config.get(key)) for key in keys).lower()
+
+
+def _about(entry: Mapping[str, Any], own: Sequence[Report]) -> str:
     """Data, size, model, and the BERTScore model, without which its numbers mean nothing."""
     said = []
     for report in own:
         run = report.runs[0]
         said.append(
-            f"{_data(run)}, {report.split} ({report.examples} examples), from {_model(run)}"
+            f"{_data(run)}, {report.split} ({report.examples} examples), from {_model(run, entry)}"
         )
         model = report.first.metrics.get("bertscore", {}).get("model")
         said[-1] += f", BERTScore by {PurePath(str(model)).name}" if model else ""
@@ -132,8 +162,8 @@ def _data(run: Run) -> str:
     return f"{name} {PurePath(str(path)).name}" if path else str(name)
 
 
-def _model(run: Run) -> str:
-    path = run.config.get("policy.path")
+def _model(run: Run, entry: Mapping[str, Any]) -> str:
+    path = run.config.get(entry["model"][0])
     return PurePath(str(path)).name if path else "a tiny model"
 
 

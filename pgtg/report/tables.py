@@ -111,12 +111,18 @@ def interval_text(summary: Summary, sign: str = "") -> str:
 
 def _tests(report: Report, decoding: str) -> Table:
     assert report.baseline is not None
-    rows = []
+    rows, same = [], dict[tuple[str, str], list[str]]()
     for metric in report.metrics[decoding]:
         for row in report.rows:
             result = report.result(row, decoding, metric)
-            if result is not None and result.comparison is not None:
+            if result is None or result.comparison is None:
+                continue
+            if word_of(result.comparison, metric) == SAME:
+                said = row.label, result.comparison.verdict
+                same.setdefault(said, []).append(metric)
+            else:
                 rows.append([row.label, metric, *_tested(result.comparison)])
+    folded = [[row, ", ".join(names), *[""] * 8, said] for (row, said), names in same.items()]
     return Table(
         f"tests_{decoding}",
         f"{report.split}, {decoding} decoding: difference to {report.baseline.label}, paired over "
@@ -134,13 +140,14 @@ def _tests(report: Report, decoding: str) -> Table:
             "seeds above",
             "says",
         ],
-        rows,
+        rows + folded,
         "Over seeds: Student's t on one difference a seed. Over texts: scores of an example are "
         "averaged over the common seeds; p is a two-sided sign-flip permutation test. A verdict "
         f"needs both: p (Holm) below {ALPHA}, where Holm's correction of the larger p runs over "
         "all rows, metrics, decodings and splits. Below "
         f"{SEEDS} common seeds there is no verdict: 'on these texts' is about these seeds alone, "
-        "and another seed may turn it.",
+        "and another seed may turn it. Rows without a difference are folded; report.csv and "
+        "report.json have their numbers.",
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pgtg.errors import ConfigError, DataError
 from pgtg.explain import runs
 from pgtg.explain.credit import ranks
 from pgtg.explain.gather import Credit, Options, gather
-from pgtg.explain.runs import alike
+from pgtg.explain.runs import alike, open_run
 from pgtg.explain.write import explain
 from pgtg.judges.pool import JudgePool
 from pgtg.models.batch import token_batch
@@ -28,6 +29,7 @@ from pgtg.runs.log import RunLog
 from pgtg.tasks.summarize import SummarizeTask
 from tests.support.explain_codecs import HOSTILE, codec, together
 from tests.support.finished import finished_run
+from tests.support.terminal import shown as on_screen
 from tests.support.tiny import SHORT, _quiet, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_prompt import tiny_prompt
 
@@ -203,6 +205,33 @@ def test_terminal_joins_tokens_and_marks_them_without_colours(
     monkeypatch.setenv("NO_COLOR", "1")
     explain(run, Options(n=1, quiet=True))
     assert ";48;2;" not in (without := capsys.readouterr().out) and set("⁰¹²³⁴⁵⁶⁷⁸⁹") & set(without)
+
+
+def test_how_good_the_reward_model_is_stands_above_the_first_text(
+    run: Path, other: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    made = json.loads((run / "rounds/00/aggregate/manifest.json").read_text())["metrics"]
+    pairs, free = (
+        f"{100 * made[f'aggregate/heldout_{name}']:.1f} %"
+        for name in ("pair_accuracy", "log_prob_wins")
+    )
+    explain(run, Options(n=1, quiet=True))
+    head = capsys.readouterr().out.split("source: ")[0]
+    assert f"{pairs} of pairs ordered as they are preferred, held-out sources" in head
+    assert f"start policy's log-probability {free}, chance 50.0 %" in head
+    explain(run, Options(n=1, html=tmp_path / "a.html", quiet=True))
+    assert f"{pairs} of pairs ordered" in (tmp_path / "a.html").read_text()
+    assert open_run(other).worth == ""  # its texts were not evaluated yet
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_on_a_terminal_texts_are_broken_at_words(run: Path, width: int):
+    shown = on_screen([sys.executable, "-m", "pgtg", "explain", str(run), "--n", "1"], width)
+    assert shown.code == 0 and shown.wide == [], shown.text
+    plain = on_screen(
+        [sys.executable, "-m", "pgtg", "explain", str(run), "--n", "1"], 10_000, env={}
+    )
+    assert shown.text.split() == plain.text.split()
 
 
 @pytest.mark.slow

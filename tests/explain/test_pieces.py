@@ -15,6 +15,7 @@ from pgtg.explain.shading import LEVELS, Scale, spelled
 from pgtg.models.codec import Codec
 from pgtg.models.tiny.t5 import build_tokenizer
 from pgtg.ops.aggregate import Aggregator
+from pgtg.ops.bounds import BOUNDS, WIDTHS
 from pgtg.ops.ranking import pair_accuracy
 from tests.support.explain_codecs import CODECS, HOSTILE, KINDS, codec, together
 
@@ -161,3 +162,14 @@ def test_scale_levels():
     flat = Scale.of([0.7, 0.7])
     assert flat.level(0.7) == 0 and flat.number(-0.7) == "\u22120.700"
     assert Scale.of([1.3131, 1.3132]).number(1.31312349) == "1.3131235"
+
+
+def test_a_scale_that_spans_little_of_the_bound_says_so():
+    """Below a tenth: sigmoid allows 1, softplus 1.3133, without a bound there is no whole."""
+    assert "spans 9.0 % of what the bound allows" in Scale(0.5, 0.545, 0.59).note("sigmoid")
+    assert Scale(0.5, 0.56, 0.62).note("sigmoid") == Scale(0.0, 0.0, 0.0).note("none") == ""
+    assert "spans 9.1 %" in Scale(0.0, 0.06, 0.12).note("softplus")
+    for name, bound in BOUNDS.items():
+        if name in WIDTHS:
+            low, high = bound(torch.tensor([-1e4, 1e4], dtype=torch.float64)).tolist()
+            assert high - low == pytest.approx(WIDTHS[name], abs=1e-6)

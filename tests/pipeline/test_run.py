@@ -17,8 +17,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from pgtg.errors import ArtifactError, ConfigError, MissingResourceError
 from pgtg.metrics import build_metrics, compute
 from pgtg.models.reward import load_reward_model
+from pgtg.ops.statistics import REFERENCES
 from pgtg.pipeline.evaluate import evaluate_saved
-from pgtg.pipeline.findings import REFERENCES
 from pgtg.pipeline.run import train
 from pgtg.runs.folder import RunFolder, load_tensors, read_jsonl
 from tests.support.finished import finished_run

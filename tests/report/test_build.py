@@ -20,7 +20,7 @@ from pgtg.report.build import Report, build, load
 from pgtg.report.poster import published
 from pgtg.report.tables import tables
 from pgtg.report.write import report
-from pgtg.runs.folder import RunFolder, read_json, write_json, write_jsonl
+from pgtg.runs.folder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
 from tests.support.report_runs import config, make_run
 
 N = 20
@@ -270,6 +270,49 @@ def test_means_without_examples_are_shown_and_not_tested(tmp_path: Path):
     assert "judged prompts" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_poster_leaves_a_column_empty_where_data_or_model_are_others(tmp_path: Path):
+    """A toy's number in the paper's table would be read as one on CNN/DailyMail."""
+    values = {"pgtg": {"rouge1": [40.0, 44.0]}}
+    same: dict[str, Any] = {"data__name": "cnn_dm", "policy__path": "google-t5/t5-base"}
+    others: dict[str, dict[str, Any]] = {"theirs": same, "data": same | {"data__name": "xsum"}}
+    others |= {"model": same | {"policy__path": "google-t5/t5-small"}}
+    cells = {}
+    for name, changed in others.items():
+        run = make_run(tmp_path / name, values, data=name, **changed)
+        text = "\n".join(report([run], tmp_path / "out", layout="poster"))
+        (line,) = re.findall(r"^pgtg +ours +(\S+)", text, re.MULTILINE)
+        cells[name] = line, "Columns are empty where data or model are others" in text
+    assert cells == {"theirs": ("42.00", False), "data": ("-", True), "model": ("-", True)}
+
+
+def test_texts_that_differ_come_first_and_what_does_not_differ_is_folded(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        base, ours = rng.normal(50, 5, 40), rng.normal(50, 5, 40)
+        run = {"pgtg": {"a": [*ours], "b": [*ours]}, "uniform": {"a": [*base], "b": [*base]}}
+        make_run(tmp_path / str(seed), run, seed=seed)
+        for name, gain in (("pgtg", 9.0), ("uniform", 0.0)):
+            artifact = RunFolder(tmp_path / str(seed)).artifact("eval", "test", name)
+            results = artifact.manifest()["extra"]["results"]
+            rows = read_jsonl(artifact.file("samples_greedy.jsonl"))
+            for row in rows:
+                row["scores"] = {c: v + gain for c, v in row["scores"].items()}
+            mean = {c: float(np.mean([row["scores"][c] for row in rows])) for c in "ab"}
+            made = {"decoding": {"greedy": False}, "mean": mean}
+            results["decodings"] = {"greedy": results["decodings"]["greedy"], "sample": made}
+            greedy = artifact.file("samples_greedy.jsonl").read_bytes()
+            working = artifact.working("y")
+            (working / "samples_greedy.jsonl").write_bytes(greedy)
+            write_jsonl(working / "samples_sample.jsonl", rows)
+            artifact.commit(inputs="y", results=results)
+    made = build(*load([tmp_path], None), baseline="uniform")
+    assert [*made.metrics] == ["sample", "greedy"]
+    tests = {table.name: table.rows for table in tables(made) if table.name.startswith("tests")}
+    assert [row[1] for row in tests["tests_sample"]] == ["a", "b"]
+    ((label, metrics, *_, said),) = tests["tests_greedy"]
+    assert (label, metrics, said) == ("pgtg", "a, b", "no difference shown")
+
+
 def test_poster_has_published_rows_told_apart(sweep: Path, tmp_path: Path):
     other = make_run(tmp_path / "other", {"pgtg": scores(5)}, data="other", split="validation")
     lines = report([sweep, other], tmp_path / "out", layout="poster")
@@ -288,6 +331,7 @@ def test_poster_has_published_rows_told_apart(sweep: Path, tmp_path: Path):
 def test_poster_places_a_prompt_run_under_its_data(tmp_path: Path):
     accuracy = {"accuracy": [100.0, 0.0, 100.0, 100.0]}
     changed = {"task": "prompt", "metrics__names": []}
+    changed |= {"judge__classifier__path": "FacebookAI/roberta-large"}
     make_run(tmp_path / "a", {"pgtg": accuracy}, data__name="sst2", **changed)
     make_run(tmp_path / "b", {"pgtg": accuracy}, data__name="mine", data="other", **changed)
     for name in "ab":  # named as a search names what it evaluates

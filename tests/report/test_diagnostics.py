@@ -64,7 +64,7 @@ def test_a_stage_without_honest_seconds_leaves_the_row_without(tmp_path: Path, v
     extra["align"] = {"seconds": value}
     ours, control, made = costs_of(tmp_path, {**extra, "uniform": {"seconds": 7.0}})
     assert ours.seconds is None and control.seconds == 7.0
-    assert any("seconds unknown in 1 runs" in note for note in made.notes)
+    assert any("seconds unknown in 1 run " in note for note in made.notes)
 
 
 def test_effective_tokens_and_top_share_by_hand():

@@ -10,10 +10,19 @@ import numpy as np
 from pgtg.config.registry import MethodSpec, controls_of
 from pgtg.methods import method_of
 from pgtg.models.reward import load_reward_model
-from pgtg.ops.statistics import ALPHA, SEEDS, Comparison, answer, compare, corrected, word_of
+from pgtg.ops.statistics import (
+    ALPHA,
+    REFERENCES,
+    SEEDS,
+    Comparison,
+    answer,
+    compare,
+    corrected,
+    word_of,
+)
 from pgtg.pipeline.context import Context
 from pgtg.pipeline.evaluation.system import Results
-from pgtg.pipeline.findings import REFERENCES, scores_of
+from pgtg.pipeline.findings import scores_of
 from pgtg.runs.folder import read_jsonl
 
 FIRST = ("NLL", "gain %", "greedy", "sample")  # columns that a narrow terminal shows as well

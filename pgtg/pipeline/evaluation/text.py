@@ -20,11 +20,12 @@ from pgtg.metrics.sentences import build_splitter
 from pgtg.models.codec import Codec
 from pgtg.models.generate import Decoding, Sampler
 from pgtg.models.language import LanguageModel
+from pgtg.ops.statistics import REFERENCES
 from pgtg.pipeline.context import Context
 from pgtg.pipeline.evaluation import compared
 from pgtg.pipeline.evaluation.likelihood import likelihoods
 from pgtg.pipeline.evaluation.system import Results, Rows, System
-from pgtg.pipeline.findings import REFERENCES, show, verdicts
+from pgtg.pipeline.findings import show, verdicts
 from pgtg.pipeline.stages.improve import kept_policy
 from pgtg.pipeline.stages.lines import lines
 from pgtg.runs.folder import content_hash
