@@ -183,8 +183,10 @@ def _worth(folder: RunFolder) -> str:
             others = {"chance": 0.5}
             if (free := found.get(f"aggregate/{part}_log_prob_wins")) is not None:
                 others = {"start policy's log-probability": free, **others}
-            beside = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others.items())
-            return f"{100 * pairs:.1f} % of pairs ordered as they are preferred, {where} ({beside})"
+            baselines = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others.items())
+            return (
+                f"{100 * pairs:.1f} % of pairs ordered as they are preferred, {where} ({baselines})"
+            )
     return ""
 
 
