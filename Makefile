@@ -15,8 +15,8 @@ ARGS ?=
 RESULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-preferences test bench results-claim results-null results-quickstart \
-	results-scitldr docs torture check lint format types clean
+.PHONY: help setup train train-preferences test bench results-claim results-null \
+	results-questions results-summarize results-quickstart results-scitldr docs torture check lint format types clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,40 @@ results-null: $(READY) ## the same where there is nothing to gain: a world witho
 		method.controls=[uniform,shuffled,untrained,sequence] sweep_dir=outputs/results/null/noise_0
 	$(BIN)/pgtg report outputs/results/null/noise_0 --baseline pgtg --metrics nll,meteor_stem \
 		--out outputs/results/null/report
+
+QUESTIONS = outputs/results/questions
+ASK = $(BIN)/pgtg train summarize -m seed=51,52,53 $(RESULTS)
+ALONE = method.controls=[]
+results-questions: $(READY) ## the quickstart with one thing changed at a time, 3 seeds
+	$(ASK) method.controls=[uniform] sweep_dir=$(QUESTIONS)/default
+	$(ASK) $(ALONE) reward.granularity=segment reward.segments=sentence,tokens reward.segment_tokens=4 \
+		sweep_dir=$(QUESTIONS)/segment
+	$(ASK) $(ALONE) reward.granularity=sequence sweep_dir=$(QUESTIONS)/sequence
+	$(ASK) $(ALONE) reward.head=state_action,paper,linear,log_ratio sweep_dir=$(QUESTIONS)/head
+	$(ASK) $(ALONE) aggregator=sum,min,max sweep_dir=$(QUESTIONS)/aggregator
+	$(ASK) $(ALONE) sample.sources=60,125,250 sweep_dir=$(QUESTIONS)/judgements
+	$(ASK) method.controls=[uniform] data.newswire.noise=0.3,0.6 sweep_dir=$(QUESTIONS)/noise
+	$(ASK) $(ALONE) method=reinforce improve.lr=1.0e-4 method.token_share=0,1 sweep_dir=$(QUESTIONS)/gradient
+	$(BIN)/pgtg report $(QUESTIONS) --metrics nll,meteor_stem --out outputs/results/questions-report
+
+ROWS = -m seed=41,42,43,44,45 $(RESULTS) experiment=newswire_rivals
+SUMMARIES = outputs/results/summarize
+ON_POLICY = schedule.total=176 improve.validate_every=44
+results-summarize: $(READY) ## every summarization row on generated newswire, 5 seeds
+	$(BIN)/pgtg train summarize $(ROWS) method=mle,pgtg,best_of_k,dpo,simpo,tdpo,grpo,rloo,lead3 \
+		sweep_dir=$(SUMMARIES)/fixed
+	$(BIN)/pgtg train summarize $(ROWS) method=ppo method.reward=judge,learned $(ON_POLICY) \
+		sweep_dir=$(SUMMARIES)/ppo
+	$(BIN)/pgtg train summarize $(ROWS) method=nlpo $(ON_POLICY) sweep_dir=$(SUMMARIES)/nlpo
+	$(BIN)/pgtg train summarize $(ROWS) method=rto $(ON_POLICY) \
+		'method.dpo=$(SUMMARIES)/fixed/method=dpo,seed=$${seed}' sweep_dir=$(SUMMARIES)/rto
+	$(BIN)/pgtg train summarize $(ROWS) method=self_distill sweep_dir=$(SUMMARIES)/self_distill
+	$(BIN)/pgtg train summarize $(ROWS) method=ppo,nlpo policy=pretrained $(ON_POLICY) \
+		'policy.path=$(SUMMARIES)/fixed/method=mle,seed=$${seed}' sweep_dir=$(SUMMARIES)/supervised
+	$(BIN)/pgtg report $(SUMMARIES) --baseline method=pgtg --metrics nll,meteor_stem \
+		--out outputs/results/summarize-report
+	$(BIN)/python benchmarks/results.py summarize outputs/results/summarize-report \
+		"make results-summarize"
 
 results-quickstart: $(READY) ## tables of docs/results.md: 4 aggregators x 3 seeds, plain MLE, controls
 	$(BIN)/pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1,2 $(RESULTS) \
