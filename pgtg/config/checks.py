@@ -61,6 +61,11 @@ CHOICES: dict[str, dict[str, str]] = {
     "reward.segments": {
         "sentence": "up to a full stop, another closing sign or a line break",
         "tokens": "reward.segment_tokens tokens each",
+        "entropy": "up to where the start policy's entropy exceeds reward.segment_entropy",
+    },
+    "reward.normalize": {
+        "none": "rewards as they are",
+        "place": "(r - m) / s where a policy learns from them; m, s by the place in the text",
     },
     "reward.spread": {
         "copy": "each token has its unit's reward",
@@ -218,6 +223,7 @@ RULES: tuple[Rule, ...] = (
     ("reward.mlp_width", *COUNT),
     ("reward.beta", *POSITIVE),
     ("reward.segment_tokens", *COUNT),
+    ("reward.segment_entropy", *NOT_NEGATIVE),
     ("aggregator.temperature", *POSITIVE),
     ("judge.workers", *NOT_NEGATIVE),
     ("judge.max_tokens", *COUNT),
@@ -470,11 +476,26 @@ def _reward(cfg: RunConfig) -> Iterator[str]:
     if alone and cfg.reward.trained == "head":
         yield f"reward.trained: head leaves {alone[0]} nothing to train; expected all"
     shares = value_at(cfg, "method.weights") == "share" and value_at(cfg, "method.mle")
-    if cfg.reward.bound == "none" and shares and value_at(cfg, "method.transform") == "none":
+    if shares and value_at(cfg, "method.transform") == "none":
+        other = "method.transform=exp, method.weights=sign"
+        if cfg.reward.bound == "none":
+            yield (
+                "reward.bound: none gives rewards of either sign, which are no shares: choose "
+                f"{other}, or another bound"
+            )
+        if cfg.reward.normalize != "none":
+            yield (
+                f"reward.normalize: {cfg.reward.normalize} gives rewards of either sign, which are "
+                f"no shares: choose {other}"
+            )
+    if cfg.reward.normalize != "none" and not cfg.sample.heldout_sources:
         yield (
-            "reward.bound: none gives rewards of either sign, which are no shares: choose "
-            "method.transform=exp, method.weights=sign, or another bound"
+            f"reward.normalize: {cfg.reward.normalize} is fitted on held-out samples, and "
+            "sample.heldout_sources=0"
         )
+    by_entropy = cfg.reward.granularity == "segment" and cfg.reward.segments == "entropy"
+    if by_entropy and cfg.policy.adaptor is not None:
+        yield "reward.segments: entropy is a language model's, and policy.adaptor is not null"
 
 
 def local_model(key: str, path: str | None) -> Iterator[str]:

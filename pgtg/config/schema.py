@@ -245,7 +245,9 @@ class RewardConfig:
     granularity: str = MISSING
     segments: str = MISSING
     segment_tokens: int = MISSING
+    segment_entropy: float = MISSING
     spread: str = MISSING
+    normalize: str = MISSING
     compare_heads: list[str] = MISSING
     score: list[str] = MISSING
     replay: int = MISSING

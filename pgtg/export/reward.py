@@ -84,7 +84,7 @@ def export_reward(path: Path, out: Path, *, distil: bool, force: bool, log: RunL
         assert isinstance(score, nn.Linear)
         save_folder(classifier_of(linear.backbone.model, score), run.codec.tokenizer, folder)
         gap = _compared(folder, linear, _probe(stored.checked, device))
-        write_json(folder / REWARD_JSON, _as_json(run, stored, lost, gap))
+        write_json(folder / REWARD_JSON, _as_json(run, model, stored, lost, gap))
         card = reward_card(run, stored.round, lost, out.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     log.say(f"reloaded by AutoModelForTokenClassification: largest gap {gap:.1e} in z on a probe")
@@ -154,7 +154,9 @@ def _compared(folder: Path, model: RewardModel, probe: TokenBatch) -> float:
     return gap
 
 
-def _as_json(run: Run, stored: Stored, lost: Fidelity | None, gap: float) -> dict[str, Any]:
+def _as_json(
+    run: Run, model: RewardModel, stored: Stored, lost: Fidelity | None, gap: float
+) -> dict[str, Any]:
     """All of pgtg_reward.json."""
     return {
         "format": FORMAT,
@@ -166,7 +168,7 @@ def _as_json(run: Run, stored: Stored, lost: Fidelity | None, gap: float) -> dic
             "completion": "rewarded, the token that ends it too",
             "end_tokens": list(run.codec.eos_ids),
         },
-        "normaliser": None,
+        "normaliser": None if model.normalizer is None else asdict(model.normalizer),
         "distilled": None if lost is None else asdict(lost),
         "reload": {"largest_gap": gap, "tolerance": TOLERANCE},
         "data": {"round": stored.round, "samples": stored.hash},

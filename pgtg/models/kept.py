@@ -140,9 +140,11 @@ class KeptModel(nn.Module):
 
     def log_probabilities(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
         """As `LanguageModel.log_probabilities`."""
-        numbers, steps = self._numbers(batch), torch.arange(batch.tokens.shape[1])
-        steps = steps.minimum((self.texts.lengths[numbers, None] - 1).clamp(min=0))
-        return self.texts.log_probs[self._first[numbers, None] + steps].to(self.device)
+        return self._of_tokens(self.texts.log_probs, batch)
+
+    def entropies(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        """As `LanguageModel.entropies`."""
+        return self._of_tokens(self.texts.entropies, batch)
 
     def embeddings(self, batch: TokenBatch) -> Float[Tensor, "N T D"]:
         """As `LanguageModel.embeddings`."""
@@ -159,6 +161,11 @@ class KeptModel(nn.Module):
     @property
     def model(self) -> Any:
         raise ConfigError("reward.head: it reads the model itself: reward.trained=all")
+
+    def _of_tokens(self, values: Float[Tensor, " R"], batch: TokenBatch) -> Float[Tensor, "N T"]:
+        numbers, steps = self._numbers(batch), torch.arange(batch.tokens.shape[1])
+        steps = steps.minimum((self.texts.lengths[numbers, None] - 1).clamp(min=0))
+        return values[self._first[numbers, None] + steps].to(self.device)
 
     def _numbers(self, batch: TokenBatch) -> Int[Tensor, " N"]:
         return batch.source.cpu()[batch.origin.cpu(), 0]
@@ -183,6 +190,8 @@ class KeptRewards(RewardModel):
 
 
 def head_on(kept: KeptModel, spec: HeadSpec, seed: int) -> RewardModel:
-    """A fresh head on kept texts, with the weights that it has on the model itself."""
+    """A fresh head on kept texts, with the weights that it has on the model itself, which is the
+    start policy too."""
+    lm = cast(LanguageModel, kept)
     with seeded(seed):
-        return KeptRewards(cast(LanguageModel, kept), spec).to(kept.device)
+        return KeptRewards(lm, spec, start=lm if spec.by_entropy else None).to(kept.device)

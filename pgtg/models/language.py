@@ -51,7 +51,7 @@ from pgtg.models.structure import (
     structure,
 )
 from pgtg.ops.masking import move_padding
-from pgtg.ops.sampling import log_probability
+from pgtg.ops.sampling import entropy, log_probability
 from pgtg.types import TokenBatch, TokenIds
 
 
@@ -206,6 +206,11 @@ class LanguageModel(nn.Module):
     def log_probabilities(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
         """log pi(a_t | s_t) of each of the T right-padded tokens, in float32."""
         return log_probability(self.logits(batch).float(), batch.tokens)
+
+    def entropies(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        """Entropy [nats] of pi(. | s_t), which each of the T right-padded tokens was, or would be,
+        drawn from, in float32."""
+        return entropy(self.logits(batch).float())
 
     def embeddings(self, batch: TokenBatch) -> Float[Tensor, "N T D"]:
         """What the model's input table holds for each token."""

@@ -13,7 +13,8 @@ Heads, each a function of the state s_t before a token and the token a_t itself:
 
 The raw output z is bounded in float32 (`ops/bounds.py`). Saved as a Transformers folder that plain
 `from_pretrained` loads, with `reward_head.safetensors` and `reward_head.json` next to the backbone,
-and a reference, where the head has one, in a folder of its own within.
+and a reference, where the head has one, in a folder of its own within; so is the start policy where
+units of credit end by its entropy, and a fitted normaliser in `reward_normalizer.json`.
 """
 
 import copy
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -37,14 +38,18 @@ from pgtg.models.loading import load_language_model, save_language_model
 from pgtg.models.lora import merge_lora
 from pgtg.models.trust import load_module
 from pgtg.ops.bounds import BOUNDS
+from pgtg.ops.normalizing import ByPlace, places_of
 from pgtg.ops.sampling import seeded
-from pgtg.ops.segments import ends_by_sign, ends_by_size, shared
+from pgtg.ops.segments import ends_by_entropy, ends_by_sign, ends_by_size, shared
 from pgtg.runs.files import plain_file
 from pgtg.runs.folder import read_json, save_tensors, write_json
 from pgtg.types import TokenBatch
 
 HEAD_JSON, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
+NORMALIZER = "reward_normalizer.json"
 REFERENCE = "reference"  # folder of the frozen model that a head compares with
+START = "start"  # folder of the start policy, where units of credit end by its entropy
+SEGMENTS = ("sentence", "tokens", "entropy")
 UNITS, SPREADS = ("token", "segment", "sequence"), ("copy", "even", "end")
 CLOSING = (
     ".",
@@ -70,8 +75,9 @@ class HeadSpec:
     mlp_width: int
     beta: float = 1.0  # scale of log_ratio
     granularity: str = "token"  # unit of credit: "token", "segment" or "sequence"
-    segments: str = "sentence"  # what a segment is: "sentence", or "tokens"
+    segments: str = "sentence"  # what a segment is: "sentence", "tokens" or "entropy"
     segment_tokens: int = 8  # of a segment by tokens
+    segment_entropy: float = 1.0  # [nats] of the start policy, above which another one begins
     spread: str = "copy"  # how a unit's reward is given to its tokens (`ops.segments`)
 
     @classmethod
@@ -79,6 +85,11 @@ class HeadSpec:
         """The config's head, or another one with its options."""
         values: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in fields(cls)}
         return cls(**{**values, "head": head or cfg.head})
+
+    @property
+    def by_entropy(self) -> bool:
+        """Whether units of credit end where the start policy is unsure."""
+        return self.granularity == "segment" and self.segments == "entropy"
 
 
 SPEC: dict[str, type] = {field.name: field.type for field in fields(HeadSpec)}  # type: ignore[misc]
@@ -190,6 +201,11 @@ class RewardModel(nn.Module):
         spec: Head, bound and width.
         reference: The backbone as it started, for a head that compares with it; it is not trained.
         tokenizer: For units of credit that end where sentences do.
+        start: The start policy, for those that end where it is unsure; it is not trained.
+
+    Attributes:
+        normalizer: Fitted to what it gives for held-out samples, by `reward.normalize`.
+        normalizing: Whether rewards are normalised: where a policy learns from them.
     """
 
     def __init__(
@@ -198,6 +214,7 @@ class RewardModel(nn.Module):
         spec: HeadSpec,
         reference: LanguageModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        start: LanguageModel | None = None,
     ):
         super().__init__()
         assert (reference is not None) == HEADS[spec.head].reference
@@ -205,21 +222,28 @@ class RewardModel(nn.Module):
         self.head = with_fast_linears(HEADS[spec.head].load()(backbone.width, spec))
         self.bound = BOUNDS[spec.bound]
         self.reference = None if reference is None else reference.eval().requires_grad_(False)
+        self.start = None if start is None else start.eval().requires_grad_(False)
+        self.normalizer: ByPlace | None = None
+        self.normalizing = False
         self._signs: tuple[Tensor, Tensor] | None = None
         if spec.granularity == "segment" and spec.segments == "sentence":
             if tokenizer is None:
                 raise ConfigError("reward.segments: sentences need the tokenizer; choose tokens")
             self._signs = signs_of(tokenizer)
+        if spec.by_entropy and start is None:
+            raise ConfigError("reward.segments: entropy needs the start policy; choose tokens")
 
     @property
     def language_models(self) -> list[LanguageModel]:
-        """Those that a token reward is read from."""
+        """Those that a token reward is read from; `start` says where units end, and keeps its
+        precision: rounded otherwise, they would end elsewhere."""
         return [self.backbone, *([] if self.reference is None else [self.reference])]
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if self.reference is not None:
-            self.reference.eval()
+        for frozen in (self.reference, self.start):
+            if frozen is not None:
+                frozen.eval()
         return self
 
     def raw(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
@@ -234,17 +258,33 @@ class RewardModel(nn.Module):
         With larger units of credit each token's is what it gets of its unit's.
         """
         rewards = self.bound(self.raw(batch))
+        if self.normalizing and self.normalizer is not None:
+            rewards = self.normalizer(rewards, places_of(batch.mask))
         if self.spec.granularity == "token":
             return rewards
         order = (~batch.mask).to(torch.uint8).argsort(dim=-1, stable=True)  # to the right
-        ids, mask = batch.tokens.gather(-1, order), batch.mask.gather(-1, order)
-        found = shared(rewards.gather(-1, order), self._ends(ids, mask), mask, self.spec.spread)
+        mask, ends = batch.mask.gather(-1, order), self._ends(right_padded(batch))
+        found = shared(rewards.gather(-1, order), ends, mask, self.spec.spread)
         return found.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0))
 
-    def _ends(self, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
+    @torch.no_grad()
+    def unit_rewards(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
+        """Rewards of units at their last tokens, neither shared nor normalised; NaN elsewhere."""
+        rewards = self.bound(self.raw(batch))
+        if self.spec.granularity == "token":
+            return rewards
+        ends = self._ends(right_padded(batch))
+        ends = ends.gather(-1, (batch.mask.cumsum(-1) - 1).clamp(min=0)) & batch.mask
+        return rewards.where(ends, torch.nan)
+
+    def _ends(self, batch: TokenBatch) -> Bool[Tensor, "N T"]:
         """The last token of each unit of credit, in right-padded rows."""
+        ids, mask = batch.tokens, batch.mask
         if self.spec.granularity == "sequence":
             return ends_by_size(mask, mask.shape[1] + 1)
+        if self.start is not None:
+            with torch.no_grad():
+                return ends_by_entropy(self.start.entropies(batch), self.spec.segment_entropy, mask)
         if self._signs is None:
             return ends_by_size(mask, self.spec.segment_tokens)
         self._signs = closing, opening = (
@@ -272,11 +312,17 @@ def build_reward_model(
     spec: HeadSpec,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    start: LanguageModel | None = None,
 ) -> RewardModel:
-    """A fresh head on a pretrained backbone, drawn from `seed` alone."""
+    """A fresh head on a pretrained backbone, drawn from `seed` alone.
+
+    Args:
+        start: The start policy, read where units of credit end by its entropy.
+    """
     reference = copy.deepcopy(backbone) if HEADS[spec.head].reference else None
+    start = start if spec.by_entropy else None
     with seeded(seed):
-        return RewardModel(backbone, spec, reference, tokenizer).to(backbone.device)
+        return RewardModel(backbone, spec, reference, tokenizer, start).to(backbone.device)
 
 
 def randomize_head(model: RewardModel, seed: int) -> None:
@@ -302,6 +348,10 @@ def save_reward_model(model: RewardModel, folder: Path, probe: TokenBatch, token
     save_language_model(model.backbone, tokenizer, folder)
     if model.reference is not None:
         save_language_model(model.reference, tokenizer, folder / REFERENCE)
+    if model.start is not None:
+        save_language_model(model.start, tokenizer, folder / START)
+    if model.normalizer is not None:
+        write_json(folder / NORMALIZER, asdict(model.normalizer))
     save_tensors(folder / HEAD_WEIGHTS, weights_of(model.head))
     write_json(folder / HEAD_JSON, asdict(model.spec))
     reloaded = load_reward_model(folder).to(probe.tokens.device)
@@ -331,9 +381,30 @@ def load_reward_model(folder: Path) -> RewardModel:
     reference = None
     if HEADS[spec.head].reference:
         reference, _ = load_language_model(str(folder / REFERENCE))
-    model = RewardModel(backbone, spec, reference, tokenizer)
+    start = load_language_model(str(folder / START))[0] if spec.by_entropy else None
+    model = RewardModel(backbone, spec, reference, tokenizer, start)
     load_module(model.head, folder / HEAD_WEIGHTS)
+    model.normalizer = _normalizer(folder)
     return model
+
+
+def _normalizer(folder: Path) -> ByPlace | None:
+    """What reward_normalizer.json says; None if there is none.
+
+    Raises:
+        ArtifactError: No fit gives that.
+    """
+    if not (folder / NORMALIZER).is_file():
+        return None
+    try:
+        found = read_json(folder / NORMALIZER)
+        mean, sd = (tuple(map(float, found[name])) for name in ("mean", "sd"))
+        normalizer = ByPlace(mean, sd, float(found["least"]), int(found["longest"]))  # type: ignore[arg-type]
+        if len(mean) == len(sd) == 2 and normalizer.is_sound():
+            return normalizer
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ArtifactError(f"{folder / NORMALIZER} describes no normaliser: make the reward again")
 
 
 def _head_spec(folder: Path) -> HeadSpec:
@@ -347,9 +418,9 @@ def _head_spec(folder: Path) -> HeadSpec:
         spec = HeadSpec(**found)  # an older folder lacks what came later
         kinds = all(type(getattr(spec, name)) is kind for name, kind in SPEC.items())
         known = kinds and spec.head in HEADS and spec.bound in BOUNDS and spec.beta > 0
-        units = spec.granularity in UNITS and spec.segments in ("sentence", "tokens")
+        units = spec.granularity in UNITS and spec.segments in SEGMENTS
         sizes = known and 1 <= spec.mlp_width <= MAX_MLP_WIDTH and spec.segment_tokens >= 1
-        if sizes and units and spec.spread in SPREADS:
+        if sizes and units and spec.spread in SPREADS and spec.segment_entropy >= 0:
             return spec
     raise _unfit(folder)
 

@@ -16,6 +16,19 @@ def ends_by_size(mask: Mask, size: int) -> Mask:
     return (places % size == 0) & mask | _last(mask)
 
 
+def ends_by_entropy(entropies: Float[Tensor, "N T"], above: float, mask: Mask) -> Mask:
+    """Last tokens of segments that end where a choice comes: before a token that was drawn from a
+    state of more entropy than `above`, and at a text's end.
+
+    Args:
+        entropies: Of the distribution that each token was drawn from [nats].
+        above: [nats].
+    """
+    after = torch.cat([entropies[:, 1:] > above, torch.zeros_like(mask[:, :1])], dim=1)
+    followed = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    return after & followed | _last(mask)
+
+
 def ends_by_sign(closing: Mask, opening: Mask, mask: Mask) -> Mask:
     """Last tokens of sentences: a closing token before an opening one, and a text's last token.
 

@@ -52,12 +52,22 @@ ONE_ROUND = [
     "evaluate.start_policy=false",
 ]
 EVERY = ["data.targets=all", "method.weights=sign"]
+UNITS = [
+    "reward.head=log_ratio",
+    "reward.bound=none",
+    "reward.granularity=segment",
+    "reward.segments=entropy",
+    "reward.segment_entropy=3.5",
+    "reward.normalize=place",
+    "sample.heldout_sources=8",
+]
 MADE = {
     "summarize": lambda device: tiny(*SMALL, "seed=1", device),
     "prompt": lambda device: tiny_prompt("method.controls=[]", device),
     "preferences": lambda device: tiny_preferences(*ONE_ROUND, *EVERY, device),
 }
 TASKS = tuple(MADE)
+MADE["units"] = lambda device: tiny_preferences(*ONE_ROUND, *EVERY, *UNITS, device)
 CLOSE: dict[str, Any] = {"rel": 2e-3, "abs": 2e-3}  # float32, carried through two rounds
 
 
@@ -89,7 +99,7 @@ def logged(run: Path) -> Iterator[tuple[str, float]]:
         yield from ((f"{place} {k}", v) for k, v in line.items() if isinstance(v, int | float))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "units"])
 def test_a_whole_run_has_the_cpus_numbers(task: str, run_of: Runs):
     """Metrics of all stages to rounding, and the same generated texts."""
     expected, found = (dict(logged(run_of(task, device))) for device in ("cpu", NAME))

@@ -96,10 +96,15 @@ def test_the_folder_says_what_it_is(run: Path, exported: Path):
 
 
 def test_a_backbone_of_fewer_layers_is_exported_with_as_many(run: Path, tmp_path: Path):
-    copy = other_head(run, tmp_path, "reward.layers=1")
+    """With the fitted normaliser in its description; the exported rewards are without it."""
+    normalised = ["reward.normalize=place", "method.transform=exp"]
+    copy = other_head(run, tmp_path, "reward.layers=1", *normalised)
     assert said("reward", copy, "--out", tmp_path / "out").exit_code == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["num_hidden_layers"] == 1
+    about = json.loads((tmp_path / "out/pgtg_reward.json").read_text())
+    fitted = json.loads((copy / "rounds/00/align/reward/reward_normalizer.json").read_text())
+    assert about["normaliser"] == fitted and {*fitted} == {"mean", "sd", "least", "longest"}
     with torch.no_grad():
         texts = stored(copy)
         rows = range(len(texts.tokens))

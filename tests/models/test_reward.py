@@ -32,6 +32,7 @@ from pgtg.models.reward import (
 )
 from pgtg.models.tiny.t5 import build_tokenizer
 from pgtg.ops.bounds import BOUNDS
+from pgtg.ops.normalizing import ByPlace
 from tests.models.test_language import rows_read
 from tests.support.tiny_models import (
     EOS,
@@ -50,9 +51,16 @@ KINDS = ["t5", "gpt2", "llama"]
 TOKENIZER = build_tokenizer([f"w{i}" for i in range(VOCAB - 3)])
 
 
-def model(family: str, head: str, bound: str = "softplus") -> RewardModel:
+def model(
+    family: str,
+    head: str,
+    bound: str = "softplus",
+    spec: HeadSpec | None = None,
+    start: LanguageModel | None = None,
+) -> RewardModel:
     """A reward model whose rewards differ: the head's own start (gain 1e-4) gives one constant."""
-    built = build_reward_model(build(family), HeadSpec(head, bound, 32), seed=1)
+    spec = spec or HeadSpec(head, bound, 32)
+    built = build_reward_model(build(family), spec, seed=1, start=start)
     generator = torch.Generator().manual_seed(2)
     for p in built.head.parameters():
         p.data = 0.3 * torch.randn(p.shape, generator=generator) + (0.2 if p.ndim == 0 else 0.0)
@@ -176,6 +184,85 @@ def test_segments_are_tokens_and_sequences_in_their_limits(head: str, spread: st
     assert load_reward_model(tmp_path).spec == built.spec
 
 
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("spread", ["copy", "even", "end"])
+def test_segments_end_where_the_start_policy_is_unsure(family: str, spread: str, tmp_path: Path):
+    """By its own passes over each text alone; tokens and sequences in the limits; padded on any
+    side; read again from its folder; the start policy is not the backbone, and not trained."""
+    start, found = build(family, seed=5).eval(), {}
+    alone_by_it = [
+        (-p.exp() * p).sum(-1)
+        for source, ids in zip(ORIGIN, TOKENS, strict=True)
+        for p in [alone(start, SOURCES[source], ids)[1].log_softmax(-1)]
+    ]
+    middle = torch.cat(alone_by_it).median().item() + 1e-4
+    for name, cut in (("token", 0.0), ("middle", middle), ("sequence", 99.0)):
+        more = {"granularity": "segment", "segments": "entropy", "segment_entropy": cut}
+        spec = HeadSpec("paper", "softplus", 32, spread=spread, **more)  # type: ignore[arg-type]
+        built = model(family, "paper", spec=spec, start=start)
+        for side in ("right", "left"):
+            inputs = batch(tokens_to=side)
+            with torch.no_grad():
+                rewards, units = built(inputs), built.unit_rewards(inputs)
+            rows = [row[own].tolist() for row, own in zip(rewards, inputs.mask, strict=True)]
+            for one, other in zip(rows, found.setdefault(name, rows), strict=True):
+                assert one == pytest.approx(other, abs=1e-6)
+            plain = model(family, "paper")
+            for n, row in enumerate(rows):
+                own = by_hand(plain, SOURCES[ORIGIN[n]], TOKENS[n]).tolist()
+                ends = [h > cut for h in alone_by_it[n][1:].tolist()] + [True]
+                expected, first = [0.0] * len(own), 0
+                for last in [t for t, end in enumerate(ends) if end]:
+                    size = last + 1 - first
+                    for t in range(first, last + 1):
+                        share = {"copy": 1, "even": 1 / size, "end": t == last}[spread]
+                        expected[t] = own[last] * share
+                    first = last + 1
+                assert row == pytest.approx(expected, abs=1e-4)
+                at = units[n][inputs.mask[n]]
+                assert at.isnan().tolist() == [not end for end in ends]
+                kept = [r for r, end in zip(own, ends, strict=True) if end]
+                assert at[~at.isnan()].tolist() == pytest.approx(kept, abs=1e-4)
+        assert not any(p.requires_grad for p in start.parameters())
+        if name == "middle":
+            assert built.train().start is not None and not start.training
+            save_reward_model(built, tmp_path, batch(), TOKENIZER)
+            again = load_reward_model(tmp_path).eval()
+            assert torch.allclose(again(batch())[batch().mask], built.eval()(batch())[batch().mask])
+    assert found["token"] != found["middle"] != found["sequence"]
+    with pytest.raises(ConfigError, match=r"reward\.segments: entropy needs the start policy"):
+        build_reward_model(build(family), spec, 0)
+
+
+def test_rewards_are_normalised_where_a_policy_learns_from_them(tmp_path: Path):
+    """Saved with the rest; before they are shared within units, at the place of a unit's end."""
+    for more in ({}, UNITS["two"]):
+        spec = HeadSpec("paper", "softplus", 32, spread="end", **more)  # type: ignore[arg-type]
+        built = model("llama", "paper", spec=spec)
+        built.normalizer = ByPlace((0.5, -0.1), (0.2, 0.05), 0.01, 3)
+        with torch.no_grad():
+            raw = built(batch())
+            save_reward_model(built, tmp_path, batch(), TOKENIZER)
+            again = load_reward_model(tmp_path).eval()
+            assert again.normalizer == built.normalizer and not again.normalizing
+            assert_close(again(batch()), raw)
+            again.normalizing = True
+            for side in ("right", "left"):
+                inputs = batch(tokens_to=side)
+                found = again(inputs)
+                for n, ids in enumerate(TOKENS):
+                    own, before = found[n][inputs.mask[n]], raw[n][batch().mask[n]]
+                    for t in range(len(ids)):
+                        within = bool(more) and t % 2 == 0 and t + 1 < len(ids)
+                        at = math.log(min(t + 1, 3))
+                        value = (before[t].item() - 0.5 + 0.1 * at) / (0.2 + 0.05 * at)
+                        assert own[t].item() == pytest.approx(0.0 if within else value, abs=1e-4)
+    for wrong in ('{"mean": [0, 1], "sd": [1, 1], "least": 0, "longest": 3}', '{"mean": 3}', "[]"):
+        (tmp_path / "reward_normalizer.json").write_text(wrong)
+        with pytest.raises(ArtifactError, match="describes no normaliser"):
+            load_reward_model(tmp_path)
+
+
 def test_sentences_are_those_of_the_vocabulary():
     """Byte-level, where a full stop within a number is none, and of whole words."""
 
@@ -204,7 +291,8 @@ def test_a_folder_of_before_the_log_ratio_is_read(tmp_path: Path):
     built = model("gpt2", "paper")
     save_reward_model(built, tmp_path, batch(), TOKENIZER)
     found = json.loads((tmp_path / "reward_head.json").read_text())
-    for name in ("beta", "granularity", "segments", "segment_tokens", "spread"):
+    later = ("beta", "granularity", "segments", "segment_tokens", "segment_entropy", "spread")
+    for name in later:
         del found[name]
     (tmp_path / "reward_head.json").write_text(json.dumps(found))
     assert torch.equal(load_reward_model(tmp_path).eval()(batch()), built(batch()))

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from pgtg.ops.masking import pad
-from pgtg.ops.segments import ends_by_sign, ends_by_size, shared
+from pgtg.ops.segments import ends_by_entropy, ends_by_sign, ends_by_size, shared
 
 ROWS = [[0.5, 1.0, -2.0, 0.25, 3.0], [4.0], [1.5, 2.5, 3.5]]
 
@@ -46,6 +46,17 @@ def test_sentences_end_at_signs_before_a_space():
         opening[n, : len(row)] = torch.tensor([word[0] == " " for word in row])
     ends = ends_by_sign(closing, opening, mask)
     assert [row.nonzero().flatten().tolist() for row in ends] == [[5, 7], [1]]
+
+
+def test_segments_end_before_a_choice():
+    """Brute force over the next token's entropy; of padding nothing is read, NaN even."""
+    entropies, mask = rectangle([[9.0, 0.5, 2.0, 1.0, 1.5], [3.0], [0.1, 0.2, 5.0]])
+    for above in (0.0, 0.3, 1.0, 1.2, 9.0):
+        found = ends_by_entropy(entropies, above, mask)
+        for row, line, own in zip(entropies, found, mask, strict=True):
+            values = row[own].tolist()
+            expected = [after > above for after in values[1:]] + [True]
+            assert line[own].tolist() == expected and not line[~own].any()
 
 
 def test_gradients_reach_the_last_tokens_alone():

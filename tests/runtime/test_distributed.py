@@ -259,6 +259,19 @@ def test_two_processes_end_as_one(task: str, tmp_path: Path):
     same(tmp_path / "1", tmp_path / "2")
 
 
+UNITS = ["reward.granularity=segment", "reward.segments=entropy", "reward.segment_entropy=3.5"]
+NORMALISED = ["reward.normalize=place", "sample.heldout_sources=8", "method.weights=sign"]
+
+
+@pytest.mark.slow
+def test_normalised_log_ratios_of_segments_end_as_one(tmp_path: Path):
+    more = ["reward.head=log_ratio", "reward.bound=none", *UNITS, *NORMALISED]
+    runs = [started("preferences", tmp_path / str(n), *more, count=n) for n in (1, COUNT)]
+    for code, said in [each for one in runs for each in ended(one)]:
+        assert code == 0, said
+    same(tmp_path / "1", tmp_path / "2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["best_of_k", "dpo", "simpo", "tdpo", "grpo", "rloo", "ppo", "nlpo"]

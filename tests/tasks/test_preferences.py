@@ -19,17 +19,19 @@ from pgtg.data.generations import of_tables, read_generations
 from pgtg.errors import ConfigError, DataError
 from pgtg.methods import method_of
 from pgtg.methods.method import Improving, Shared
-from pgtg.models.batch import token_batch
+from pgtg.models.batch import per_token, token_batch
 from pgtg.models.codec import Codec
 from pgtg.models.loading import load_language_model
 from pgtg.models.lora import has_lora
 from pgtg.models.reward import build_reward_model, load_reward_model
 from pgtg.ops.aggregate import Aggregator
+from pgtg.ops.normalizing import ByPlace
 from pgtg.ops.sampling import derive_seed, log_probability
 from pgtg.pipeline.evaluation.preferences import heldout_reward
 from pgtg.pipeline.plan import describe, needs
 from pgtg.pipeline.run import run_stage, session, train
 from pgtg.runs.files import read_jsonl
+from pgtg.runs.folder import RunFolder
 from pgtg.tasks.preferences import PreferencesTask
 from pgtg.training import loop
 from tests.support.finished import finished_run
@@ -212,6 +214,16 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
         (["method.weights=sign", "method.negative=-1"], "method.negative: found -1.0, expected 0"),
         (["reward.granularity=word"], "reward.granularity: there is no 'word'"),
         (["reward.segment_tokens=0"], "reward.segment_tokens: found 0, expected at least 1"),
+        (["reward.segment_entropy=-1"], "reward.segment_entropy: found -1"),
+        (["reward.normalize=position"], "reward.normalize: there is no 'position'"),
+        (
+            ["reward.normalize=place", "method.weights=share"],
+            "reward.normalize: place gives rewards of either sign, which are no shares",
+        ),
+        (
+            ["reward.normalize=place", "method.weights=sign", "sample.heldout_sources=0"],
+            "reward.normalize: place is fitted on held-out samples",
+        ),
         (["reward.bound=none"], "reward.bound: none gives rewards of either sign, which are no"),
         (["reward.head=log_ratio", "reward.trained=head"], "reward.trained: head leaves log_ratio"),
         (["method=sparse"], "method.name: 'sparse' needs classifier, judge, which the task"),
@@ -351,6 +363,44 @@ def test_segments_of_log_ratios_on_every_completion_resume_to_the_bit(tmp_path: 
     assert not (tmp_path / "again" / "rounds" / "01" / "improve").is_dir()
     run()
     assert results(tmp_path / "again") == results(tmp_path / "whole")
+
+
+def test_normalised_rewards_of_segments_by_entropy_resume_to_the_bit(tmp_path: Path, monkeypatch):
+    """Ended in the second round's policy training. The normaliser is the fit to what the round's
+    reward model gives for held-out texts, and the policy learns from what it makes of it."""
+    own = ["reward.granularity=segment", "reward.segments=entropy", "reward.segment_entropy=3.5"]
+    own += ["reward.normalize=place", "method.controls=[untrained]", "sample.heldout_sources=8"]
+    own += ["method.transform=exp"]
+    cfg = tiny_preferences(*own)
+    train(cfg, tmp_path / "whole")
+    start, _ = load_language_model(str(tmp_path / "whole" / "start" / "policy"))
+    for number in (0, 1):
+        room = tmp_path / "whole" / "rounds" / f"0{number}"
+        model = load_reward_model(room / "align" / "reward").eval()
+        assert model.start is not None and model.normalizer is not None
+        both = zip(model.start.parameters(), start.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in both)
+        held = read_generations(
+            RunFolder(tmp_path / "whole").artifact("rounds", room.name, "sample"), "heldout"
+        )
+        given = held.sources, held.tokens, held.origin
+        found = per_token(model.unit_rewards, *given, batch_tokens=10**6)
+        rows = [(r, t + 1) for row in found for t, r in enumerate(row) if not np.isnan(r)]
+        assert len(held.tokens) < len(rows) < sum(map(len, held.tokens))
+        again = ByPlace.fit(*map(np.array, zip(*rows, strict=True)))
+        assert model.normalizer.mean == pytest.approx(again.mean, rel=1e-4, abs=1e-6)
+        assert model.normalizer.sd == pytest.approx(again.sd, rel=1e-4, abs=1e-6)
+    run = lambda: train(cfg, tmp_path / "again")  # noqa: E731
+    assert stopped(monkeypatch, loop, "save_state", run, at=11)
+    run()
+    assert results(tmp_path / "again") == results(tmp_path / "whole")
+    raw = tiny_preferences(*[word for word in own if "normalize" not in word])
+    shutil.copytree(tmp_path / "whole", tmp_path / "raw")
+    for stage in ("align", "improve"):
+        run_stage(raw, tmp_path / "raw", stage, round=0, force=True)
+    made = [tmp_path / name / "rounds" / "00" / "improve" / "policy" for name in ("whole", "raw")]
+    policies = [load_language_model(str(folder))[0].parameters() for folder in made]
+    assert any(not torch.equal(a, b) for a, b in zip(*policies, strict=True))
 
 
 def test_adapters_resume_to_the_bit(finished: Path, lora: Path, tmp_path: Path, monkeypatch):

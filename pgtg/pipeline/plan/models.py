@@ -108,7 +108,8 @@ def model_sizes(cfg: RunConfig) -> ModelSizes | None:
         inner = cfg.policy.adaptor.width
         adaptor = width * inner + inner + inner * width + width
     head = _head(cfg, _width(reward.config))
-    copies = 1 + HEADS[cfg.reward.head].reference
+    by_entropy = (cfg.reward.granularity, cfg.reward.segments) == ("segment", "entropy")
+    copies = 1 + HEADS[cfg.reward.head].reference + by_entropy  # the start policy, read for it
     return ModelSizes(policy, reward, head, judge, adaptor, cfg.policy.lora is not None, copies)
 
 

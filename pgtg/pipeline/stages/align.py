@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,6 +34,7 @@ from pgtg.models.reward import (
     save_reward_model,
 )
 from pgtg.ops.aggregate import Aggregator
+from pgtg.ops.normalizing import ByPlace
 from pgtg.ops.ranking import informative, pair_accuracy, plackett_luce_nll, share_of_pairs
 from pgtg.ops.sampling import derive_seed
 from pgtg.pipeline.context import Context
@@ -123,6 +125,7 @@ def align(ctx: Context, round: int, *, head: str = "", control: str = "") -> Art
             rounds = [shuffled_scores(one, seed) for one, seed in zip(rounds, seeds, strict=True)]
         stream = _of_samples(ctx, joined(rounds), samples[-1], round)
     metrics, probe = _train(ctx, model, stream, working, inputs, where)
+    fit_normalizer(ctx, model, samples[-1])
     if before is not None:
         metrics |= _fresh(ctx, before, samples[-1])
     save_reward_model(model, working / "reward", probe, tokenizer)
@@ -296,7 +299,9 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
     cfg = ctx.cfg.reward
     start_lm, codec = ctx.load_start()
     if before is not None:
-        return load_reward_model(before.file("reward")).to(ctx.device), codec.tokenizer
+        model = load_reward_model(before.file("reward")).to(ctx.device)
+        model.normalizer = None  # of the round before
+        return model, codec.tokenizer
     spec = HeadSpec.of(cfg, head)
     seed = derive_seed(ctx.cfg.seed, "head", head)
     path = cfg.path or ctx.start_path()
@@ -314,8 +319,21 @@ def _reward_model(ctx: Context, before: Artifact | None, head: str):
             f"reward.path={path}: policy and reward backbone must both be encoder-decoders or both "
             "causal, since they read the same token ids"
         )
-    model = build_reward_model(backbone.to(ctx.device), spec, seed, tokenizer)
-    return model, tokenizer
+    backbone = backbone.to(ctx.device)
+    return build_reward_model(backbone, spec, seed, tokenizer, start_lm), tokenizer
+
+
+def fit_normalizer(ctx: Context, model: RewardModel, samples: Artifact) -> None:
+    """Give a reward model the normaliser that the config asks for, fitted on held-out samples."""
+    if ctx.cfg.reward.normalize == "none":
+        return
+    held = read_generations(samples, "heldout")
+    with evaluating(model):
+        found = ctx.per_token(model.unit_rewards, held.sources, held.tokens, held.origin)
+    rewards = np.concatenate(found).astype(float)
+    places = np.concatenate([np.arange(1, len(own) + 1) for own in found])
+    ends = ~np.isnan(rewards)  # tokens within a unit have no reward of their own
+    model.normalizer = ByPlace.fit(rewards[ends], places[ends])
 
 
 def fresh_reward_model(ctx: Context):

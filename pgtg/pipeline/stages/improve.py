@@ -20,7 +20,11 @@ from pgtg.pipeline.reuse import (
     shared_settings,
     start_models,
 )
-from pgtg.pipeline.stages.align import random_reward_model, untrained_reward_model
+from pgtg.pipeline.stages.align import (
+    fit_normalizer,
+    random_reward_model,
+    untrained_reward_model,
+)
 from pgtg.pipeline.stages.lines import made_for
 from pgtg.pipeline.stages.match import updates_of
 from pgtg.pipeline.stages.search import run_search
@@ -49,6 +53,8 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
     if method.needs_reward:
         aligned = ctx.need(made_for(ctx, round, "align", control), "align")
     parents += [*samples, *([aligned] if aligned else [])]
+    if _fits_normalizer(ctx, control) and not samples:
+        parents.append(ctx.need(made_for(ctx, round, "sample", control), "sample"))
     planned = ctx.task.segments()[round]
     updates = updates_of(ctx, round, control, planned)
     part = ctx.settings("improve" if rewardless(ctx, control) else "guided")
@@ -66,6 +72,12 @@ def improve(ctx: Context, round: int, *, control: str = "") -> Artifact:
             make=lambda: _make(ctx, artifact, inputs, round, control, aligned, samples, updates),
         )
     return artifact
+
+
+def _fits_normalizer(ctx: Context, control: str) -> bool:
+    """Whether a line's reward model, which is not trained, gets a normaliser of its own."""
+    method = method_of(ctx.cfg, control)
+    return ctx.cfg.reward.normalize != "none" and (method.random_reward or method.untrained_reward)
 
 
 def _depends(
@@ -121,6 +133,9 @@ def _make(
     if model is not None:
         model.eval().requires_grad_(False)
         ctx.to_read(*model.language_models)
+        if _fits_normalizer(ctx, control):
+            fit_normalizer(ctx, model, made_for(ctx, round, "sample", control))
+        model.normalizing = True
     first = sum(updates[:round])
     targets = _targets(ctx, round, control, aligned, length)
     before = ctx.artifact(round - 1, "improve", control=control) if round else None
