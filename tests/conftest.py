@@ -43,6 +43,7 @@ def pytest_collection_finish() -> None:
     if "transformers.modeling_utils" in sys.modules:
         _load_once()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # of a run's thousands of small objects hardly any is garbage
     gc.enable()
 
 

@@ -15,11 +15,11 @@ from pgtg.errors import ConfigError
 @pytest.mark.parametrize(
     ("task", "overrides"),
     [
-        ("summarize", []),
+        pytest.param("summarize", [], marks=pytest.mark.slow),
         ("summarize", ["method=mle", "seed=3", "improve.lr=1e-05", "sample.k=4"]),
         ("summarize", ["experiment=cnn_dm_t5_small", "policy.suffix=a, 'b' # c\n", "cache=off"]),
         ("summarize", ["data=hub", "data.path=o/n", "experiment=none", "policy=t5_small"]),
-        ("prompt", ["method=pgtg", "aggregator=max"]),
+        pytest.param("prompt", ["method=pgtg", "aggregator=max"], marks=pytest.mark.slow),
         ("preferences", ["experiment=preferences_example", "data.limit={train: 7}"]),
     ],
 )

@@ -118,7 +118,7 @@ SLOW = pytest.mark.slow
     ("task", "parts"),
     [
         ("summarize", {"state"}),
-        ("preferences", {"state"}),
+        pytest.param("preferences", {"state"}, marks=SLOW),
         *(pytest.param(task, None, marks=SLOW) for task in TASKS),
     ],
 )

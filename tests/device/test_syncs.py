@@ -24,6 +24,7 @@ from pgtg.training import update as training_module
 from pgtg.training.update import Training, Where, update
 from pgtg.types import Generations
 from tests.ops.test_objectives import OPTIONS
+from tests.support.cases import crossed
 from tests.support.sim_device import NAME, counted_syncs
 from tests.support.tiny_models import ORIGIN, SOURCES, TOKENS, build
 from tests.training.test_loop import CFG
@@ -130,8 +131,7 @@ def updated(
     return values, training, syncs
 
 
-@pytest.mark.parametrize("precision", ["no", "fp16"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "precision"), crossed([*CASES], ["no", "fp16"]))
 def test_an_update_waits_for_the_device_at_most_twice(case: str, precision: str):
     cfg = replace(FIT, precision=precision)
     _, _, syncs = updated(case, NAME, cfg)

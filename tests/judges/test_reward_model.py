@@ -21,6 +21,7 @@ from pgtg.models.chat import ChatCodec
 from pgtg.pipeline.plan import check_resources, model_sizes
 from pgtg.pipeline.run import train
 from pgtg.types import Example
+from tests.support.cases import crossed
 from tests.support.reward_models import CHATML, reward_model, tokenizer
 from tests.support.tiny import SHORT, TINY, results
 from tests.support.tiny_preferences import tiny_preferences
@@ -60,8 +61,7 @@ def plain(path: str, *texts: str, special: bool = True) -> float:
 
 
 @pytest.mark.parametrize("pad", [None, 257])  # 257: </s>, which a text may end with
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-@pytest.mark.parametrize("batch_tokens", [None, 64])
+@pytest.mark.parametrize(("family", "batch_tokens"), crossed(["llama", "gpt2", "bert"], [64, None]))
 def test_scores_are_the_models_own(
     tmp_path: Path, family: str, pad: int | None, batch_tokens: int | None
 ):

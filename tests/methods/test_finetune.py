@@ -22,10 +22,10 @@ from tests.support.sim_device import NAME
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import tiny_prompt
 
-RESULTS = ("rounds", "found", "eval", "metrics.jsonl", "start")
+RESULTS = ("rounds", "found", "eval/test", "eval/results_test.json", "metrics.jsonl", "start")
 OWN = ["method=finetune", "method.updates=6", "method.batch=4", "method.check_every=2"]
 OWN += ["method.trainable_layers=1", "method.lr=0.01", "prompt.baselines=[manual]"]
-OWN += ["improve.keep=best", "prompt.validation_prompts=1"]
+OWN += ["improve.keep=best", "prompt.validation_prompts=1", "improve.checkpoint_every=1"]
 
 
 def config(*overrides: str) -> RunConfig:
@@ -77,14 +77,12 @@ def test_what_was_trained_is_evaluated_and_counted(
 
 
 def test_killed_at_any_update_it_ends_with_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    cfg = config("improve.checkpoint_every=1")
-    train(cfg, tmp_path / "whole")
-    run = lambda: train(cfg, tmp_path / "killed")  # noqa: E731
+    run = lambda: train(config(), tmp_path / "killed")  # noqa: E731
     kills = kills_until_the_end(monkeypatch, finetune.FineTuneTrainer, "window", run, every=3)
     assert kills >= 2
-    assert contents(tmp_path / "killed", *RESULTS) == contents(tmp_path / "whole", *RESULTS)
+    assert contents(tmp_path / "killed", *RESULTS) == contents(finished, *RESULTS)
 
 
 def test_a_run_has_the_cpus_numbers(finished: Path, tmp_path: Path):

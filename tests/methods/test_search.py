@@ -17,12 +17,21 @@ from pgtg.pipeline.stages.search import ASKED
 from pgtg.runs.folder import RunFolder, read_jsonl
 from pgtg.tasks import open_task
 from pgtg.tasks.prompt import PromptTask
+from tests.support.cases import some
 from tests.support.finished import finished_run
 from tests.support.sim_device import NAME
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import tiny_prompt
 
-RESULTS = ("rounds", "controls", "found", "eval", "metrics.jsonl", "start")
+RESULTS = (
+    "rounds",
+    "controls",
+    "found",
+    "eval/test",
+    "eval/results_test.json",
+    "metrics.jsonl",
+    "start",
+)
 FEW = ["prompt.baselines=[manual,instructions]"]
 CHECKS = "method.check_every=5"
 OPTIONS = {
@@ -86,6 +95,7 @@ def _tensor(values: Any) -> Any:
     return torch.from_numpy(values)
 
 
+@pytest.mark.parametrize("finished", some(OPTIONS, "grips"), indirect=True)
 def test_a_search_that_is_killed_after_any_turn_ends_with_the_same_bits(
     finished: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -118,6 +128,7 @@ def test_a_search_that_is_killed_after_any_turn_ends_with_the_same_bits(
     assert contents(tmp_path / "run", *RESULTS) == contents(run, *RESULTS)
 
 
+@pytest.mark.parametrize("finished", some(OPTIONS, "autoprompt"), indirect=True)
 def test_the_stage_alone_and_eval_of_the_run(finished: tuple[str, Path], tmp_path: Path):
     name, run = finished
     run_stage(config(name), tmp_path / "run", "improve")

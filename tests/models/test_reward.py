@@ -34,6 +34,7 @@ from pgtg.models.tiny.t5 import build_tokenizer
 from pgtg.ops.bounds import BOUNDS
 from pgtg.ops.normalizing import ByPlace
 from tests.models.test_language import rows_read
+from tests.support.cases import crossed
 from tests.support.tiny_models import (
     EOS,
     FAMILIES,
@@ -100,8 +101,7 @@ def by_hand(built: RewardModel, source: list[int], tokens: list[int]) -> Tensor:
     return (1 + (1 - (1 + (1 - z).exp()).log()).exp()).log()
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize(("family", "head"), crossed(KINDS, [*HEADS]))
 def test_rewards_alone_in_a_batch_and_padded_on_any_side(family: str, head: str):
     """Against the formula on each sequence alone; the padding holds eos, which is pad, or more."""
     built = model(family, head)
@@ -351,8 +351,7 @@ def test_each_source_is_read_once_and_all_weights_learn(family: str, head: str):
     assert without == (["backbone.model.lm_head.weight"] if unused else [])
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize(("family", "head"), crossed(KINDS, [*HEADS]))
 def test_saved_folder_reloads_here_and_in_plain_transformers(
     family: str, head: str, tmp_path: Path
 ):

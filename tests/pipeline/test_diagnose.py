@@ -98,7 +98,13 @@ def _rescored(generations, special):
 
 
 def test_it_is_off_where_no_text_is_asked_for(tmp_path: Path):
-    train(tiny_prompt("evaluate.diagnose=0", "method.controls=[]"), tmp_path)
+    few = [
+        "method.controls=[]",
+        "schedule.total=2",
+        "schedule.retrain_until=0",
+        "evaluate.splits=[]",
+    ]
+    train(tiny_prompt("evaluate.diagnose=0", *few), tmp_path)
     assert not (tmp_path / "diagnostics").exists()
 
 

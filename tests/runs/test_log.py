@@ -440,6 +440,7 @@ assert random.getstate() == state
 """
 
 
+@pytest.mark.slow
 def test_wandb_for_real_offline_and_resumed_into_the_same_run(tmp_path: Path):
     """Two processes on one run folder write two offline parts of one run id, in silence."""
     folder = tmp_path / "run"

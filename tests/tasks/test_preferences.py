@@ -343,13 +343,13 @@ def test_every_completion_is_a_target_where_asked_for(finished: Path, tmp_path: 
     assert "policy updates  6" in describe([tiny_preferences(*epochs)])
 
 
-def test_segments_of_log_ratios_on_every_completion_resume_to_the_bit(tmp_path: Path, monkeypatch):
-    """Ended in the second round's reward training. The reference is the start policy, in both
-    rounds; the second continues from the first."""
-    own = ["reward.head=log_ratio", "reward.bound=none", "reward.beta=0.5", "method.controls=[]"]
-    own += ["reward.granularity=segment", "reward.segments=tokens", "reward.segment_tokens=2"]
-    cfg = tiny_preferences(*EVERY, *own)
-    train(cfg, tmp_path / "whole")
+LOG_RATIOS = ["reward.head=log_ratio", "reward.bound=none", "reward.beta=0.5", "method.controls=[]"]
+LOG_RATIOS += ["reward.granularity=segment", "reward.segments=tokens", "reward.segment_tokens=2"]
+
+
+def test_segments_of_log_ratios_on_every_completion(tmp_path: Path):
+    """The reference is the start policy, in both rounds; the second continues from the first."""
+    train(tiny_preferences(*EVERY, *LOG_RATIOS, "evaluate.splits=[]"), tmp_path / "whole")
     start, _ = load_language_model(str(tmp_path / "whole" / "start" / "policy"))
     models = [load_reward_model(tmp_path / f"whole/rounds/0{n}/align/reward") for n in (0, 1)]
     for model in models:
@@ -358,6 +358,13 @@ def test_segments_of_log_ratios_on_every_completion_resume_to_the_bit(tmp_path: 
         assert all(torch.equal(a, b) for a, b in both)
     apart = zip(models[0].backbone.parameters(), models[1].backbone.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in apart)
+
+
+@pytest.mark.slow
+def test_segments_of_log_ratios_resume_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ended in the second round's reward training."""
+    cfg = tiny_preferences(*EVERY, *LOG_RATIOS)
+    train(cfg, tmp_path / "whole")
     run = lambda: train(cfg, tmp_path / "again")  # noqa: E731
     assert stopped(monkeypatch, loop, "save_state", run, at=7)
     assert not (tmp_path / "again" / "rounds" / "01" / "improve").is_dir()

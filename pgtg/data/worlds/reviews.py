@@ -25,7 +25,7 @@ so the judge's own optimum is found by `optimum`, and differs a little from the 
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -230,14 +230,29 @@ def optimum(
         starts: Prompts to start from as well, e.g. the ground truth's own best.
     """
     begin = [*starts, *random_prompts(words, length, restarts, seed)]
-    return max((_ascend(judge, words, start) for start in begin), key=lambda found: found[1])
+    ascents = [_ascend(words, start) for start in begin]
+    asks = {n: next(ascent) for n, ascent in enumerate(ascents)}
+    ends: dict[int, tuple[Words, float]] = {}
+    while asks:  # what all of them ask at a time is judged together
+        scores = iter(judge([prompt for tried in asks.values() for prompt in tried]))
+        for n, tried in list(asks.items()):
+            try:
+                asks[n] = ascents[n].send([next(scores) for _ in tried])
+            except StopIteration as end:
+                ends[n] = end.value
+                del asks[n]
+    return max((ends[n] for n in range(len(begin))), key=lambda found: found[1])
 
 
-def _ascend(judge: Judge, words: Sequence[str], prompt: Words) -> tuple[Words, float]:
-    score, unchanged, place = judge([prompt])[0], 0, 0
+def _ascend(
+    words: Sequence[str], prompt: Words
+) -> Generator[list[Words], list[float], tuple[Words, float]]:
+    """Yields prompts and is sent their scores; returns the last prompt and its own."""
+    score = (yield [prompt])[0]
+    unchanged, place = 0, 0
     while unchanged < len(prompt):
         tried = [(*prompt[:place], word, *prompt[place + 1 :]) for word in words]
-        scores = judge(tried)
+        scores = yield tried
         top = max(range(len(words)), key=scores.__getitem__)
         unchanged += 1
         if scores[top] > score:
