@@ -76,9 +76,14 @@ def judged() -> dict[str, RunConfig]:
 def methods() -> dict[str, RunConfig]:
     """Methods with options of their own, of which only those are looked at."""
     rivals = ("dpo", "simpo", "tdpo", "grpo", "self_distill", "ppo", "nlpo")
-    found = {name: tiny(f"method={name}", "method.controls=[uniform]") for name in rivals}
-    found["rto"] = tiny("method=rto", "method.dpo=a/b", "method.controls=[uniform]")
-    prompts = {name: tiny_prompt(f"method={name}", "method.controls=[sparse]") for name in SEARCHES}
+    few = [
+        "experiment=none",
+        "method.controls=[uniform]",
+    ]  # composed once, without a second time for the defaults
+    found = {name: tiny(f"method={name}", *few) for name in rivals}
+    found["rto"] = tiny("method=rto", "method.dpo=a/b", *few)
+    few = ["experiment=none", "method.controls=[sparse]"]
+    prompts = {name: tiny_prompt(f"method={name}", *few) for name in SEARCHES}
     return found | prompts
 
 

@@ -51,6 +51,7 @@ ONE_ROUND = [
     "method.controls=[]",
     "evaluate.start_policy=false",
 ]
+FEW_PROMPTS = ["schedule.total=2", "schedule.retrain_until=0", "prompt.baselines=[manual]"]
 EVERY = ["data.targets=all", "method.weights=sign"]
 UNITS = [
     "reward.head=log_ratio",
@@ -63,7 +64,7 @@ UNITS = [
 ]
 MADE = {
     "summarize": lambda device: tiny(*SMALL, "seed=1", device),
-    "prompt": lambda device: tiny_prompt("method.controls=[]", device),
+    "prompt": lambda device: tiny_prompt("method.controls=[]", *FEW_PROMPTS, device),
     "preferences": lambda device: tiny_preferences(*ONE_ROUND, *EVERY, device),
 }
 TASKS = tuple(MADE)

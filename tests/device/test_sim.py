@@ -132,6 +132,7 @@ def test_the_cpu_is_left_as_it_is():
         assert torch.arange(2).is_meta and torch.tensor([1.0]).is_meta
 
 
+@pytest.mark.slow
 def test_a_module_runs_with_the_device_known(tmp_path: Path):
     script = "import torch; from tests.support.sim_device import SYNCS; "
     script += "torch.ones(1, device='sim').item(); print(SYNCS.total(), torch.sim.offered)"

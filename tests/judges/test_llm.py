@@ -31,6 +31,7 @@ from tests.support.chat_server import chat_server
 from tests.support.forking import Forked
 from tests.support.llm_server import KEY, Server, serving, worth
 from tests.support.reward_models import CHATML, tokenizer
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, TINY, _quiet, results  # noqa: F401 (a fixture)
 from tests.support.tiny_preferences import tiny_preferences
 

@@ -100,7 +100,7 @@ from pgtg.config import TextJudgeConfig
 from pgtg.judges.pool import JudgePool
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 print("main module runs", flush=True)
-pool = JudgePool(TextJudgeConfig("meteor_stem", 1))
+pool = JudgePool(TextJudgeConfig("chrf", 1))
 print(pool.score(["the cats sat"], [["the cat sat down"]]), flush=True)
 print(*pool._workers._processes, flush=True)
 {then}
@@ -138,9 +138,7 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path):
     lines = out.splitlines()
     assert lines.count("main module runs") == 1
     assert lines[1] == str(
-        build_judge(TextJudgeConfig("meteor_stem", 0)).score(
-            ["the cats sat"], [["the cat sat down"]]
-        )
+        build_judge(TextJudgeConfig("chrf", 0)).score(["the cats sat"], [["the cat sat down"]])
     )
     assert lines[-1] == "closed"
 
@@ -159,7 +157,7 @@ except KeyboardInterrupt:
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert out.splitlines() == ["[50.0]", "closed"]
+    assert out.splitlines() == ["[100.0]", "closed"]
     assert err == ""
 
 

@@ -23,6 +23,7 @@ from pgtg.pipeline.run import train
 from pgtg.types import Example
 from tests.support.cases import crossed
 from tests.support.reward_models import CHATML, reward_model, tokenizer
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, TINY, results
 from tests.support.tiny_preferences import tiny_preferences
 

@@ -19,6 +19,7 @@ from pgtg.types import Window
 from tests.support.finished import finished_run
 from tests.support.interrupting import kills_until_the_end
 from tests.support.sim_device import NAME
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import tiny_prompt
 

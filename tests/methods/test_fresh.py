@@ -30,6 +30,7 @@ from pgtg.tasks.prompt import PromptTask
 from pgtg.types import TokenBatch
 from tests.support.finished import finished_run
 from tests.support.precisions import products
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import tiny_prompt
 

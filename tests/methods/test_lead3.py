@@ -15,6 +15,7 @@ from pgtg.report.build import load
 from pgtg.report.comparable import check
 from pgtg.runs.files import read_jsonl
 from pgtg.tasks import open_task
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, _quiet, tiny  # noqa: F401 (a fixture)
 
 QUICK = ("method.controls=[]", "evaluate.decodings=[greedy]")

@@ -28,6 +28,7 @@ from pgtg.runs.folder import Artifact
 from pgtg.types import Window
 from tests.support.finished import finished_run
 from tests.support.interrupting import stopped_and_resumed
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, TINY, _quiet, results, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_preferences import tiny_preferences
 
@@ -431,7 +432,7 @@ def test_rto_adds_what_dpo_has_learned(tmp_path: Path):
 
 def test_a_supervised_run_is_what_ppo_starts_from(tmp_path: Path):
     """policy.path=<run>: actor, critic and start policy; what the commands of docs/rivals.md do."""
-    quick = [*SHORT, "method.controls=[]", "evaluate.decodings=[greedy]"]
+    quick = [*SHORT, "method.controls=[]", "evaluate.splits=[]", "evaluate.diagnose=0"]
     train(tiny(*quick, "method=mle"), tmp_path / "mle")
     own = [word for word in (*TINY, *quick) if not word.startswith("policy.tiny_t5")]
     words = ["policy=pretrained", f"policy.path={tmp_path / 'mle'}", *FEW, "method.kl=0.1"]
@@ -450,8 +451,10 @@ def test_a_supervised_run_is_what_ppo_starts_from(tmp_path: Path):
 
 
 def test_as_a_control_and_with_controls(tmp_path: Path):
-    quick = ["schedule.total=2", "evaluate.start_policy=false"]
-    cfg = tiny(*quick, "method=ppo", *FEW, "method.controls=[uniform,nlpo]")
+    quick = ["schedule.total=2", "evaluate.start_policy=false", "evaluate.diagnose=0"]
+    cfg = tiny(
+        *quick, "evaluate.decodings=[greedy]", "method=ppo", *FEW, "method.controls=[uniform,nlpo]"
+    )
     final = train(cfg, tmp_path / "run")
     assert {*(name.split("/")[0] for name in final)} == {"test"}
     assert (tmp_path / "run/controls/nlpo/00/improve/rollouts/000000.parquet").is_file()

@@ -24,6 +24,7 @@ from pgtg.pipeline.run import session, train
 from pgtg.types import Window
 from tests.support.finished import finished_run
 from tests.support.interrupting import stopped_and_resumed
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, _quiet, results, tiny  # noqa: F401 (a fixture)
 from tests.support.tiny_preferences import tiny_preferences
 

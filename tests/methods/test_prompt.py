@@ -26,6 +26,7 @@ from pgtg.runs.folder import RunFolder, read_jsonl
 from pgtg.tasks import open_task
 from pgtg.tasks.prompt import PromptTask
 from tests.support.finished import finished_run
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import TINY_PROMPT, tiny_prompt
 

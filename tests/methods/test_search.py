@@ -20,6 +20,7 @@ from pgtg.tasks.prompt import PromptTask
 from tests.support.cases import some
 from tests.support.finished import finished_run
 from tests.support.sim_device import NAME
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import contents
 from tests.support.tiny_prompt import tiny_prompt
 
@@ -152,6 +153,7 @@ def test_a_plan_counts_what_a_search_may_ask(finished: tuple[str, Path]):
     assert (counted.policy_updates, counted.reward_updates) == (0, 0)
 
 
+@pytest.mark.parametrize("finished", some(OPTIONS, "autoprompt"), indirect=True)
 def test_a_run_has_the_cpus_numbers(finished: tuple[str, Path], tmp_path: Path):
     name, run = finished
     train(config(name, f"device={NAME}"), tmp_path / "run")

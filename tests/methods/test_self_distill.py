@@ -19,6 +19,7 @@ from pgtg.models.batch import token_batch
 from pgtg.pipeline.context import Context
 from pgtg.pipeline.run import session, train
 from tests.support.finished import finished_run
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, _quiet, results, tiny  # noqa: F401 (a fixture)
 
 WORDS = ("method=self_distill", "method.hint='{winner} {source}'")

@@ -30,6 +30,7 @@ from tests.support.classifiers import MAX_TOKENS, labelled, model, tokenizer, wo
 from tests.support.finished import finished_run
 from tests.support.interrupting import kills_until_the_end
 from tests.support.sim_device import NAME
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import FIT, contents
 from tests.support.tiny_prompt import tiny_prompt
 from tests.support.tiny_roberta import close, rows, tiny_roberta

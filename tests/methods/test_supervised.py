@@ -22,6 +22,7 @@ from pgtg.pipeline.context import Context
 from pgtg.pipeline.run import session
 from pgtg.pipeline.stages.align import align, untrained_reward_model
 from tests.support.finished import finished_run
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, _quiet, tiny  # noqa: F401 (a fixture)
 
 CFG = tiny(*SHORT, "reward.head=logprob", "method.filter_share=0.25", "data.newswire.noise=0.9")

@@ -15,7 +15,8 @@ from pgtg.pipeline.run import session, train
 from pgtg.pipeline.stages import diagnose as stage
 from pgtg.runs.folder import RunFolder
 from tests.support.finished import finished_run
-from tests.support.tiny import tiny
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
+from tests.support.tiny import SHORT, tiny
 from tests.support.tiny_prompt import tiny_prompt
 
 
@@ -110,10 +111,11 @@ def test_it_is_off_where_no_text_is_asked_for(tmp_path: Path):
 
 def test_a_reward_model_that_was_never_trained_is_a_control(tmp_path: Path):
     """It guides from the same start for as many updates, and is a row of the results."""
-    cfg = tiny("method.controls=[random_reward_model]", "evaluate.diagnose=0")
+    own = ["method.controls=[random_reward_model]", "evaluate.diagnose=0"]
+    cfg = tiny(*SHORT, *own, "evaluate.decodings=[greedy]")
     train(cfg, tmp_path)
     found = json.loads((tmp_path / "eval/results_test.json").read_text())
-    assert [*found] == ["start", "pgtg", "random_reward_model"]
+    assert [*found] == ["pgtg", "random_reward_model"]
     made = {path.name for path in (tmp_path / "controls/random_reward_model/00").iterdir()}
     assert made == {"improve", "targets"}  # no reward model of its own was trained
     own = RunFolder(tmp_path).artifact("rounds", "00", "improve").file("policy/model.safetensors")

@@ -32,6 +32,7 @@ from pgtg.pipeline.stages.align import random_reward_model
 from pgtg.runs.folder import RunFolder, load_tensors, read_table, write_table
 from tests.support.finished import finished_run
 from tests.support.precisions import products
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import RESULTS, SHORT, _quiet, contents, results, tiny  # noqa: F401 (a fixture)
 
 ORDER = ("sample", "align", "score", "aggregate", "improve")
@@ -171,7 +172,7 @@ def test_other_numbers_of_candidates(tmp_path: Path, k: int):
 
 
 AGGREGATORS = [
-    ("aggregator=avg",),
+    pytest.param(("aggregator=avg",), marks=pytest.mark.slow),
     pytest.param(("aggregator=sum",), marks=pytest.mark.slow),
     pytest.param(("aggregator=max",), marks=pytest.mark.slow),
     pytest.param(("aggregator=min",), marks=pytest.mark.slow),

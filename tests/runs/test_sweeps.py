@@ -33,6 +33,8 @@ from pgtg.runs.folder import RunFolder, read_json, write_json
 from pgtg.runs.log import ENDED, RunLog
 from pgtg.runtime.signals import Interrupted
 from tests.cli.test_main import Calls, pgtg, stand_in
+from tests.support.finished import finished_run
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import TINY, results, tiny
 
 QUICK = run_config("summarize")
@@ -117,10 +119,9 @@ def test_a_complete_run_counts_for_its_own_config_only(run: RunFolder):
         assert jobs._result(cfg, run.path) is None
 
 
-def test_work_on_a_complete_run_makes_it_incomplete(run: RunFolder):
+def test_work_on_a_complete_run_makes_it_incomplete(tmp_path_factory: pytest.TempPathFactory):
     """Until it is complete again: the user may have deleted an artifact, or forced a change."""
-    train(tiny(*SHORT), run.path.with_name("tiny"))
-    folder = run.path.with_name("tiny")
+    folder = finished_run(tiny(*SHORT), tmp_path_factory)
     assert (folder / "summary.json").is_file()
     shutil.rmtree(folder / "rounds" / "00" / "improve")
     seen = []

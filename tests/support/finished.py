@@ -11,6 +11,7 @@ import pytest
 from pgtg.config import RunConfig
 from pgtg.pipeline.run import run_stage, train
 from pgtg.runs.files import content_hash
+from tests.support.starts import shared_starts
 
 
 def finished_run(
@@ -35,9 +36,10 @@ def finished_run(
         if not original.is_dir():
             growing = original.with_suffix(".growing")
             shutil.rmtree(growing, ignore_errors=True)  # of a worker that failed or was ended
-            for stage in stages:
-                run_stage(cfg, growing, stage)
-            if not stages:
-                train(cfg, growing)
+            with shared_starts(factory):
+                for stage in stages:
+                    run_stage(cfg, growing, stage)
+                if not stages:
+                    train(cfg, growing)
             growing.rename(original)
     return Path(shutil.copytree(original, factory.mktemp("finished") / name))

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from pgtg.config import RunConfig
+from pgtg.pipeline.recipes import recipe_for
 from pgtg.pipeline.run import train
+from pgtg.pipeline.stages import start
 from pgtg.training import loop
 from tests.support.tiny import results
 
@@ -41,6 +43,7 @@ def stopped(
         return found
 
     with monkeypatch.context() as patch:
+        patch.setattr(start, "recipe_for", recipe_for)  # its trainings are counted as well
         patch.setattr(place, name, stopping)
         try:
             run()

@@ -79,8 +79,8 @@ def survive(
 def test_a_disk_that_fills_up_now_and_then(
     cfg: RunConfig, finished: Path, tmp_path: Path, monkeypatch, capsys
 ):
-    counts = iter([3, 60, 150, 10**6])
-    assert survive(cfg, tmp_path / "run", monkeypatch, capsys, counts) == 3
+    counts = iter([3, 100, 10**6])
+    assert survive(cfg, tmp_path / "run", monkeypatch, capsys, counts) == 2
     assert results(tmp_path / "run") == results(finished)
 
 

@@ -56,7 +56,7 @@ overrides = st.one_of(
 
 
 @fuzzed(
-    st.tuples(st.sampled_from(["summarize", "prompt"]), st.lists(overrides, max_size=4)), 20, 1000
+    st.tuples(st.sampled_from(["summarize", "prompt"]), st.lists(overrides, max_size=4)), 10, 1000
 )
 def test_overrides(case: tuple[str, list[str]]):
     """Accepted with a checked config, or refused with exit code 2; never anything else."""
@@ -126,7 +126,7 @@ def configs(draw: st.DrawFn) -> bytes:
     return draw(st.binary(max_size=40))
 
 
-@fuzzed(configs(), 20, 1000)
+@fuzzed(configs(), 10, 1000)
 def test_configs_of_run_folders(text: bytes):
     """Opened and understood, or refused in words; also when a run would resume with it."""
     with tempfile.TemporaryDirectory() as folder:

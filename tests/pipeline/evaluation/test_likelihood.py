@@ -10,6 +10,7 @@ from pgtg.models.batch import token_batch
 from pgtg.pipeline.evaluation.likelihood import likelihoods
 from pgtg.pipeline.run import session
 from tests.support.finished import finished_run
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, _quiet, tiny  # noqa: F401 (a fixture)
 
 

@@ -7,6 +7,7 @@ from pgtg.pipeline.run import session
 from pgtg.pipeline.stages.aggregate import token_truth
 from pgtg.runs.folder import read_table
 from tests.support.finished import finished_run
+from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import SHORT, _quiet, tiny  # noqa: F401 (a fixture)
 
 # wrong words as well: after the right one a text goes on, after the right end it does not
