@@ -184,7 +184,7 @@ class Call:
         from pgtg.runs.console import listed
 
         runs = self.jobs()
-        print(describe(runs))
+        print(describe(runs, probed=probe))
         _warn([line for run in runs for line in check_resources(run)])
         for run in runs:
             if probe:

@@ -535,7 +535,8 @@ def _schedule(cfg: RunConfig) -> Iterator[str]:
         for key in ("total", "retrain_every", "retrain_until"):
             value = getattr(plan, key)
             if _finite(value) and value != int(value):
-                yield f"schedule.{key}: found {value}, expected a whole number of updates"
+                expected = "expected a whole number of updates, as schedule.unit=updates counts it"
+                yield f"schedule.{key}: found {value}, {expected}"
     if plan.retrain_every > 0 and plan.retrain_until / plan.retrain_every > MANY_ROUNDS:
         found = f"found {plan.retrain_every}, which is more than {MANY_ROUNDS} reward trainings"
         yield f"schedule.retrain_every: {found} until {plan.retrain_until}"

@@ -241,11 +241,11 @@ def disk(cfg: RunConfig | None, around: Surroundings) -> Iterator[Finding]:
         need = asked.disk if asked is not None and about == "outputs" else 0.0
         if need > free:
             text = f"{folder}: about {show_size(need)} needed, {show_size(free)} free"
-            fix = "run_dir=<another disk>, keep_rounds=last, or pgtg cache prune --all"
+            fix = "run_dir=<another disk>, keep_rounds=last, or `pgtg cache prune --all`"
             yield problem("disk", text, fix)
         elif free < 10**9:
             text = f"{folder}: only {show_size(free)} free"
-            yield warning("disk", text, "pgtg cache prune --all, or another disk")
+            yield warning("disk", text, "`pgtg cache prune --all`, or another disk")
         else:
             wanted = f"about {show_size(need)} needed, " if need else ""
             yield good("disk", f"{folder}: {wanted}{show_size(free)} free")

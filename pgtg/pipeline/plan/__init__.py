@@ -20,12 +20,13 @@ KEYS = {  # rows of a plan, and by which keys they change
     "judged prompts": "prompt.first, sample.sources",
     "reward updates": "reward.fit.updates",
     "policy updates": "schedule.total",
+    "evaluation": "evaluate.examples",
 }
 NAMES = 14  # columns of a plan's names
 UNKNOWN = "unknown: the models are not on this machine"
 
 
-def describe(runs: Sequence[RunConfig]) -> str:
+def describe(runs: Sequence[RunConfig], *, probed: bool = False) -> str:
     """The plan of one run as text; of a sweep, what its runs have in common once, and their sum.
 
     Raises:
@@ -35,9 +36,12 @@ def describe(runs: Sequence[RunConfig]) -> str:
     names = list(dict.fromkeys(name for plan in plans for name in plan))
     rows = [(name, text) for name in names for text in _texts(name, plans)]
     own = [run.method.own_updates is not None for run in runs]
-    keys = [] if all(own) else [KEYS[name] for name in names if name in KEYS]
+    keys = [] if all(own) else [f"{name}: {KEYS[name]}" for name in names if name in KEYS]
     keys += ["the method's options"] * any(own)
-    rows.append(("change it", f"by {', '.join(keys)}; --probe says the hours"))
+    keys += ["disk: keep_rounds"]
+    rows.append(("change it", "; ".join(keys)))
+    if not probed:
+        rows.append(("time", "add --probe: it times a few steps of each stage, about a minute"))
     if len(runs) > 1:
         rows = [("sweep", f"{len(runs)} runs"), *rows, ("in all", _sum(runs))]
     return listed(rows, sys.stdout, width=NAMES)

@@ -25,6 +25,7 @@ from pgtg.runs.log import RunLog
 if TYPE_CHECKING:
     from pgtg.pipeline.context import Context
 
+SAMPLED = "sample train round 0"  # the bar of the short run's generations
 UPDATES = 4  # of each training in the short run
 SET_UP = 8  # times as many in the set-up, whose models are small
 
@@ -215,9 +216,10 @@ def _parts(
     """The short run's seconds a unit, times the units of the whole run."""
     short, small = ctx.cfg, _units(ctx.cfg)
     found = [Part("set-up", work.set_up / small.set_up, seconds["set-up"])]
-    if "sample" in seconds:
-        each = watch.step("sample train round 0") / short.sample.chunk
-        found.append(Part("sample", work.sampled, each))
+    if SAMPLED in watch.marks:
+        found.append(Part("sample", work.sampled, watch.step(SAMPLED) / short.sample.chunk))
+    elif "sample" in seconds:  # of stored preferences, which are read and cut
+        found.append(Part("read preferences", 1, seconds["sample"]))
     for stage, updates, checks in (
         ("align", work.reward_updates, work.reward_checks / max(small.reward_checks, 1)),
         ("improve", work.policy_updates, work.policy_checks / max(small.policy_checks, 1)),

@@ -33,12 +33,16 @@ def depends_on(ctx: Context) -> dict[str, Any]:
 
 
 def make(ctx: Context, made: Artifact, key: str) -> None:
-    """Plain MLE on every completion of the training split, good or bad."""
+    """Plain MLE on every completion of the training split, good or bad; on targets where there are
+    no completions."""
     tiny = ctx.cfg.policy.tiny_lm
     assert tiny is not None and ctx.task.targets is not None  # config check
-    whole = ctx.task.targets.examples("train").base
-    assert isinstance(whole, Chosen)
-    texts = [(one.prompt, text) for one in whole.rankings for text in one.completions]
+    examples = ctx.task.targets.examples("train")
+    whole = getattr(examples, "base", None)
+    if isinstance(whole, Chosen):
+        texts = [(one.prompt, text) for one in whole.rankings for text in one.completions]
+    else:
+        texts = [(example.source, example.target) for example in examples]
     words = sorted({word for prompt, text in texts for word in f"{prompt} {text}".split()})
     seed = ctx.cfg.seed
     model, tokenizer = build_causal(words, tiny, derive_seed(seed, "tiny_text"))

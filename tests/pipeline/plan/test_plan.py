@@ -145,12 +145,14 @@ def test_rows_that_only_some_runs_have_are_said_with_their_number():
     lines = plan.describe(runs).splitlines()
     (generations,) = (line for line in lines if line.startswith("generations"))
     assert generations.endswith("in all (2 runs)")
-    assert "sample.sources" in lines[-2] and "schedule.total" in lines[-2]
+    assert "sample.sources" in lines[-3] and "schedule.total" in lines[-3]
     alone = plan.describe(runs[:1]).splitlines()
-    assert "sample.sources" not in alone[-1] and "schedule.total" in alone[-1]
+    assert "sample.sources" not in alone[-2] and "schedule.total" in alone[-2]
 
 
 def test_what_a_search_does_not_do_is_not_said():
     lines = plan.describe([run_config("prompt", ["method=grips"])]).splitlines()
     assert not any(line.startswith(("reward updates", "policy updates")) for line in lines)
-    assert lines[-1].endswith("by the method's options; --probe says the hours")
+    assert lines[-2].endswith("  the method's options; disk: keep_rounds")
+    assert lines[-1].startswith("time") and "--probe" in lines[-1]
+    assert "--probe" not in plan.describe([run_config("prompt", [])], probed=True)

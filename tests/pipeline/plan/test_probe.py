@@ -11,6 +11,7 @@ from pgtg.errors import DataError
 from pgtg.pipeline.plan import prompt, summarize
 from pgtg.pipeline.plan.probe import Part, Stopwatch, probe, shortened, text_of
 from tests.support.tiny import _quiet, tiny  # noqa: F401 (a fixture)
+from tests.support.tiny_preferences import tiny_preferences
 from tests.support.tiny_prompt import tiny_prompt
 
 
@@ -88,3 +89,9 @@ def test_what_is_not_here_cannot_be_timed():
 def test_probe_goes_with_dry_run():
     done = CliRunner().invoke(app, ["train", "summarize", "--probe"])
     assert done.exit_code == 2 and "--dry-run" in done.stderr
+
+
+def test_stored_preferences_are_timed_without_samples(tmp_path: Path):
+    parts = {part.name: part for part in probe(tiny_preferences(), updates=3, folder=tmp_path)}
+    assert parts["read preferences"].units == 1 and "sample" not in parts
+    assert parts["align"].units == 8 and parts["improve"].units > 0
