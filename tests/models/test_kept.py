@@ -1,5 +1,7 @@
 """Kept texts give a head what the model gives it, up to bfloat16."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -70,6 +72,23 @@ def test_a_head_gives_the_same_rewards_on_kept_texts(
         assert one.grad is not None and other.grad is not None
         scale = one.grad.abs().max().item()
         assert_close(other.grad, one.grad, rtol=0.0, atol=2 * tolerance * scale)
+
+
+def test_units_that_end_by_entropy_end_there_on_kept_texts(lm: LanguageModel):
+    texts = read_texts(lm, SOURCES, TOKENS, ORIGIN)
+    cut = texts.entropies.median().item() + 1e-4
+    more: dict[str, Any] = {"granularity": "segment", "segments": "entropy", "segment_entropy": cut}
+    spec, rows = HeadSpec("linear", "softplus", 8, **more), [3, 0, 4]
+    whole = build_reward_model(lm, spec, 3, start=lm)
+    kept = head_on(KeptModel(texts, lm.model.get_input_embeddings(), "cpu"), spec, 3)
+    own = [TOKENS[row] for row in rows]
+    by_model = token_batch([SOURCES[ORIGIN[row]] for row in rows], own, [0, 1, 2])
+    by_number = token_batch([[row] for row in rows], own, [0, 1, 2])
+    expected, found = (
+        model.unit_rewards(batch).isnan()[by_model.mask]
+        for model, batch in ((whole, by_model), (kept, by_number))
+    )
+    assert expected.any() and torch.equal(found, expected)
 
 
 def test_parts_are_joined_in_their_order(lm: LanguageModel):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,20 @@ import pytest
 from tests.support.finished import finished_run
 from tests.support.forking import ENVIRONMENT, Forked
 from tests.support.tiny import TINY, results, tiny
+from tests.support.tiny_preferences import TINY_PREFERENCES, tiny_preferences
 
 PATIENCE = 90.0  # s until a point must be reached; a child needs some seconds for its imports
 
 
-def arguments(run: Path, *more: str) -> list[str]:
-    return ["train", "summarize", *TINY, *more, f"run_dir={run}"]
+WORDS = {"summarize": TINY, "preferences": TINY_PREFERENCES}
 
 
-def forked(run: Path, *more: str) -> Forked:
-    return Forked(arguments(run, *more), run.with_name(run.name + ".stderr"))
+def arguments(run: Path, *more: str, task: str = "summarize") -> list[str]:
+    return ["train", task, *WORDS[task], *more, f"run_dir={run}"]
+
+
+def forked(run: Path, *more: str, task: str = "summarize") -> Forked:
+    return Forked(arguments(run, *more, task=task), run.with_name(run.name + ".stderr"))
 
 
 def started(run: Path, *more: str) -> subprocess.Popen[str]:
@@ -98,6 +103,7 @@ POINTS: dict[str, Callable[[Path], bool]] = {
     "evaluating": there("eval/test/.start.*.partial"),
     "evaluated": there("eval/test/pgtg"),
 }
+POINTS_OF_PREFERENCES = POINTS | {"evaluated": there("eval/validation/pgtg")}
 CHOSEN = ("sampling", "aligning", "improving again")
 
 
@@ -122,6 +128,20 @@ def test_killed_at_every_stage_of_one_run(whole: Path, tmp_path: Path):
         assert stop(run, POINTS[name], signal.SIGKILL) == -signal.SIGKILL, name
         assert not (run / "eval" / "results_test.json").exists()
     complete(run)
+    assert results(run) == results(whole)
+    assert no_scratch(run)
+
+
+@pytest.mark.slow
+def test_a_run_on_preferences_is_killed_and_ends_as_ever(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    """One run of two rounds, killed at five points one after the other, resumed each time."""
+    whole, run = finished_run(tiny_preferences(), tmp_path_factory), tmp_path / "run"
+    start = partial(forked, task="preferences")
+    for name in ("aligning", "control", "aligning again", "improving again", "evaluated"):
+        assert stop(run, POINTS_OF_PREFERENCES[name], signal.SIGKILL, start=start) == -9, name
+    complete(run, start=start)
     assert results(run) == results(whole)
     assert no_scratch(run)
 
