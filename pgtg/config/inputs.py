@@ -7,6 +7,7 @@ with the reason. A test changes every key of the schema in turn.
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import is_dataclass
+from functools import lru_cache
 from typing import Any
 
 from pgtg.config.schema import RunConfig
@@ -78,8 +79,13 @@ def portable(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _within(key: str, names: Container[str]) -> bool:
     """Whether a dotted key or one of the sections around it is among the names."""
+    return any(map(names.__contains__, _around(key)))
+
+
+@lru_cache(maxsize=4096)
+def _around(key: str) -> tuple[str, ...]:
     parts = key.split(".")
-    return any(".".join(parts[: i + 1]) in names for i in range(len(parts)))
+    return tuple(".".join(parts[: i + 1]) for i in range(len(parts)))
 
 
 def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

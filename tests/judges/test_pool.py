@@ -128,6 +128,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_runs_once(tmp_path):
     """Spawned processes import the parent's main module, unless it is kept from them."""
     (tmp_path / "script.py").write_text(SCRIPT.format(then=""))

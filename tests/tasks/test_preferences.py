@@ -410,6 +410,7 @@ def test_normalised_rewards_of_segments_by_entropy_resume_to_the_bit(tmp_path: P
     assert any(not torch.equal(a, b) for a, b in zip(*policies, strict=True))
 
 
+@pytest.mark.slow
 def test_adapters_resume_to_the_bit(finished: Path, lora: Path, tmp_path: Path, monkeypatch):
     """Ended in the middle of a training of the second round, and resumed."""
     run = lambda: train(lora_config(finished), tmp_path / "again")  # noqa: E731
