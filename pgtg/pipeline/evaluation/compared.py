@@ -108,7 +108,10 @@ def answers(ctx: Context, splits: Sequence[str]) -> None:
                 p = f"p {one.p_holm:.0e}" if one.p_holm >= LEAST else f"p < {LEAST:.0e}"
                 p = p if one.p_holm < ALPHA else word
                 parts.append(f"{column} {ours:.2f} against {theirs:.2f} ({p})")
-            line = f"{spec.question or f'Better than {control}?'} {answer(words)}: {control}, "
+            where = f", {split}" if len(splits) > 1 else ""
+            line = (
+                f"{spec.question or f'Better than {control}?'} {answer(words)}: {control}{where}, "
+            )
             ctx.log.say(line + "; ".join(parts))
     ctx.log.say(
         f"On these texts, corrected for {len(shown)} comparisons. One seed decides nothing: "
