@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import some
 from tests.support.terminal import Shown, shown
 from tests.support.tiny import TINY
 from tests.support.tiny_preferences import EXAMPLE, TINY_PREFERENCES
@@ -49,7 +50,7 @@ def on_screen(command: Sequence[str], columns: int, where: Path, **env: str) -> 
     return found
 
 
-@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("columns", some(WIDTHS, min(WIDTHS)))
 @pytest.mark.parametrize("command", ["ls methods", "train -h", "train summarize aggregator=mx"])
 def test_lists_help_and_mistakes(command: str, columns: int, tmp_path: Path):
     on_screen(command.split(), columns, tmp_path)

@@ -29,7 +29,10 @@ def test_the_reward_model_guides_in_eval_mode_and_frozen(
     model: Any = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train()
     model.language_models = []
     method = SimpleNamespace(
-        trainer=lambda method, given: seen(given), random_reward=False, search=None
+        trainer=lambda method, given: seen(given),
+        random_reward=False,
+        untrained_reward=False,
+        search=None,
     )
     monkeypatch.setattr(stage, "method_of", lambda *_: method)
     monkeypatch.setattr(stage, "load_reward_model", lambda _: model)
