@@ -1,4 +1,4 @@
-"""Shell completion: tasks, `group=option` and top-level keys, read from the names of config files.
+"""Shell completion: tasks and `group=option`, from the names of config files, and nested keys.
 
 Bash cuts words at `=`, so there the words before the cursor end in [group, "="] and only the option
 is completed; other shells hand over `group=opt` whole. A --config-dir before the cursor is looked
@@ -23,7 +23,7 @@ def complete_groups(incomplete: str) -> list[str]:
 
 
 def complete_overrides(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """`group=` names, or the options of the group before the cursor."""
+    """`group=` names, nested keys after a dot, or the options of the group before the cursor."""
     own: Path | None = ctx.params.get("config_dir")
     group, equals, _ = incomplete.partition("=")
     if equals and group:
@@ -33,7 +33,19 @@ def complete_overrides(ctx: typer.Context, incomplete: str) -> list[tuple[str, s
         return [*options(words[-2], own).items()]
     if words[-2:-1] == ["="]:
         return [*options(words[-3], own).items()]
+    if "." in incomplete:
+        return _keys(incomplete)
     return [(f"{name}=", f"one of {len(options(name, own))}") for name in groups()]
+
+
+def _keys(incomplete: str) -> list[tuple[str, str]]:
+    """`key=` of each key of a section, e.g. reward.fit.lr=, with what it takes."""
+    from pgtg.config.schema import expected_type, known_keys  # not read where groups are completed
+
+    keys = known_keys()
+    sections = {key.rpartition(".")[0] for key in keys}
+    found = [key for key in keys if key.startswith(incomplete) and key not in sections]
+    return [(f"{key}=", expected_type(key) or "") for key in found]
 
 
 def _bash_words() -> list[str]:

@@ -437,7 +437,8 @@ def _data(cfg: RunConfig) -> Iterator[str]:
 
 def _files(path: Path, splits: dict[str, str | None]) -> Iterator[str]:
     if not path.exists():
-        yield f"data.path: there is no folder '{path}' (looked in {Path.cwd()}); give data.path=..."
+        found = f"there is no file or folder '{path}' (looked in {Path.cwd()})"
+        yield f"data.path: {found}; give data.path=..."
         return
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return  # written by save_to_disk: the splits are not files

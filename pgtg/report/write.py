@@ -113,7 +113,7 @@ def _printed(table: Table) -> list[str]:
 
 def remarks_on(made: Report) -> list[str]:
     """What a reader must know before the tables."""
-    said = [f"data {made.data[:16]}, {made.examples} examples of the split {made.split}"]
+    said = [f"data {made.data[:8]}, {made.examples} examples of the split {made.split}"]
     if made.baseline is not None:
         said.append(f"baseline of the paired tests: {made.baseline.label}")
     if all(len(row.systems) < 2 for row in made.rows):

@@ -238,6 +238,8 @@ class RunLog:
         said = self._tracker.start()
         if said:
             self.warn(said)
+        if where := self._tracker.kept():
+            self.say(where)
 
     def _note(self, kind: str, text: str) -> None:
         """Lines to log.txt, each with the time of day."""

@@ -32,6 +32,8 @@ class Tracker(Protocol):
 
     def start(self) -> str | None: ...
 
+    def kept(self) -> str | None: ...
+
     def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None: ...
 
     def table(
@@ -50,6 +52,9 @@ class NullTracker:
 
     def start(self) -> str | None:
         """Nothing to start, nothing to say."""
+
+    def kept(self) -> str | None:
+        """Nothing is kept."""
 
     def log(self, stage: str, round: int, step: int, values: Mapping[str, float]) -> None:
         """Drops the values."""
@@ -97,6 +102,12 @@ class WandbTracker:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 return f"W&B cannot be reached ({reason}): the run is kept offline there"
         return None
+
+    def kept(self) -> str | None:
+        """Where an offline run lies, and how to send it; None of one that is sent as it goes."""
+        if self._run is None or not self._run.offline:
+            return None
+        return f"W&B: offline; when there is a net: wandb sync {Path(self._run.dir).parent}"
 
     def _init(self, mode: str) -> Any:
         import wandb

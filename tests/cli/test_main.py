@@ -315,6 +315,9 @@ def test_zsh_completion_completes_whole_words():
     experiments = [name for name, _ in complete_overrides(context, "experiment=qu")]
     assert "experiment=quickstart" in experiments
     assert "experiment=" in [name for name, _ in complete_overrides(context, "")]
+    nested = dict(complete_overrides(context, "reward.fi"))
+    assert nested["reward.fit.lr="] == "a number" and "reward.fit=" not in nested
+    assert all(name.startswith("reward.fi") for name in nested)
 
 
 def test_a_run_folder_cannot_lie_at_a_device(calls: Calls):

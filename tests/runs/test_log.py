@@ -364,6 +364,9 @@ class Broken:
     def start(self) -> None:
         self._call("start")
 
+    def kept(self) -> None:
+        pass
+
     def log(self, stage: str, round: int, step: int, values: object) -> None:
         self._call("log")
 
@@ -442,7 +445,7 @@ assert random.getstate() == state
 
 @pytest.mark.slow
 def test_wandb_for_real_offline_and_resumed_into_the_same_run(tmp_path: Path):
-    """Two processes on one run folder write two offline parts of one run id, in silence."""
+    """Two processes on one run folder write two offline parts of one run id, and say where."""
     folder = tmp_path / "run"
     folder.mkdir()
     for first, code in ((0, 1), (3, 0)):
@@ -450,7 +453,10 @@ def test_wandb_for_real_offline_and_resumed_into_the_same_run(tmp_path: Path):
         strict = ["-W", "error", "-W", own]
         command = [sys.executable, *strict, "-c", WANDB_RUN, folder, first, code]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (done.returncode, done.stdout) == (0, "")
+        said = done.stderr.split("wandb sync ")
+        assert len(said) == 2 and Path(said[1].strip()).parent == folder / "wandb"
+        assert Path(said[1].strip()).is_dir()
     run_id = (folder / "wandb_id").read_text().strip()
     parts = sorted((folder / "wandb").glob("offline-run-*"))
     assert {part.name.rsplit("-", 1)[1] for part in parts} == {run_id}

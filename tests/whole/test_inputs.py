@@ -212,7 +212,8 @@ class Wandb:
         self.started.append(how)
         if how["mode"] == "online" and not self.reached:
             raise OSError("API key is invalid")
-        return SimpleNamespace(finish=lambda exit_code: None)
+        offline, folder = how["mode"] == "offline", f"{how['dir']}/wandb/{how['mode']}-run-1/files"
+        return SimpleNamespace(finish=lambda exit_code: None, offline=offline, dir=folder)
 
     def Settings(self, **how: Any) -> object:
         return how
@@ -247,6 +248,7 @@ def test_a_run_that_is_not_tracked_online_as_asked_says_so(
     logged = (tmp_path / "log.txt").read_text()
     for text in (capsys.readouterr().err, logged):
         assert (said in text) if said else not text
+        assert (f"wandb sync {tmp_path}/wandb/offline-run-1\n" in text) == bool(said)
 
 
 def test_jobs_have_names_of_their_own_that_wandb_takes():
