@@ -86,19 +86,23 @@ results-summarize: $(READY) ## every summarization row on generated newswire, 5 
 		sweep_dir=$(SUMMARIES)/ppo
 	$(BIN)/pgtg train summarize $(ROWS) method=nlpo $(ON_POLICY) sweep_dir=$(SUMMARIES)/nlpo
 	$(BIN)/pgtg train summarize $(ROWS) method=rto $(ON_POLICY) \
-		'method.dpo=$(SUMMARIES)/fixed/method=dpo,seed=$${seed}' sweep_dir=$(SUMMARIES)/rto
+		'method.dpo="$(SUMMARIES)/fixed/method=dpo,seed=$${seed}"' sweep_dir=$(SUMMARIES)/rto
 	$(BIN)/pgtg train summarize $(ROWS) method=self_distill sweep_dir=$(SUMMARIES)/self_distill
 	$(BIN)/pgtg train summarize $(ROWS) method=ppo,nlpo policy=pretrained $(ON_POLICY) \
-		'policy.path=$(SUMMARIES)/fixed/method=mle,seed=$${seed}' sweep_dir=$(SUMMARIES)/supervised
-	$(BIN)/pgtg report $(SUMMARIES) --baseline method=pgtg --metrics nll,meteor_stem \
+		'policy.path="$(SUMMARIES)/fixed/method=mle,seed=$${seed}"' sweep_dir=$(SUMMARIES)/supervised
+	$(BIN)/pgtg report $(SUMMARIES)/fixed $(SUMMARIES)/ppo $(SUMMARIES)/nlpo $(SUMMARIES)/rto \
+		$(SUMMARIES)/self_distill --baseline method=pgtg --metrics nll,meteor_stem \
 		--out outputs/results/summarize-report
+	$(BIN)/pgtg report $(SUMMARIES)/supervised --metrics nll,meteor_stem \
+		--out outputs/results/supervised-report
 	$(BIN)/python benchmarks/results.py summarize outputs/results/summarize-report \
 		"make results-summarize"
 
-results-quickstart: $(READY) ## tables of docs/results.md: 4 aggregators x 3 seeds, plain MLE, controls
-	$(BIN)/pgtg train summarize -m aggregator=avg,sum,min,max seed=0,1,2 $(RESULTS) \
+results-quickstart: $(READY) ## the former default, 16 tails: 4 aggregators x 3 seeds, plain MLE, controls
+	$(BIN)/pgtg train summarize -m experiment=newswire_16_tails aggregator=avg,sum,min,max \
+		seed=0,1,2 $(RESULTS) \
 		sweep_dir=outputs/results/quickstart/pgtg
-	$(BIN)/pgtg train summarize -m method=mle seed=0,1,2 $(RESULTS) \
+	$(BIN)/pgtg train summarize -m experiment=newswire_16_tails method=mle seed=0,1,2 $(RESULTS) \
 		sweep_dir=outputs/results/quickstart/mle
 	$(BIN)/pgtg report outputs/results/quickstart --baseline method=mle \
 		--metrics rougeLsum,meteor_stem,fact_accuracy,well_formed \

@@ -6,6 +6,7 @@ summary.json is there, which training writes last.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +62,14 @@ class Run:
 
     @property
     def identity(self) -> tuple[tuple[str, str], ...]:
-        """The config minus seeds and minus what changes no result."""
+        """The config minus seeds and minus what changes no result.
+
+        A folder that is named by the run's own seed, as a sweep names its runs, is the same folder
+        for all seeds.
+        """
         kept = {key: value for key, value in self.config.items() if not _neutral(key)}
-        return tuple(sorted((key, plain(value)) for key, value in kept.items()))
+        own = re.compile(rf"\bseed={re.escape(str(self.config.get('seed')))}\b")
+        return tuple(sorted((key, own.sub("seed=*", plain(value))) for key, value in kept.items()))
 
 
 @dataclass(frozen=True)

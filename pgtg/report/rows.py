@@ -8,6 +8,7 @@ from pgtg.errors import ConfigError
 from pgtg.report.collect import Run, System
 
 Identity = tuple[tuple[str, str], ...]
+ABSENT = "(absent)"  # the value of a key that a config lacks
 # The keys that name an idea come first in a label; others only where these do not tell groups apart
 FIRST = ("method.name", "aggregator.name", "reward.head", "judge.name", "task", "data.name")
 DEFAULT_BASELINES = ("mle", "uniform", "random", "start")
@@ -205,7 +206,7 @@ def _differing_keys(identities: Sequence[Identity]) -> list[str]:
 
 def _chosen(identity: Identity, keys: Sequence[str]) -> dict[str, str]:
     config = dict(identity)
-    return {key: config.get(key, "(absent)") for key in keys}
+    return {key: config.get(key, ABSENT) for key in keys}
 
 
 def _labels(identities: Sequence[Identity], keys: Sequence[str]) -> list[str]:
@@ -216,10 +217,10 @@ def _labels(identities: Sequence[Identity], keys: Sequence[str]) -> list[str]:
         after = {tuple(_chosen(identity, [*chosen, key]).items()) for identity in identities}
         if len(after) > len(before):
             chosen.append(key)
-    return [
-        " ".join(
-            f"{key.removesuffix('.name')}={value}"
-            for key, value in _chosen(identity, chosen).items()
-        )
-        for identity in identities
-    ]
+    return [_label(_chosen(identity, chosen)) for identity in identities]
+
+
+def _label(chosen: Mapping[str, str]) -> str:
+    """A key that the group lacks, as an option of another method, is named where it alone tells."""
+    own = {key: value for key, value in chosen.items() if value != ABSENT}
+    return " ".join(f"{key.removesuffix('.name')}={v}" for key, v in (own or chosen).items())

@@ -147,6 +147,24 @@ def test_label_names_as_few_keys_as_tell_groups_apart(tmp_path: Path):
     assert made.rows[1].config == {"aggregator.name": "max", "aggregator.temperature": "1.0"}
 
 
+def test_an_option_of_another_method_is_not_named_and_a_folder_of_the_seeds_own_is_one(
+    tmp_path: Path,
+):
+    dpo = {"name": "dpo", "beta": 0.1}
+    for seed in (0, 1):
+        rto = {"name": "rto", "dpo": f"runs/method=dpo,seed={seed}"}
+        make_run(tmp_path / f"a{seed}", {"rto": scores(seed)}, seed=seed, method=rto)
+        make_run(tmp_path / f"b{seed}", {"dpo": scores(seed)}, seed=seed, method=dpo)
+        more = {"dpo": scores(seed + 5)}
+        make_run(tmp_path / f"c{seed}", more, seed=seed, method={**dpo, "beta": 1.0})
+    found = {row.label: len(row.systems) for row in built(tmp_path).rows}
+    assert found == {
+        "method=dpo method.beta=0.1": 2,
+        "method=dpo method.beta=1.0": 2,
+        "method=rto": 2,
+    }
+
+
 def test_a_copy_of_a_run_counts_once_and_a_contradiction_is_refused(tmp_path: Path):
     make_run(tmp_path / "a", {"pgtg": scores(0)})
     make_run(tmp_path / "b", {"pgtg": scores(0)}, cache="elsewhere")  # no part of the method
