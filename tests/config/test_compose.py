@@ -149,7 +149,7 @@ def test_missing_files_are_named(tmp_path: Path):
     (tmp_path / "train.jsonl").write_text("{}\n")
     mine = ["data=files", "policy=t5_small"]
     assert "data.path: no value" in one_problem(*mine)
-    assert "there is no folder" in one_problem(*mine, f"data.path={tmp_path / 'x'}")
+    assert "there is no file or folder" in one_problem(*mine, f"data.path={tmp_path / 'x'}")
     line = one_problem(*mine, f"data.path={tmp_path}", "data.splits.train=trian.jsonl")
     assert "data.splits.train" in line and "'train.jsonl'" in line
 

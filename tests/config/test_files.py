@@ -70,5 +70,5 @@ def test_a_data_path_that_is_no_folder_may_be_a_hub_id(
     own = ["experiment=none", "policy=t5_small", "data=files", "evaluate.splits=[]"]
     for path, name in (("owner/name", "hub"), ("mine/rows", "files")):
         assert run_config("summarize", [*map(as_hydra, own), f"data.path={path}"]).data.name == name
-    with pytest.raises(ConfigError, match="there is no folder"):
+    with pytest.raises(ConfigError, match="there is no file or folder"):
         run_config("summarize", [*map(as_hydra, own), "data.path=./owner/name"])
