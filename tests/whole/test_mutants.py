@@ -59,7 +59,7 @@ MUTANTS = [
         [
             Edit(
                 "metrics/rouge.py",
-                "score_multi(lines, self.lines(text))",
+                "score_multi(lines, own)",
                 "score_multi(lines, text)",
             )
         ],
