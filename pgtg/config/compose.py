@@ -220,7 +220,15 @@ def completed(task: str, saved: Mapping[str, Any]) -> tuple[dict[str, Any], list
     cfg = composed(task, known).cfg  # some tasks have no default for where their data lie
     defaults = OmegaConf.to_object(_filled(cfg, sorted(OmegaConf.missing_keys(cfg))))
     assert isinstance(defaults, RunConfig)
-    return fill(saved, asdict(defaults), ""), added
+    return fill(_renamed(saved), asdict(defaults), ""), added
+
+
+def _renamed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved config with `prompt.group` where it has the key's former name, `sample.k`."""
+    prompt, sample = saved.get("prompt"), saved.get("sample")
+    if not isinstance(prompt, dict) or not isinstance(sample, dict) or "group" in prompt:
+        return saved
+    return {**saved, "prompt": {**prompt, "group": sample.get("k")}, "sample": {**sample, "k": 1}}
 
 
 def composed(

@@ -1,8 +1,10 @@
 """What a task has against a config."""
 
+from dataclasses import asdict
+
 import pytest
 
-from pgtg.config.compose import run_config
+from pgtg.config.compose import completed, run_config
 from pgtg.errors import ConfigError
 
 
@@ -16,3 +18,10 @@ from pgtg.errors import ConfigError
 def test_the_size_of_a_comparison_group_has_one_name(value: str, said: str):
     with pytest.raises(ConfigError, match=said):
         run_config("prompt", [value])
+
+
+def test_a_run_made_when_the_group_had_another_name_is_read():
+    saved = asdict(run_config("prompt", ["prompt.group=4"]))
+    saved["sample"]["k"] = saved["prompt"].pop("group")
+    found = run_config("prompt", [], saved=completed("prompt", saved)[0])
+    assert found.prompt is not None and (found.prompt.group, found.sample.k) == (4, 1)
