@@ -181,7 +181,7 @@ class Call:
             probe: Also time some steps of each, in a folder that is deleted again.
         """
         from pgtg.pipeline.plan import NAMES, check_resources, check_room, describe
-        from pgtg.runs.console import listed
+        from pgtg.runs.layout import listed
 
         runs = self.jobs()
         print(describe(runs, probed=probe))

@@ -14,7 +14,7 @@ from pgtg.config.schema import known_keys
 from pgtg.config.sizes import parse_size, show_size
 from pgtg.errors import ConfigError
 from pgtg.runs import entries, sweeps
-from pgtg.runs.console import folded, listed, tabled
+from pgtg.runs.layout import folded, listed, tabled
 
 
 def show(group: str | None, config_dir: Path | None = None) -> None:

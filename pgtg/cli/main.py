@@ -16,8 +16,7 @@ from pgtg.cli.completion import complete_groups, complete_overrides, complete_ta
 from pgtg.cli.reporting import printable, reporting, say
 from pgtg.cli.usage import COLUMNS, examples, short
 from pgtg.errors import ConfigError, PgtgError
-
-WIDE = "PGTG_WIDE"  # as pgtg.runs.console reads it, which is slow to import
+from pgtg.runs.layout import WIDE
 
 HELP = """Preference-grounded token-level guidance: learn a reward for each token from rankings of
 whole texts, and use it to improve a language model.

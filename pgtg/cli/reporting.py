@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 
 from pgtg.errors import ConfigError, PgtgError
+from pgtg.runs.layout import folded
 from pgtg.runtime import distributed, signals
 
 
@@ -44,8 +45,6 @@ def reporting() -> Iterator[None]:
 
 def say(text: str) -> None:
     """A line on stderr, which a terminal shows broken at spaces."""
-    from pgtg.runs.console import folded  # slow, and completion says nothing
-
     typer.echo(folded(text, sys.stderr), err=True)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pgtg.config import RunConfig
 from pgtg.doctor import machine, needs
 from pgtg.doctor.finding import Finding, Surroundings, good, problem
-from pgtg.runs.console import listed
+from pgtg.runs.layout import listed
 
 __all__ = ["Finding", "Surroundings", "examine", "text_of"]
 

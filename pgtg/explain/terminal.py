@@ -12,7 +12,8 @@ from pgtg.explain.credit import Entry, View
 from pgtg.explain.gather import Credit
 from pgtg.explain.pieces import Piece
 from pgtg.explain.shading import LEVELS, LIGHT, STRONG, Scale, visible
-from pgtg.runs.console import QuietConsole, screen, shown
+from pgtg.runs.console import QuietConsole
+from pgtg.runs.layout import screen, shown
 
 DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 LONGEST_SOURCE = 600  # characters of a source that are shown

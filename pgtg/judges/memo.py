@@ -24,8 +24,8 @@ import numpy as np
 
 from pgtg.errors import PgtgError
 from pgtg.judges.template import Prompt
-from pgtg.runs.console import folded
 from pgtg.runs.files import content_hash
+from pgtg.runs.layout import folded
 from pgtg.runs.locks import locked
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from pgtg.models.language import LanguageModel, evaluating
 from pgtg.models.sharing import indices
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.ops.sampling import candidates, draw, restrict, uniforms
-from pgtg.runs.console import folded
+from pgtg.runs.layout import folded
 from pgtg.runtime.device import free_cached_memory
 from pgtg.types import TokenIds
 

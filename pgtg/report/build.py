@@ -28,8 +28,8 @@ from pgtg.report.cost import Cost, cost
 from pgtg.report.curves import Curve, policy_curve, reward_curve, sampled_curve
 from pgtg.report.diagnostics import COLUMNS, Lengths, diagnostics, lengths
 from pgtg.report.rows import Baseline, Group, Row, group, pick_baseline, rows
-from pgtg.runs.console import counted
 from pgtg.runs.files import read_json
+from pgtg.runs.layout import counted
 
 T = TypeVar("T")
 NOT_TESTED = ("tokens",)  # described, not a quality

@@ -15,8 +15,8 @@ from pgtg.report.page import as_page
 from pgtg.report.plots import as_png, as_svg, figures
 from pgtg.report.poster import by_data, poster
 from pgtg.report.tables import Table, tables
-from pgtg.runs.console import counted, folded, shown, tabled
 from pgtg.runs.files import atomic, read_json, write_json
+from pgtg.runs.layout import counted, folded, shown, tabled
 
 LAYOUTS = {"full": "all tables and figures", "poster": "the paper's two tables with ours"}
 

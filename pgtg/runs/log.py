@@ -16,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pgtg.errors import ArtifactError
-from pgtg.runs.console import (
-    Bar,
-    Lines,
-    QuietConsole,
-    aligned,
-    cell_text,
-    moves,
-    rich_progress,
-    shown,
-)
+from pgtg.runs.console import Bar, Lines, QuietConsole, moves, rich_progress
 from pgtg.runs.files import atomic, finite, json_line, read_json, writing
+from pgtg.runs.layout import aligned, cell_text, shown
 from pgtg.runs.tracker import NullTracker, Tracker, tracker
 
 __all__ = ["ENDED", "RunLog", "tracker"]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from pgtg.errors import ArtifactError
-from pgtg.runs.console import counted, folded, shown, tabled
 from pgtg.runs.files import read_json, write_json, writing
 from pgtg.runs.folder import RunFolder
+from pgtg.runs.layout import counted, folded, shown, tabled
 from pgtg.runs.locks import locked
 from pgtg.runs.log import ENDED
 

@@ -10,7 +10,7 @@ from pgtg.config.sizes import show_size
 from pgtg.errors import DataError
 from pgtg.pipeline.plan.models import ModelSizes, model_sizes
 from pgtg.pipeline.plan.room import Room, require_room, room_for
-from pgtg.runs.console import listed
+from pgtg.runs.layout import listed
 from pgtg.training.schedule import segments
 
 MANY = 10**6  # updates in an epoch of unknown length, only to count rounds

@@ -1,4 +1,4 @@
-"""What the console makes of text and tables: whole words on a terminal, all of it elsewhere."""
+"""What is made of text and tables: whole words on a terminal, all of it elsewhere."""
 
 import io
 import sys
@@ -6,16 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pgtg.runs.console import (
-    WIDE,
-    QuietConsole,
-    aligned,
-    counted,
-    fitted,
-    folded,
-    listed,
-    tabled,
-)
+from pgtg.runs.console import QuietConsole
+from pgtg.runs.layout import WIDE, aligned, counted, fitted, folded, listed, tabled
 from tests.support.terminal import drawn
 from tests.support.terminal import shown as on_screen
 
@@ -112,7 +104,7 @@ def test_one_is_one():
 
 
 def test_the_terminals_own_width_is_asked_where_nothing_names_one(tmp_path: Path):
-    code = f"import sys; from pgtg.runs.console import folded; print(folded({LINE!r}, sys.stdout))"
+    code = f"import sys; from pgtg.runs.layout import folded; print(folded({LINE!r}, sys.stdout))"
     for env in ({}, {"TERM": "dumb"}):
         found = on_screen([sys.executable, "-c", code], 50, env=env)
         assert found.code == 0 and found.wide == [] and len(found.lines) == 3, found.text
