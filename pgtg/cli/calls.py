@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pgtg.cli.jobs import FORCE, QUIET, THREADS, launch, logged, saved_config
+from pgtg.cli.jobs import FORCE, QUIET, THREADS, launch, logged, saved_config, show
 from pgtg.cli.reporting import say
 from pgtg.config import RunConfig
 from pgtg.config.compose import Composed, as_run_config, composed, planned, run_config
@@ -147,13 +147,12 @@ class Call:
 
             usable_device(runs[0])
         where, how = self._sweep(runs) if self.multirun else (None, self._run_folder(runs[0]))
-        flags = ["--config-name", self.task, *(["--multirun"] if self.multirun else [])]
-        flags += ["--config-dir", str(self.config_dir)] if self.config_dir else []
         how += [
             f"+hydra.job.env_set.{key}='1'" for key, on in ((FORCE, force), (QUIET, quiet)) if on
         ]
         try:
-            launch(flags, [*how, *self.overrides])
+            words = [*how, *self.overrides]
+            launch(self.task, words, multirun=self.multirun, config_dir=self.config_dir)
         finally:
             if where is not None:
                 _close(where)
@@ -161,11 +160,9 @@ class Call:
     def show_config(self, kind: str) -> None:
         """Print the composed config (`job`), Hydra's own (`hydra`), or both (`all`) as yaml."""
         if kind != "job":
-            flags = ["--config-name", self.task, "--cfg", kind]
             hydras = [text for text in self.overrides if text.lstrip("+~").startswith("hydra")]
             first = [*hydras, *self._sweep_jobs()[0]] if self.multirun else self.overrides
-            flags += ["--config-dir", str(self.config_dir)] if self.config_dir else []
-            launch(flags, first)
+            show(kind, self.task, first, self.config_dir)
             return
         saved = saved_config(self.run_dir) if self.run_dir and not self.multirun else None
         cfg, problems, notes = self._composed(saved)

@@ -6,7 +6,6 @@ process. `--force` and `--quiet` reach jobs in other processes through `hydra.jo
 
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,8 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
-import hydra
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -25,8 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pgtg.cli.reporting import say
 from pgtg.config import RunConfig, TextJudgeConfig
-from pgtg.config.compose import VERSION_BASE, register, run_config
-from pgtg.config.groups import CONF
+from pgtg.config.compose import loader, register, run_config
 from pgtg.errors import PgtgError, RunError
 from pgtg.runtime import distributed
 from pgtg.runtime.signals import Interrupted, install
@@ -81,29 +80,42 @@ def _rewrite(path: Path, run: RunConfig) -> None:
         OmegaConf.save(OmegaConf.create(asdict(run)), path)
 
 
-main = hydra.main(version_base=VERSION_BASE, config_path=str(CONF), config_name="summarize")(job)
-
-
-def launch(flags: Sequence[str], overrides: Sequence[str]) -> None:
+def launch(
+    task: str, overrides: Sequence[str], *, multirun: bool = False, config_dir: Path | None = None
+) -> None:
     """Hand a call to Hydra: one job, or a sweep with its launchers and sweepers.
 
     Raises:
         PgtgError: The job failed, or the first failed job of a sweep once all have run.
     """
-    register()
-    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["pgtg", *flags, *overrides]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised here instead of printed by Hydra
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    with _hydra(config_dir) as app:
+        start = app.multirun if multirun else app.run
+        try:
+            start(task, job, [*overrides, f"hydra.mode={mode.name}"])
+        except PgtgError as error:
+            if not multirun:
+                raise
+            first = f"the sweep has failed jobs (named above); the first: {error}"
+            raise RunError(first) from error
+
+
+def show(kind: str, task: str, overrides: Sequence[str], config_dir: Path | None) -> None:
+    """Print what Hydra composes of a call as yaml: its own part ("hydra"), or "all" of it."""
+    with _hydra(config_dir) as app:
+        app.show_cfg(task, list(overrides), kind, package=None)
+
+
+@contextmanager
+def _hydra(config_dir: Path | None) -> Iterator[Hydra]:
+    """Hydra over `conf/` and the user's own folder, as `hydra.main` makes it: that would parse a
+    command line, read all files again, and compose once more to ask for the mode."""
+    app = Hydra("jobs", loader(config_dir))
+    GlobalHydra.instance().initialize(app)
     try:
-        main()
-    except PgtgError as error:
-        if "--multirun" not in flags:
-            raise
-        raise RunError(f"the sweep has failed jobs (named above); the first: {error}") from error
+        yield app
     finally:
-        sys.argv = argv
-        if full is None:
-            del os.environ["HYDRA_FULL_ERROR"]
+        GlobalHydra.instance().clear()
 
 
 def _result(run: RunConfig, folder: Path) -> dict[str, float] | None:
