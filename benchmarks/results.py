@@ -1,18 +1,31 @@
 """Put a report's tables into docs/results.md, between the marks of a section.
 
 python benchmarks/results.py quickstart outputs/results/quickstart-report "make results-quickstart"
+python benchmarks/results.py question-head outputs/results/questions/head-report \
+    "make results-questions" --short
 
 The commit is that of the runs, as their folders tell. Of the paired tests only those rows are shown
-that show a difference; intervals of means, costs and reward diagnostics stay in the report.
+that show a difference; intervals of means, costs and reward diagnostics stay in the report. With
+`--short` a section is one table of the two instruments of docs/log.md, with the difference to the
+report's baseline, and a figure of them in docs/images.
 """
 
+import argparse
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "results.md"
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = DOCS / "results.md"
 KEPT = r"mean \(sd\)|difference"  # in the headings of what the page shows
+INSTRUMENTS = {  # (decoding, metric) -> what the page calls it
+    ("references", "nll"): "NLL of clean references",
+    ("sample", "meteor_stem"): "METEOR of samples",
+}
 
 
 def commits(report: Path) -> str:
@@ -42,15 +55,85 @@ def section(report: Path, command: str) -> str:
     return "\n".join([f"`{command}`, commit {commits(report)}: {headline}.\n", *kept])
 
 
-def main(name: str, report: Path, command: str) -> None:
+def short(name: str, report: Path, command: str) -> str:
+    """One table of both instruments, a figure, the command and the commit."""
+    told = json.loads((report / "report.json").read_text())
+    found = {(r["decoding"], r["metric"], r["row"]): r for r in told["results"]}
+    names = [row["label"] for row in told["rows"]]
+    baseline = told["baseline"]
+    said = "Mean (sd) over seeds; in brackets the 95 % interval of the difference over seeds"
+    lines = [
+        f"`{command}`, commit {commits(report)}. {said}, to `{baseline}`.\n",
+        "| row | seeds | " + " | ".join(INSTRUMENTS.values()) + " | differences |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for row in names:
+        there = [found.get((*instrument, row)) for instrument in INSTRUMENTS]
+        seeds = max((r["summary"]["n"] for r in there if r), default=0)
+        cells = " | ".join(_mean(r) for r in there)
+        apart = "" if row == baseline else "; ".join(_apart(r) for r in there)
+        lines.append(f"| `{row}` | {seeds} | {cells} | {apart} |")
+    picture = f"results-{name}.svg"
+    figure(told, found, names).savefig(
+        DOCS / "images" / picture, bbox_inches="tight", metadata={"Date": None}
+    )
+    said = f"Both instruments by row: a tick a seed, the marker their mean ({name})"
+    return "\n".join([*lines, "", f"![{said}](images/{picture})", ""])
+
+
+def _mean(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    s = result["summary"]
+    return f"{s['mean']:.2f}" + (f" ({s['sd']:.2f})" if s["sd"] is not None else "")
+
+
+def _apart(result: dict[str, Any] | None) -> str:
+    """The difference to the baseline, and what the test over seeds and texts says."""
+    compared = result and result["comparison"]
+    if not compared:
+        return "–"
+    ends = compared["seeds_low"], compared["seeds_high"]
+    between = "" if None in ends else f" [{ends[0]:+.2f}, {ends[1]:+.2f}]"
+    return f"{compared['difference']:+.2f}{between} {result['says']}"
+
+
+def figure(told: dict[str, Any], found: dict[Any, Any], names: list[str]) -> Figure:
+    """A panel for each instrument: rows downwards, a tick for each seed, a marker for the mean."""
+    drawn = Figure(figsize=(8.4, 0.8 + 0.28 * len(names)))
+    panels = drawn.subplots(1, len(INSTRUMENTS), sharey=True)
+    for axes, (instrument, title) in zip(panels, INSTRUMENTS.items(), strict=True):
+        for place, row in enumerate(names):
+            if (result := found.get((*instrument, row))) is None:
+                continue
+            color = "#c24f00" if row == told["baseline"] else "#0067a5"
+            values = list(result["values"].values())
+            axes.plot(values, [place] * len(values), "|", color=color, markersize=9)
+            axes.plot([result["summary"]["mean"]], [place], "o", color=color, markersize=5)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel(title, fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", linewidth=0.4)
+    return drawn
+
+
+def main(name: str, report: Path, command: str, *, is_short: bool) -> None:
     begin, end = f"<!-- results {name} -->", f"<!-- end of results {name} -->"
     text = PAGE.read_text(encoding="utf-8")
     if begin not in text or end not in text:
         sys.exit(f"{PAGE} has no marks {begin} and {end}")
+    made = short(name, report, command) if is_short else section(report, command)
     before, _, rest = text.partition(begin)
     after = rest.partition(end)[2]
-    PAGE.write_text(f"{before}{begin}\n{section(report, command)}{end}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{begin}\n{made}{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name")
+    parser.add_argument("report", type=Path)
+    parser.add_argument("command")
+    parser.add_argument("--short", action="store_true")
+    asked = parser.parse_args()
+    main(asked.name, asked.report, asked.command, is_short=asked.short)
