@@ -12,8 +12,8 @@ from jaxtyping import Bool
 from pgtg.data.generations import ragged
 from pgtg.data.pairs import Ranking
 from pgtg.data.spans import Span, Spanned
-from pgtg.explain.pieces import Piece, of_text
 from pgtg.models.codec import Codec
+from pgtg.models.pieces import Piece, of_text
 from pgtg.runs.files import content_hash
 from pgtg.types import Generations, TokenIds
 

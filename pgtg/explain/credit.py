@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from pgtg.explain.pieces import Piece
+from pgtg.models.pieces import Piece
 from pgtg.ops.aggregate import Aggregator
 from pgtg.types import TokenIds
 

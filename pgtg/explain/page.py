@@ -10,11 +10,11 @@ import hashlib
 import html
 from importlib.resources import files
 
-from pgtg.explain import pieces
 from pgtg.explain.credit import Entry, Explained, View
 from pgtg.explain.gather import Credit
-from pgtg.explain.pieces import Piece
 from pgtg.explain.shading import DARK, LEVELS, LIGHT, STRONG, Scale, spelled, visible
+from pgtg.models import pieces
+from pgtg.models.pieces import Piece
 
 UNDERLINED = 4  # levels from here on are underlined as well: colour is not the only sign
 LONG = 600  # characters of a source from which on it scrolls in a box of its own

@@ -12,16 +12,16 @@ from pgtg.config import RunConfig
 from pgtg.config.registry import TASKS
 from pgtg.data.pairs import canonical
 from pgtg.errors import ArtifactError, ConfigError, DataError
-from pgtg.explain import pieces
 from pgtg.explain.credit import Group, Passage, View, views
-from pgtg.explain.pieces import Piece
 from pgtg.methods import method_of
 from pgtg.methods.options import WeightedMLE
+from pgtg.models import pieces
 from pgtg.models.batch import per_token
 from pgtg.models.budget import token_budget
 from pgtg.models.chat import ChatCodec
 from pgtg.models.codec import Codec, PromptCodec
 from pgtg.models.loading import load_tokenizer
+from pgtg.models.pieces import Piece
 from pgtg.models.reward import load_reward_model
 from pgtg.models.special_tokens import end_tokens
 from pgtg.models.token_classifier import (

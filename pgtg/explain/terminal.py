@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from pgtg.explain import pieces
 from pgtg.explain.credit import Entry, View
 from pgtg.explain.gather import Credit
-from pgtg.explain.pieces import Piece
 from pgtg.explain.shading import LEVELS, LIGHT, STRONG, Scale, visible
+from pgtg.models import pieces
+from pgtg.models.pieces import Piece
 from pgtg.runs.console import QuietConsole
 from pgtg.runs.layout import screen, shown
 

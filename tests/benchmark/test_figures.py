@@ -9,7 +9,7 @@ from pgtg.benchmark.figures import ALL, LOGPROB, METRICS, Row, figures, pairs_ri
 from pgtg.benchmark.texts import Group, Text, Texts
 from pgtg.data.pairs import Ranking
 from pgtg.data.spans import Span
-from pgtg.explain.pieces import Piece
+from pgtg.models.pieces import Piece
 
 
 def letters(question: int, text: str, *spans: Span) -> Text:

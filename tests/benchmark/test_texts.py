@@ -3,7 +3,7 @@
 from pgtg.benchmark.texts import Text, as_read, shown, under
 from pgtg.data.pairs import Ranking
 from pgtg.data.spans import Spanned
-from pgtg.explain.pieces import Piece
+from pgtg.models.pieces import Piece
 from tests.support.explain_codecs import CODECS
 
 

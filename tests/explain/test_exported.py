@@ -17,8 +17,8 @@ import pgtg
 from pgtg.cli.api import AllRewards, TextRewards
 from pgtg.cli.main import app
 from pgtg.errors import DataError
-from pgtg.explain import pieces
 from pgtg.explain.runs import as_source
+from pgtg.models import pieces
 from pgtg.models.batch import token_batch
 from pgtg.models.chat import ChatCodec
 from pgtg.models.token_classifier import REWARD_JSON, TokenClassifier

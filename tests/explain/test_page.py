@@ -11,9 +11,9 @@ import pytest
 from pgtg.explain.credit import Explained, Group, Passage, explained, views
 from pgtg.explain.gather import Credit
 from pgtg.explain.page import as_page
-from pgtg.explain.pieces import Piece
 from pgtg.explain.runs import Reader
 from pgtg.explain.shading import DARK, LEVELS, LIGHT, STRONG, Scale
+from pgtg.models.pieces import Piece
 from pgtg.models.token_classifier import About
 from pgtg.ops.aggregate import Aggregator
 from tests.support.browser import Page, browser, needs_chromium

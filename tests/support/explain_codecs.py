@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pgtg.explain import pieces
+from pgtg.models import pieces
 from pgtg.models.codec import Codec, PromptCodec
 from pgtg.models.tiny.t5 import build_tokenizer
 
