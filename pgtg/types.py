@@ -60,6 +60,7 @@ class DataCounts:
     truncated: Mapping[str, int] = field(default_factory=dict)  # column -> rows cut to fit
     examples: Mapping[str, str] = field(default_factory=dict)  # reason -> id of the first such row
     unread: Sequence[str] = ()  # columns that nothing reads
+    planted: Mapping[str, int] = field(default_factory=dict)  # what became of targets -> rows
 
 
 @dataclass(frozen=True)

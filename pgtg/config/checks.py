@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pgtg.config import ALIASES, RunConfig, expected_type
+from pgtg.config import ALIASES, DataConfig, RunConfig, expected_type
 from pgtg.config.registry import (
     AGGREGATORS,
     HEADS,
@@ -194,6 +194,8 @@ RULES: tuple[Rule, ...] = (
     ("data.newswire.noise", *SHARE),
     ("data.newswire.wrong_fact_share", *SHARE),
     ("data.newswire.tails", *COUNT),
+    *((f"data.flaws.{key}", *SHARE) for key in ("share", "wrong_share")),
+    ("data.flaws.ending", lambda v: v.strip() != "", "a text"),
     ("reward.layers", *COUNT),
     ("reward.replay", *NOT_NEGATIVE),
     ("policy.adaptor.width", *COUNT),
@@ -269,7 +271,11 @@ FIT_RULES: tuple[Rule, ...] = (
 MANY_ROUNDS = 10_000  # reward trainings of one run
 MAX_NAME = 200  # bytes of a folder's name
 GENERATED = ("newswire", "reviews")  # data that no file holds
-PLANTED = ("newswire",)  # data whose targets have a known truth, token by token
+
+
+def planted(data: DataConfig) -> bool:
+    """Whether the targets have a known truth, token by token."""
+    return data.name == "newswire" or data.flaws is not None
 
 
 def check(cfg: RunConfig) -> list[str]:
@@ -384,6 +390,8 @@ def _fits(cfg: RunConfig) -> Iterator[str]:
 
 def _odd_rows(cfg: RunConfig) -> Iterator[str]:
     read = "targets" in TASKS[cfg.task].gives and cfg.data.name in ("files", "hub")
+    if cfg.data.flaws is not None and (not read or cfg.data.format is not None):
+        yield "data.flaws: only summaries from files or the hub have it; leave it out"
     for key in ("repeats", "empty"):
         named = getattr(cfg.data, key)
         if named and not read:
@@ -518,8 +526,8 @@ def _method(cfg: RunConfig) -> Iterator[str]:
     for control in method.controls or []:
         if refused := refusal(cfg.task, control, control=True, options=method):
             yield refused
-        elif controls_of(cfg.task)[control].planted and cfg.data.name not in PLANTED:
-            found = f"data.name={cfg.data.name} has none"
+        elif controls_of(cfg.task)[control].planted and not planted(cfg.data):
+            found = f"data.name={cfg.data.name} has none without data.flaws"
             yield f"method.controls: '{control}' reads planted truth, and {found}; leave it out"
         if control == method.name:
             yield f"method.controls: '{control}' is the method itself"

@@ -40,7 +40,7 @@ from pgtg.config import (
     open_schema,
     stand_in,
 )
-from pgtg.config.checks import PLANTED, check, value_at
+from pgtg.config.checks import check, planted, value_at
 from pgtg.config.groups import CONF, SECTIONS, groups
 from pgtg.config.overrides import PATHS, as_hydra, folder_name
 from pgtg.config.paths import policy_folder
@@ -282,8 +282,8 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
         method = run.method
         runs = refusal(run.task, method.name, options=method) is None
         learned = runs and method_spec(run.task, method.name, options=method).learns_reward
-        known, planted = controls_of(run.task), run.data.name in PLANTED
-        able = [c for c in TASKS[run.task].controls if planted or not known[c].planted]
+        known, truth = controls_of(run.task), planted(run.data)
+        able = [c for c in TASKS[run.task].controls if truth or not known[c].planted]
         run.method.controls = able if learned else []
     return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
 

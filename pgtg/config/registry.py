@@ -157,7 +157,7 @@ class MethodSpec(Spec):
         needs: What it asks of a task, in the words of `TaskSpec.gives`: it runs where all is given.
         alone: Whether it may be a run's method.
         alongside: Whether it may be a control: same start, same budget.
-        planted: Whether it reads planted truth, which generated data alone have.
+        planted: Whether it reads planted truth (data=newswire, data.flaws).
         baseline: Whether gains are counted from it.
         question: What a control asks: it is answered where its results are shown.
         controlled: Whether it takes controls; one that is what others are held against does not.

@@ -51,6 +51,16 @@ class NewswireConfig:
 
 
 @dataclass
+class FlawsConfig:
+    """Flaws planted in the targets of real data: how many, and of which kind."""
+
+    share: float = MISSING
+    wrong_share: float = MISSING
+    ending: str = MISSING
+    seed: int = MISSING
+
+
+@dataclass
 class ReviewsConfig:
     """The generated reviews: how much of them, and how hard the search for a prompt is."""
 
@@ -119,6 +129,7 @@ class DataConfig:
     repeats: dict[str, str] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)
     newswire: NewswireConfig | None = None
+    flaws: FlawsConfig | None = None
     fewshot: FewshotConfig | None = None
     reviews: ReviewsConfig | None = None
     quoting: str = "auto"

@@ -35,6 +35,7 @@ from typing import Any, Protocol, TypeVar
 from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.data.examples import ExampleWriter, StoredExamples
 from pgtg.data.tables import SOURCES, Row, Table
+from pgtg.data.worlds.flaws import plant
 from pgtg.errors import ConfigError, DataError
 from pgtg.types import DataCounts, Example
 
@@ -94,7 +95,7 @@ def load_split(
         raise DataError(f"data.splits.{split} is null: this data has no {split} split")
     table = SOURCES[cfg.name](cfg, split)
     odd = OddRows.of(cfg, split)
-    return _examples(table, cfg.columns, split, cfg.limit.get(split), odd, tally)
+    return _examples(table, cfg, split, odd, tally)
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Tally:
     first: dict[str, str] = field(default_factory=dict)
     seen: dict[bytes, Any] = field(default_factory=dict)  # text's fingerprint -> what came with it
     ids: dict[str, int] = field(default_factory=dict)  # id -> row
+    planted: Counter[str] = field(default_factory=Counter)  # what became of targets -> rows
 
     def note(self, counter: Counter[str], reason: str, name: str, rows: int = 1) -> None:
         counter[reason] += rows
@@ -185,27 +187,32 @@ def read_rows(
 
 
 def _examples(
-    table: Table,
-    columns: ColumnsConfig,
-    split: str,
-    limit: int | None,
-    odd: OddRows,
-    tally: Tally | None,
+    table: Table, cfg: DataConfig, split: str, odd: OddRows, tally: Tally | None
 ) -> tuple[StoredExamples, DataCounts]:
+    columns, tally = cfg.columns, tally or Tally()
     named = [*([columns.id] if columns.id else []), columns.source, *columns.references]
     writer = ExampleWriter()
+
+    def make(row: Row, name: str, tally: Tally) -> Example | None:
+        example = _example(row, columns, name, tally, odd)
+        if example is None or cfg.flaws is None:
+            return example
+        target, kind = plant(example.source, example.references, cfg.flaws, split, name)
+        tally.planted[kind] += 1
+        return replace(example, target=target)
+
     counts = read_rows(
         table,
         split,
-        lambda row, name, tally: _example(row, columns, name, tally, odd),
+        make,
         lambda there, where: require_columns(named, there, where),
         into=writer,
         id_column=columns.id,
-        limit=limit,
+        limit=cfg.limit.get(split),
         tally=tally,
         reads=named,
     )
-    return writer.finish(), counts
+    return writer.finish(), replace(counts, planted=dict(tally.planted))
 
 
 def _why_empty(counts: DataCounts) -> str:

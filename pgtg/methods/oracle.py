@@ -1,4 +1,4 @@
-"""The planted truth as token weights: what a perfect reward could gain, in generated data alone.
+"""The planted truth as token weights: what a perfect reward could gain, where truth is planted.
 
 A token that is a planted flaw (a wrong fact, boilerplate) weighs 0, all others of its target the
 same. How much of the oracle's gain over uniform weights a learned reward recovers is what it is

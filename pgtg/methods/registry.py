@@ -171,7 +171,7 @@ METHODS = (
     ),
     MethodSpec(
         "oracle",
-        "weights from planted truth: what a perfect reward could gain (generated data)",
+        "weights from planted truth: what a perfect reward could gain",
         "pgtg.methods.oracle:METHOD",
         TARGETS,
         alone=False,

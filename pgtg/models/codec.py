@@ -1,16 +1,18 @@
 """Text to token ids and back, for sources, targets and generations. Ids stay ids after this."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Self
 
 from pgtg.config import PolicyConfig
 from pgtg.errors import ConfigError
 from pgtg.models.special_tokens import Frame, encode, end_tokens, frame
 from pgtg.types import TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Codec:
         cut_start: Sources that are too long lose their beginning, not their end.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     is_encoder_decoder: bool
     prefix: str
     suffix: str
@@ -103,6 +105,11 @@ class Codec:
     def known_ends(self) -> TokenIds:
         """End tokens that tokenizer and model name; perhaps none."""
         return list(dict.fromkeys([*end_tokens(self.tokenizer), *self.ends]))
+
+    @cached_property
+    def uncut(self) -> Self:
+        """The same for targets of any length."""
+        return replace(self, max_target_tokens=sys.maxsize)
 
     @property
     def lead(self) -> str:

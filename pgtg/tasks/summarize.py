@@ -7,7 +7,8 @@ from pathlib import Path
 from pgtg.config import RunConfig
 from pgtg.data.examples import Examples
 from pgtg.data.splits import Tally, has_split, load_split
-from pgtg.data.worlds import newswire
+from pgtg.data.worlds import flaws, newswire
+from pgtg.data.worlds.world import FLAWS, World
 from pgtg.tasks.task import Sampled
 from pgtg.tasks.texts import TextTask
 from pgtg.types import DataCounts, Example, TokenIds
@@ -37,6 +38,8 @@ class SummarizeTask(TextTask):
         tally = Tally()
         stored, self.counts[split] = load_split(self.cfg.data, split, tally)
         self.seen[split] = frozenset(tally.seen)
+        if split == "train" and self.cfg.data.flaws is not None:
+            self.about = flaws.describe(self.cfg.data.flaws, self.counts[split])
         return {split: Examples(split, stored)}
 
     @cached_property
@@ -57,36 +60,35 @@ class SummarizeTask(TextTask):
         assert self.cfg.data.newswire is not None
         return newswire.vocabulary(self.cfg.data.newswire)
 
+    @cached_property
+    def world(self) -> World | None:
+        """Where flaws of the targets are known; None for ordinary data."""
+        if self.cfg.data.name == "newswire":
+            return newswire.Newswire()
+        planted = self.cfg.data.flaws
+        return None if planted is None else flaws.FlawedReferences(planted)
+
     def check_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> dict[str, list]:
         """Scores against planted truth, per example, in [0, 100]; empty for ordinary data."""
-        if not examples or examples[0].truth is None:
+        if self.world is None or not examples:
             return {}
-        checked = [newswire.check(t, e.truth) for t, e in zip(texts, examples, strict=True)]
-        return {
-            "fact_accuracy": [100 * c.fact_accuracy for c in checked],
-            "well_formed": [100.0 * c.well_formed for c in checked],
-            "boilerplate": [100.0 * c.boilerplate for c in checked],
-        }
+        return dict(self.world.check_texts(texts, examples))
 
     def target_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
-        """A planted label for each token of the example's target; None for ordinary data.
-
-        The end token, which has no word, is labelled "end".
-        """
-        if example.truth is None:
+        if self.world is None:
             return None
-        labels = [*example.truth.target_labels, "end"]
-        return labels if len(labels) == len(tokens) else None
+        assert self._codec is not None  # it made the tokens
+        return self.world.target_labels(example, tokens, self._codec)
 
     def reference_labels(self, example: Example, tokens: TokenIds) -> list[str] | None:
-        if example.truth is None:
+        if self.world is None:
             return None
-        labels = [*newswire.label_words(example.truth, example.references[0].split()), "end"]
-        return labels if len(labels) == len(tokens) else None
+        assert self._codec is not None
+        return self.world.reference_labels(example, tokens, self._codec)
 
     def target_flaws(self, example: Example, tokens: TokenIds) -> list[bool] | None:
         labels = self.target_labels(example, tokens)
-        return None if labels is None else [label in newswire.FLAWS for label in labels]
+        return None if labels is None else [label in FLAWS for label in labels]
 
 
 def make(cfg: RunConfig, run_dir: Path) -> SummarizeTask:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pgtg.config import LoraConfig, RunConfig, known_keys
+from pgtg.config import FlawsConfig, LoraConfig, RunConfig, known_keys
 from pgtg.config.compose import run_config
 from pgtg.config.inputs import LOCAL, NEUTRAL, STAGES, portable, settings
 from pgtg.config.registry import TASKS
@@ -55,8 +55,10 @@ def configs() -> dict[str, RunConfig]:
     preferences = tiny_preferences()
     preferences.policy.lora = LoraConfig(2, 4.0)
     preferences.reward.lora = LoraConfig(2, 4.0)
+    summarize = tiny("method.controls=[uniform]")
+    summarize.data.flaws = FlawsConfig(0.9, 0.3, "read more", 0)
     return {
-        "summarize": tiny("method.controls=[uniform]"),
+        "summarize": summarize,
         "prompt": tiny_prompt("method.controls=[sparse]", "prompt.baselines=[manual]"),
         "preferences": preferences,
     }

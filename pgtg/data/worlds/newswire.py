@@ -21,11 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pgtg.config import NewswireConfig
+from pgtg.data.worlds.world import BOILERPLATE, CONTENT, END, FACT, WRONG
 from pgtg.errors import ConfigError
-from pgtg.types import Example
+from pgtg.models.codec import Codec
+from pgtg.types import Example, TokenIds
 
-CONTENT, FACT, WRONG, BOILERPLATE = "content", "fact", "wrong", "boilerplate"
-FLAWS = frozenset({WRONG, BOILERPLATE})  # labels of what a text should not say
 Facts = Mapping[str, str]  # slot -> word
 SPLITS = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}  # tenths of hashes
 
@@ -237,6 +237,31 @@ class Checked:
     fact_accuracy: float
     well_formed: bool
     boilerplate: bool
+
+
+class Newswire:
+    """The world's truth for policies that read a word as a token."""
+
+    def target_labels(self, example: Example, tokens: TokenIds, codec: Codec) -> list[str] | None:
+        """As `World.target_labels`; None for a target that is cut, or in other tokens."""
+        labels = [*example.truth.target_labels, END]
+        return labels if len(labels) == len(tokens) else None
+
+    def reference_labels(
+        self, example: Example, tokens: TokenIds, codec: Codec
+    ) -> list[str] | None:
+        labels = [*label_words(example.truth, example.references[0].split()), END]
+        return labels if len(labels) == len(tokens) else None
+
+    def check_texts(
+        self, texts: Sequence[str], examples: Sequence[Example]
+    ) -> dict[str, list[float]]:
+        checked = [check(t, e.truth) for t, e in zip(texts, examples, strict=True)]
+        return {
+            "fact_accuracy": [100 * c.fact_accuracy for c in checked],
+            "well_formed": [100.0 * c.well_formed for c in checked],
+            "boilerplate": [100.0 * c.boilerplate for c in checked],
+        }
 
 
 def require(cfg: NewswireConfig) -> None:

@@ -125,7 +125,7 @@ def _ranking(
 def token_truth(table: dict) -> dict[str, float]:
     """AUCs of token rewards and of the log-probability baseline against the planted labels.
 
-    `auc_flaws`: a right token above a harmful one: a wrong word, or the first word of a tail.
+    `auc_flaws`: a right token above a harmful one, the first of a wrong word or of a tail.
     `auc_boilerplate`: a right word of the summary above one of the tail. `auc_facts`: a right slot
     word above a wrong one. `_within`: the same within ten strata of log-probability.
     """
@@ -138,12 +138,12 @@ def token_truth(table: dict) -> dict[str, float]:
     def where(*names: str) -> Tensor:
         return torch.tensor([label in names for label in labels])
 
-    # of a tail, the first word alone does harm: after it, more of the tail is what fits
+    # of a flaw, the first token alone does harm: after it, the rest of it is what fits
     harmful = torch.tensor(
         [
-            label == "wrong" or (label == "boilerplate" and at == first)
+            at == first
             for row, first in zip(table["label"], table["flaw_at"], strict=True)
-            for at, label in enumerate(row)
+            for at in range(len(row))
         ]
     )
     pairs = {
