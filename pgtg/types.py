@@ -75,6 +75,7 @@ class TokenBatch:
     known_origin: tuple[int, ...] | None = None  # the same where the host knows it
     read: int | None = None  # real tokens of the sources, counted where the batch was made
     real: int | None = None  # real tokens of the sequences, counted there too
+    recurring: bool = False  # whether the same sequences are read again and again in a run
 
     def to(self, device: Any) -> "TokenBatch":
         """The same batch on another device."""

@@ -184,6 +184,7 @@ RULES: tuple[Rule, ...] = (
     ("policy.max_source_tokens", *COUNT),
     ("policy.max_target_tokens", *COUNT),
     ("policy.trainable_layers", *COUNT),
+    ("policy.frozen_cache", *NOT_NEGATIVE),
     ("policy.tiny_t5.dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("policy.tiny_t5.copy_updates", *NOT_NEGATIVE),
     *((f"policy.tiny_t5.{key}", *COUNT) for key in ("d_model", "d_ff", "d_kv", "heads")),

@@ -52,6 +52,7 @@ NEUTRAL: Mapping[str, str] = {
     "judge.retries": "how often is asked again",
     "judge.price_input": "what is said of the cost",
     "judge.price_output": "what is said of the cost",
+    "policy.frozen_cache": "last bits of sums; whether there is one is part of the cache's key",
     "judge.batch_tokens": "last bits of sums; part of the cache's key",
     "device": "last bits of sums; part of the cache's key",
     "tf32": "last bits of sums; part of the cache's key",

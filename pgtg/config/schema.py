@@ -213,6 +213,7 @@ class PolicyConfig:
     revision: str | None = None
     dtype: str = MISSING
     trainable_layers: int | None = None
+    frozen_cache: float | None = 2.0
     prefix: str = ""
     suffix: str = ""
     target_prefix: str = ""

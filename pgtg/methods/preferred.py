@@ -90,13 +90,13 @@ class JudgedTrainer(TextTrainer, ABC):
         pool, origin = self.pool, [i for i, own in enumerate(rows) for _ in own]
         sources = [pool.sources[pool.origin[own[0]]] for own in rows]
         tokens = [pool.tokens[row] for own in rows for row in own]
-        return token_batch(sources, tokens, origin, self.ctx.device)
+        return token_batch(sources, tokens, origin, self.ctx.device, recurring=True)
 
     def read_once(self, value: Callable[[TokenBatch], Tensor]) -> list[np.ndarray]:
         """A value of every token of the pool, without gradient."""
         with torch.no_grad():
-            pool = self.pool
-            return self.ctx.per_token(value, pool.sources, pool.tokens, pool.origin)
+            given = self.pool.sources, self.pool.tokens, self.pool.origin
+            return self.ctx.per_token(value, *given, recurring=True)
 
     def looked_up(self, values: Sequence[np.ndarray], rows: Sequence[int]) -> Float[Tensor, "N T"]:
         """Those of some generations, on the device, 0 on padding."""

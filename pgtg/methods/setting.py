@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from pgtg.models.batch import per_token
 from pgtg.models.budget import token_budget
 from pgtg.models.codec import Codec
 from pgtg.models.dropout import silence_dropout
+from pgtg.models.frozen import KeptStates
 from pgtg.models.generate import Decoding, Sampler, growing_cache
 from pgtg.models.language import LanguageModel, reading_passes
 from pgtg.models.loading import (
@@ -39,6 +42,18 @@ class Setting:
     log: RunLog
     task: Task
     device: torch.device
+
+    @cached_property
+    def kept_states(self) -> KeptStates | None:
+        """Where all models of the run keep what their frozen layers make of texts; None: nowhere.
+
+        With dropout these layers make something else of a text each time.
+        """
+        policy = self.cfg.policy
+        top = policy.adaptor is None and policy.lora is None and policy.trainable_layers is not None
+        if not top or policy.dropout or not policy.frozen_cache:
+            return None
+        return KeptStates(int(policy.frozen_cache * 2**30))
 
     def start_path(self) -> str:
         """Where the language model lies that the policy starts from."""
@@ -87,7 +102,10 @@ class Setting:
         lm, tokenizer = load_language_model(str(path), revision=revision, dtype=policy.dtype)
         if not policy.dropout:
             silence_dropout(lm.model)
-        return lm.to(self.device), self.task.codec(tokenizer, lm.is_encoder_decoder, lm.end_ids)
+        lm = lm.to(self.device)
+        if self.kept_states is not None:
+            lm.keep_frozen(policy.trainable_layers or 0, self.kept_states)
+        return lm, self.task.codec(tokenizer, lm.is_encoder_decoder, lm.end_ids)
 
     def to_read(self, lm: LanguageModel, *more: LanguageModel) -> LanguageModel:
         """Models that will only make passes without gradients, in `sample.precision`; the first."""
@@ -132,12 +150,19 @@ class Setting:
         sources: Sequence[TokenIds],
         tokens: Sequence[TokenIds],
         origin: Sequence[int],
+        *,
+        recurring: bool = False,
     ) -> list[np.ndarray]:
-        """`value` of every token, in length-sorted batches under the sampling budget."""
-        budget, device = token_budget(self.cfg.sample.batch_tokens), self.device
+        """`value` of every token, in length-sorted batches under the sampling budget.
+
+        Args:
+            recurring: Whether these tokens are read again and again in a run.
+        """
+        budget = token_budget(self.cfg.sample.batch_tokens)
+        how: dict[str, Any] = {"device": self.device, "recurring": recurring}
 
         def values(rows: Sequence[int]) -> list[np.ndarray]:
             own, starts = [tokens[row] for row in rows], [origin[row] for row in rows]
-            return per_token(value, sources, own, starts, batch_tokens=budget, device=device)
+            return per_token(value, sources, own, starts, batch_tokens=budget, **how)
 
         return distributed.spread(values, range(len(tokens)))

@@ -85,7 +85,8 @@ class SupervisedTrainer(TextTrainer):
 
     def _weighted(self, examples: Examples, seed: int) -> tuple[TokenBatch, Tensor]:
         sources, targets = self.tokens.sources(examples.rows), self.tokens.targets(examples.rows)
-        batch = token_batch(list(sources), list(targets), range(len(examples)), self.ctx.device)
+        own, device = range(len(examples)), self.ctx.device
+        batch = token_batch(list(sources), list(targets), own, device, recurring=True)
         values = None
         if self.rewards is not None:
             values = torch.zeros(batch.mask.shape)

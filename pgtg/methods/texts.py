@@ -46,7 +46,8 @@ class TextTrainer(PolicyTrainer):
         targets = self.codec.encode_targets([example.target for example in examples])
         given = [ids for ids, _ in sources], [ids for ids, _ in targets]
         with self.ctx.reading(self.lm):
-            values = self.ctx.per_token(self.lm.log_probabilities, *given, range(len(examples)))
+            value, rows = self.lm.log_probabilities, range(len(examples))
+            values = self.ctx.per_token(value, *given, rows, recurring=True)
         return [float(row.mean()) for row in values]
 
     def _judged(self, examples: Sequence[Example]) -> list[float]:

@@ -17,6 +17,8 @@ def token_batch(
     tokens: Sequence[TokenIds],
     origin: Sequence[int],
     device: torch.device | str = "cpu",
+    *,
+    recurring: bool = False,
 ) -> TokenBatch:
     """B tokenised sources and N token lists that continue them, as one padded batch."""
     source, source_mask = (moved(part, device) for part in pad(sources))
@@ -24,7 +26,7 @@ def token_batch(
     known = tuple(origin)
     rows = moved(torch.tensor(known, dtype=torch.long), device)
     read, real = sum(map(len, sources)), sum(map(len, tokens))
-    return TokenBatch(source, source_mask, ids, mask, rows, known, read, real)
+    return TokenBatch(source, source_mask, ids, mask, rows, known, read, real, recurring)
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -66,6 +68,7 @@ def per_token(
     *,
     batch_tokens: int,
     device: torch.device | str = "cpu",
+    recurring: bool = False,
 ) -> list[np.ndarray]:
     """`value` of each token of N sequences, one float32 array a sequence.
 
@@ -80,9 +83,8 @@ def per_token(
     for places in length_sorted(lengths, budget=batch_tokens):
         rows = [row for p in places for row in continuing[used[p]]]
         local = [n for n, p in enumerate(places) for _ in continuing[used[p]]]
-        batch = token_batch(
-            [sources[used[p]] for p in places], [tokens[row] for row in rows], local, device
-        )
+        own = [sources[used[p]] for p in places], [tokens[row] for row in rows]
+        batch = token_batch(*own, local, device, recurring=recurring)
         values = value(batch).float().cpu().numpy()
         for row, line in zip(rows, values, strict=True):
             out[row] = line[: len(tokens[row])].copy()

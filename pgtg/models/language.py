@@ -20,10 +20,12 @@ before a token. That is as exact, and slower the longer the texts are.
 Gradient checkpointing repeats a layer in the backward pass, which a cache would notice; with it a
 training reads source and continuation in one pass without a cache. So it does where weights are
 divided among processes (`models.sharding`): each micro-batch then makes the same passes.
+Where a model's lower layers are frozen, what is read again and again (`TokenBatch.recurring`) is
+read in one pass without a cache as well, which begins above them (`models.frozen`).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ from pgtg.models.backends.dropout import OwnDropout
 from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.backends.sharding import is_sharded, whole
 from pgtg.models.batch import token_batch
+from pgtg.models.frozen import FrozenLayers, KeptStates, layer_list, placed
 from pgtg.models.reading import Reading, Sources
 from pgtg.models.sharing import Layout, sharing
 from pgtg.models.special_tokens import end_tokens
@@ -85,6 +88,10 @@ def reading_passes(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None
 STATES = "last_hidden_state"
 PROBE = [[1, 3, 2, 1], [2, 1]], [[3, 1], [1, 2], [2]]  # ids of two sources, and of what continues
 _proved: dict[tuple[type, str], bool] = {}
+_proved_frozen: dict[tuple[type, str, int], bool | None] = {}  # whether in tuples; None: not at all
+MOST_SHARED = (
+    2  # rows of a source; more of them are cheaper read on its cache than from kept states
+)
 CPU_SLICE = 1024  # source tokens that a CPU encodes at a time
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -132,6 +139,7 @@ class LanguageModel(nn.Module):
         self._masks = masks.ReadyMasks.of(model, layers)
         self.autocast: torch.dtype | None = None  # these two: see `training_passes`
         self.checkpointing = False
+        self.frozen: FrozenLayers | None = None  # see `keep_frozen`
         if not self._proven():
             self._sharing, self._masks = None, masks.NONE_READY
 
@@ -161,6 +169,50 @@ class LanguageModel(nn.Module):
                 self._sharing, self._masks = ready
                 self.model.train(training)
         return _proved[key]
+
+    def keep_frozen(self, top: int, kept: KeptStates) -> bool:
+        """From now on, of recurring texts, keep what the layers below the `top` ones make of them.
+
+        For models whose weights below are not trained: else these would get no gradients, and
+        passes that ask for them are made as before. So are passes in another type (autocast), of
+        divided weights, and with gradient checkpointing.
+
+        Returns:
+            Whether it does: only on a CPU, where a text alone is read as fast as among others; not
+            for an encoder-decoder, where nothing is below, or where passes that begin in the middle
+            of this model do not give what its whole passes give.
+        """
+        if self.device.type != "cpu" or self.is_encoder_decoder or not self.structure.caches:
+            return False
+        if not 0 < top < len(layer_list(self.model)):
+            return False
+        key = (*build_of(self.model), top)
+        if key not in _proved_frozen:
+            _proved_frozen[key] = self._prove_frozen(top)
+        tuples = _proved_frozen[key]
+        if tuples is not None:
+            self.frozen = FrozenLayers(self.model, top, kept, tuples=tuples)
+        return tuples is not None
+
+    @torch.no_grad()
+    def _prove_frozen(self, top: int) -> bool | None:
+        """Whether the model takes its layers' states out of tuples; None if it does neither."""
+        batch = token_batch(*PROBE, [0, 1, 1], self.device, recurring=True)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with suppress(*ODD):
+                expected = self.states(batch)
+                for tuples in (False, True):
+                    self.frozen = FrozenLayers(self.model, top, KeptStates(0), tuples=tuples)
+                    assert self._beginning_above(batch) is not None
+                    with suppress(*ODD):
+                        if _alike(self.states(batch), expected, batch.mask):
+                            return tuples
+            return None
+        finally:
+            self.frozen = None
+            self.model.train(training)
 
     @property
     def device(self) -> torch.device:
@@ -224,6 +276,10 @@ class LanguageModel(nn.Module):
             return states, self.logits_of(states[:, :-1])
 
     def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
+        if (frozen := self._beginning_above(batch)) is not None:
+            width = batch.source.shape[1] + tokens.shape[1]
+            with frozen.giving(self._kept_states(frozen, batch, width)):
+                return self._read_at_once(batch, tokens, mask, logits)
         if not (self.training and torch.is_grad_enabled()):
             return self._read_simply(batch, tokens, mask, logits)
         device, dtype = self.device.type, self.autocast
@@ -235,6 +291,40 @@ class LanguageModel(nn.Module):
                 return self._read_at_once(batch, tokens, mask, logits)
             with OwnDropout() if device == "cpu" and dtype is None else nullcontext():
                 return self._read_simply(batch, tokens, mask, logits)
+
+    def _beginning_above(self, batch: TokenBatch) -> FrozenLayers | None:
+        """The frozen layers, if a batch is read from kept states: by what is read and how, never by
+        what is kept."""
+        frozen, grad = self.frozen, torch.is_grad_enabled()
+        if frozen is None or not batch.recurring or self.device.type != "cpu":
+            return None
+        shared = len(batch.tokens) > MOST_SHARED * len(batch.source)
+        if shared or not bool(batch.source_mask.any(-1).all()):
+            return None
+        plain = self.autocast is None and not torch.is_autocast_enabled("cpu")
+        if not plain or self.checkpointing or is_sharded(self.model):
+            return None
+        return None if grad and frozen.trained() else frozen
+
+    @torch.no_grad()
+    def _kept_states(
+        self, frozen: FrozenLayers, batch: TokenBatch, width: int
+    ) -> Float[Tensor, "N W D"]:
+        """What the frozen layers make of each row, where `_read_at_once` has its tokens."""
+        read = zip(batch.source, batch.source_mask, strict=True)
+        sources = [ids[real].tolist() for ids, real in read]
+        texts, starts = [], []
+        for ids, real, source in zip(batch.tokens, batch.mask, batch.rows(), strict=True):
+            texts.append(sources[source] + ids[real].tolist())
+            starts.append(batch.source.shape[1] - len(sources[source]))
+        with evaluating(self.model):
+            return placed(frozen.states(texts, self._read_alone), starts, width)
+
+    def _read_alone(self, ids: TokenIds) -> None:
+        """A pass over a text alone; `FrozenLayers` takes from it what it wants."""
+        tokens = torch.tensor([ids])
+        positions = torch.arange(len(ids))[None]
+        self._continue(tokens, None, tokens >= 0, positions, False, cached=False)
 
     def _read_simply(
         self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool

@@ -20,6 +20,7 @@ from pgtg.config import DEPTHS
 from pgtg.errors import ConfigError
 from pgtg.models.backends.sharding import weights_of
 from pgtg.models.dropout import keep_layers
+from pgtg.models.frozen import top_of
 from pgtg.models.language import LanguageModel
 from pgtg.models.special_tokens import ordinary
 from pgtg.models.trust import check_folder, load, unloadable
@@ -29,10 +30,6 @@ from pgtg.runtime.distributed import first
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
-
-# names under which decoder stacks keep the norm after their last layer; by name, since the order of
-# children misleads (BART's norm of the embeddings comes after its layers, OPT's final norm before)
-FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "layer_norm")
 
 
 def load_language_model(
@@ -179,11 +176,6 @@ def train_only_top_layers(lm: LanguageModel, layers: int | None) -> int:
     """
     if layers is not None:
         lm.model.requires_grad_(False)
-        stack = lm.model.get_decoder()
-        blocks = max((m for m in stack.children() if isinstance(m, torch.nn.ModuleList)), key=len)
-        for block in list(blocks)[-layers:]:
-            block.requires_grad_(True)
-        for name, child in stack.named_children():
-            if name in FINAL_NORMS:
-                child.requires_grad_(True)
+        for part in top_of(lm.model, layers):
+            part.requires_grad_(True)
     return sum(p.numel() for p in lm.parameters() if p.requires_grad)

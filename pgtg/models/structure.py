@@ -9,7 +9,7 @@ third the model's own code makes the logits (`own_logits`).
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,9 +78,10 @@ def taken(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_of(model: PreTrainedModel) -> tuple[type, str]:
-    """Class and config: models of the same are built alike."""
+    """Class and config, wherever they were loaded from: models of the same are built alike."""
     config = model.config
-    return type(model), f"{config._attn_implementation} {config.to_json_string(use_diff=False)}"
+    about = {**config.to_dict(), "_name_or_path": None}
+    return type(model), f"{config._attn_implementation} {about}"
 
 
 _known: dict[tuple[type, str], Structure] = {}
@@ -167,7 +168,8 @@ def own_logits(model: Any, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T
     if model.config.is_encoder_decoder:
         given = {"decoder_input_ids": token, "use_cache": False}
         given["encoder_outputs"] = Outputs(last_hidden_state=states[:, :1])  # read by nobody
-    with _giving(layers_of(model), Outputs(last_hidden_state=states)):
+    answer = Outputs(last_hidden_state=states)
+    with answering([layers_of(model)], lambda *args, **kwargs: answer):
         return model(**taken(model, given)).logits
 
 
@@ -190,13 +192,18 @@ def bare_head(model: Any, width: int) -> nn.Linear | None:
 
 
 @contextmanager
-def _giving(module: nn.Module, output: Outputs) -> Iterator[None]:
-    """The module computes nothing and gives the output, inside."""
-    module.forward = lambda *args, **kwargs: output
+def answering(modules: Sequence[nn.Module], answer: Callable[..., Any]) -> Iterator[None]:
+    """The modules compute nothing inside: `answer` is called in their place."""
+    before = [(module, vars(module).get("forward")) for module in modules]
     try:
+        for module in modules:
+            module.forward = answer
         yield
     finally:
-        del module.forward
+        for module, own in before:
+            vars(module).pop("forward", None)
+            if own is not None:  # Accelerate's hooks
+                module.forward = own
 
 
 TABLE = re.compile(r"(wpe|position|pos_emb|pos_encoding)")

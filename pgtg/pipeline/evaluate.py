@@ -33,6 +33,7 @@ from pgtg.tasks import open_task
 READ = ("data", "metrics", "evaluate", "sample", "device", "tf32", "deterministic", "threads")
 READ += ("cache", "data_seed", "policy.prefix", "policy.suffix", "policy.target_prefix")
 READ += ("policy.max_source_tokens", "policy.max_target_tokens", "policy.dtype")
+READ += ("policy.frozen_cache",)
 
 
 def evaluate_run(ctx: Context) -> dict[str, float]:

@@ -207,6 +207,8 @@ def _machine(ctx: Context) -> dict[str, Any]:
     where |= {"machine": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
     if ctx.device.type != "cpu":
         where |= {"tf32": ctx.cfg.tf32, "deterministic": ctx.cfg.deterministic}
+    if ctx.kept_states is not None:
+        where["frozen_cache"] = True
     where |= {"device": device_name(ctx.device), "threads": torch.get_num_threads()}
     return where
 

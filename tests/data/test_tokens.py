@@ -146,10 +146,10 @@ def counted(tmp_path_factory):
         made.append((of.split, len(of)))
         return batches(of, by)
 
-    def rewarding(self, value, sources, targets, origin):
+    def rewarding(self, value, sources, targets, origin, **how):
         if isinstance(targets, tokens.Ids):
             rewarded.append(len(targets))
-        return per_token(self, value, sources, targets, origin)
+        return per_token(self, value, sources, targets, origin, **how)
 
     patch.setattr(tokens, "_batches", tokenising)
     patch.setattr(Context, "per_token", rewarding)

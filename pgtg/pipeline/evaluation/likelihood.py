@@ -64,4 +64,5 @@ def _log_probs(
     ctx: Context, lm: LanguageModel, sources: Sequence[TokenIds], tokens: Sequence[TokenIds]
 ) -> list[np.ndarray]:
     """log pi of every token [nats]."""
-    return ctx.per_token(lm.log_probabilities, sources, tokens, range(len(tokens)))
+    rows = range(len(tokens))
+    return ctx.per_token(lm.log_probabilities, sources, tokens, rows, recurring=True)

@@ -85,6 +85,7 @@ def room_for(
     moved = [written + (read if rounds > 1 else 0.0) for _, _, (written, read) in stages]
     if on_cpu:
         host = max(w + a + m for (w, a, _), m in zip(stages, moved, strict=True))
+        host += _kept_states(cfg, sizes.policy)
     else:
         host = max(moved) + 2 * max(sizes.policy_trained, _reward_trained(cfg, sizes))
     return Room(ledger.most, ledger.now, device, activations, _program() + host)
@@ -235,6 +236,13 @@ def _memory(
         # the moments, and in a state for a resume the weights, are written from copies
         written = (3.0 if cfg.improve.checkpoint_every else 2.0) * own
         yield kept, max(backward, _passes(cfg, policy)), (written, 2 * own)
+
+
+def _kept_states(cfg: RunConfig, model: ModelSize) -> float:
+    """The most that what frozen layers make of texts may take."""
+    causal = model.config is not None and not model.config.is_encoder_decoder
+    kept = causal and cfg.policy.trainable_layers is not None and not cfg.policy.dropout
+    return (cfg.policy.frozen_cache or 0.0) * 2**30 if kept else 0.0
 
 
 def _activations(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pgtg.config import MethodConfig
+from pgtg.config.inputs import NEUTRAL
 from pgtg.data.worlds.newswire import vocabulary
 from pgtg.methods.objective import Improvement, SupervisedBatch
 from pgtg.methods.options import WeightedMLE
@@ -39,9 +40,10 @@ Pairs = Sequence[tuple[str, str]]
 
 def depends_on(ctx: Context) -> dict[str, Any]:
     """All that the warm start's result depends on apart from its code."""
+    policy = {k: v for k, v in asdict(ctx.cfg.policy).items() if f"policy.{k}" not in NEUTRAL}
     return {
         "world": {key: value for key, value in asdict(ctx.cfg.data).items() if key != "path"},
-        "policy": asdict(ctx.cfg.policy),
+        "policy": policy,
         "seed": ctx.cfg.seed,
         "heldout": ctx.cfg.sample.heldout_sources,  # they choose the weights that are kept
     }

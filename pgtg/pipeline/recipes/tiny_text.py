@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pgtg.config.inputs import NEUTRAL
 from pgtg.data.pairs import Chosen
 from pgtg.methods.objective import Improvement, SupervisedBatch
 from pgtg.models.generate import Decoding
@@ -25,9 +26,10 @@ from pgtg.training.update import Where
 
 def depends_on(ctx: Context) -> dict[str, Any]:
     """All that the result depends on, apart from its code."""
+    policy = {k: v for k, v in asdict(ctx.cfg.policy).items() if f"policy.{k}" not in NEUTRAL}
     return {
         "data": ctx.task.contents("train"),
-        "policy": asdict(ctx.cfg.policy),
+        "policy": policy,
         "seed": ctx.cfg.seed,
     }
 
