@@ -137,6 +137,7 @@ def test_a_sweep_is_one_run_folder_for_each_job(calls: Calls):
     assert "job 3 (aggregator=max,seed=1)" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_shown_when_it_fails_and_the_others_run(calls: Calls):
     def fail(cfg: RunConfig) -> None:
         if cfg.seed == 0:
@@ -286,12 +287,20 @@ def test_help_shows_examples(calls: Calls):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["train", ""], ["preferences", "prompt", "summarize"]),
+        pytest.param(["train", ""], ["preferences", "prompt", "summarize"], marks=pytest.mark.slow),
         (["train", "summarize", "agg"], ["aggregator="]),
-        (["train", "summarize", "aggregator", "="], ["avg", "max", "min", "sum"]),
-        (["train", "summarize", "aggregator", "=", ""], ["avg", "max", "min", "sum"]),
+        pytest.param(
+            ["train", "summarize", "aggregator", "="],
+            ["avg", "max", "min", "sum"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["train", "summarize", "aggregator", "=", ""],
+            ["avg", "max", "min", "sum"],
+            marks=pytest.mark.slow,
+        ),
         (["train", "summarize", "aggregator", "=", "m"], ["max", "min"]),
-        (["ls", "agg"], ["aggregators"]),
+        pytest.param(["ls", "agg"], ["aggregators"], marks=pytest.mark.slow),
     ],
 )
 def test_bash_completion(words: list[str], expected: list[str]):

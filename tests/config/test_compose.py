@@ -13,6 +13,7 @@ from pgtg.config.groups import CONF
 from pgtg.config.overrides import as_hydra, folder_name
 from pgtg.config.sweep import sweep, swept_keys
 from pgtg.errors import ConfigError
+from tests.support.cases import some
 
 
 def problems(*overrides: str, **more) -> tuple[str, ...]:
@@ -437,7 +438,9 @@ def test_a_fault_of_ours_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPa
         run_config("summarize", [])
 
 
-@pytest.mark.parametrize("name", ["grips", "autoprompt", "rlprompt", "soft_prompt", "finetune"])
+@pytest.mark.parametrize(
+    "name", some(["grips", "autoprompt", "rlprompt", "soft_prompt", "finetune"], "grips")
+)
 @pytest.mark.parametrize(
     "data", ["sst2", *(pytest.param(d, marks=pytest.mark.slow) for d in ("agnews", "yelp2"))]
 )

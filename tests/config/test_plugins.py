@@ -85,6 +85,7 @@ def pgtg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]
     return call
 
 
+@pytest.mark.slow
 def test_a_plugins_things_are_as_ours(pgtg: Callable[..., Said], plugin: Path, tmp_path: Path):
     """A whole run with a judge in a process of its own, resumed, and explained."""
     few = [word for word in TINY if not word.startswith(("judge", "evaluate"))]

@@ -224,6 +224,7 @@ def test_how_good_the_reward_model_is_stands_above_the_first_text(
     assert open_run(other).worth == ""  # its texts were not evaluated yet
 
 
+@pytest.mark.slow
 def test_on_a_terminal_of_40_columns_nothing_is_wider(run: Path):
     shown = on_screen([sys.executable, "-m", "pgtg", "explain", str(run), "--n", "1"], 40)
     assert shown.code == 0 and shown.wide == [], shown.text

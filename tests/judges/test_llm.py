@@ -398,6 +398,7 @@ def test_a_process_that_is_killed_among_its_questions_resumes_with_the_answers(
     assert not holding(tmp_path, KEY)
 
 
+@pytest.mark.slow
 def test_preferences_are_evaluated_by_it(server: Server, tmp_path: Path):
     few = ["schedule.total=2", "schedule.retrain_until=0", "method.controls=[]"]
     own = ["judge=llm", f"judge.base_url={server.url}", "judge.model=m"]

@@ -237,6 +237,7 @@ def writers(path: Path, ranges: Sequence[tuple[int, int]]) -> list[subprocess.Po
     ]
 
 
+@pytest.mark.slow
 def test_several_processes_share_one_file(tmp_path: Path):
     """Made by all at once, with overlapping prompts; nobody waits in vain and nothing is lost."""
     path = tmp_path / "m.sqlite"

@@ -144,6 +144,7 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path):
     assert lines[-1] == "closed"
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_parent_only():
     """The whole group gets the signal, as from a terminal: the worker continues and is closed."""
     then = """
@@ -162,6 +163,7 @@ except KeyboardInterrupt:
     assert err == ""
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_parent_is_killed():
     process = start("import time; time.sleep(60)", "-c")
     lines = [process.stdout.readline() for _ in range(3)]
@@ -175,6 +177,7 @@ def test_workers_end_when_the_parent_is_killed():
     assert not alive(worker)
 
 
+@pytest.mark.slow
 def test_a_worker_imports_no_torch():
     """Workers start fast: neither judges nor metrics pull a heavy library in."""
     script = (

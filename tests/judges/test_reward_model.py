@@ -241,6 +241,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return reward_model(tmp_path_factory.mktemp("model") / "m", template=CHATML)
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_it_and_the_same_again(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

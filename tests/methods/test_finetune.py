@@ -77,6 +77,7 @@ def test_what_was_trained_is_evaluated_and_counted(
     assert again["decodings"] == found["finetune"]["decodings"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_update_it_ends_with_the_same_bits(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

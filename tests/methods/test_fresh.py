@@ -68,6 +68,7 @@ def metrics(run: Path, *parts: str) -> dict[str, float]:
     return RunFolder(run).artifact(*parts).manifest()["metrics"]
 
 
+@pytest.mark.slow
 def test_each_update_has_its_own_prompts_and_each_validation_its_own_on_dev(finished: Path):
     """5 updates of 6 prompts; validated after 2, 4 and 5 with two pools of 6."""
     table = read_table(finished / "rounds/00/align" / TABLE)
@@ -88,6 +89,7 @@ def test_each_update_has_its_own_prompts_and_each_validation_its_own_on_dev(fini
             assert [table["score"][i] for i in rows] == scores.tolist()
 
 
+@pytest.mark.slow
 def test_every_line_spends_the_same_number_of_judged_prompts(finished: Path):
     found = results(finished)
     of_pgtg = found["pgtg"]["search"]
@@ -184,6 +186,7 @@ class Stop(BaseException):
         pytest.param(8, False, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_training_killed_between_two_prompts_judges_none_twice(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, cached: bool
 ):

@@ -149,6 +149,7 @@ def test_a_restored_search_asks_what_it_would_have_asked():
         assert run(other, toy) == whole[turn:]
 
 
+@pytest.mark.slow
 def test_paraphrases_need_a_model_and_are_put_in_their_phrases_place(
     monkeypatch: pytest.MonkeyPatch,
 ):

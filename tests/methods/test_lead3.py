@@ -48,6 +48,7 @@ def test_alone_nothing_is_trained(tmp_path: Path):
     assert "pgtg explain" not in log and "policy: " not in log  # there is neither
 
 
+@pytest.mark.slow
 def test_as_a_control_it_stands_in_the_tables(tmp_path: Path):
     with pytest.raises(ConfigError, match="itself the control"):
         tiny("method=mle", "method.controls=[lead3]")

@@ -317,6 +317,7 @@ def done(scores: list[float]) -> Future:
 @pytest.mark.parametrize(
     "words", [("method=ppo",), pytest.param(NLPO[:1], marks=pytest.mark.slow)], ids=["ppo", "nlpo"]
 )
+@pytest.mark.slow
 def test_a_tiny_t5_learns_to_write_a_rewarded_token(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -363,6 +364,7 @@ def of_the_policy(states: Any, inputs: Any, training: Any, *more: Any) -> bool:
     ids=["ppo", "nlpo", "shared", "dense"],
 )
 @pytest.mark.parametrize("at", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 7))])
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
     words: tuple[str, ...], at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -430,6 +432,7 @@ def test_rto_adds_what_dpo_has_learned(tmp_path: Path):
                 assert_close(torch.tensor(rewards)[finite], own_row[finite], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_supervised_run_is_what_ppo_starts_from(tmp_path: Path):
     """policy.path=<run>: actor, critic and start policy; what the commands of docs/rivals.md do."""
     quick = [*SHORT, "method.controls=[]", "evaluate.splits=[]", "evaluate.diagnose=0"]
@@ -450,6 +453,7 @@ def test_a_supervised_run_is_what_ppo_starts_from(tmp_path: Path):
         run_config("summarize", ["policy=pretrained", f"policy.path={tmp_path}", "method=ppo"])
 
 
+@pytest.mark.slow
 def test_as_a_control_and_with_controls(tmp_path: Path):
     quick = ["schedule.total=2", "evaluate.start_policy=false", "evaluate.diagnose=0"]
     cfg = tiny(
@@ -461,6 +465,7 @@ def test_as_a_control_and_with_controls(tmp_path: Path):
     assert (tmp_path / "run/controls/uniform/00/improve").is_dir()
 
 
+@pytest.mark.slow
 def test_stored_preferences_are_for_a_learned_reward(tmp_path: Path):
     """Nothing judges own texts there: the judge's reward is refused, the learned one runs."""
     with pytest.raises(ConfigError, match=r"'ppo' with method.reward=judge needs judge"):

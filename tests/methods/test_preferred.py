@@ -184,6 +184,7 @@ def test_where_all_texts_are_tied_there_is_nothing_to_learn(
 @pytest.mark.parametrize(
     "name", [n if n == "tdpo" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 )
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -194,6 +195,7 @@ def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
     stopped_and_resumed(cfg, tmp_path, monkeypatch, 14)
 
 
+@pytest.mark.slow
 def test_pairs_of_ones_own_are_learned_from(tmp_path: Path):
     """`pgtg train preferences method=dpo`: no reward model is made, chosen texts are the better."""
     cfg = tiny_preferences("method=dpo", "schedule.total=2", "schedule.retrain_until=0")

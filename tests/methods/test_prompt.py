@@ -25,6 +25,7 @@ from pgtg.pipeline.run import run_stage, session, train
 from pgtg.runs.folder import RunFolder, read_jsonl
 from pgtg.tasks import open_task
 from pgtg.tasks.prompt import PromptTask
+from tests.support.cases import some
 from tests.support.finished import finished_run
 from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import contents
@@ -154,6 +155,7 @@ def test_training_never_reads_the_test_split(tmp_path: Path, monkeypatch: pytest
     assert read == {"train", "dev"}
 
 
+@pytest.mark.slow
 def test_without_a_test_file_there_is_no_test_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -218,7 +220,7 @@ def test_rewards_are_weighed_in_units_of_their_spread_over_all_judged_prompts(fi
         assert not torch.allclose(batch.advantage.std(unbiased=False), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("method", ["sparse", "random"])
+@pytest.mark.parametrize("method", some(["sparse", "random"], "sparse"))
 def test_the_other_methods_run_alone(tmp_path: Path, method: str):
     train(
         tiny_prompt(
@@ -233,6 +235,7 @@ def test_the_other_methods_run_alone(tmp_path: Path, method: str):
     assert not (tmp_path / "rounds/00/align").exists()
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_of_a_small_lm_is_an_option(tmp_path: Path):
     cfg = tiny_prompt("policy.adaptor=null", "method.controls=[]", "evaluate.splits=[]")
     train(cfg, tmp_path)

@@ -67,6 +67,7 @@ def test_its_budget_is_counted_and_its_prompts_are_evaluated(finished: Path):
 
 
 @pytest.mark.parametrize("every", some([1, 2], 2))
+@pytest.mark.slow
 def test_killed_at_any_update_it_ends_with_the_same_bits(
     every: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -166,6 +166,7 @@ def test_a_run_has_the_cpus_numbers(finished: tuple[str, Path], tmp_path: Path):
     assert scores[1] == pytest.approx(scores[0], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_controls_run_alongside_with_as_many_prompts(tmp_path: Path):
     cfg = config("grips", "method.controls=[random]", "prompt.first=4", "prompt.baselines=[]")
     train(cfg, tmp_path / "run")

@@ -144,6 +144,7 @@ def test_what_it_found_is_evaluated_and_counted(finished: Path):
     assert again["decodings"] == found["soft_prompt"]["decodings"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_update_it_ends_with_the_same_bits(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

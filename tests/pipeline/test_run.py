@@ -130,6 +130,7 @@ def test_another_config_is_refused_with_its_difference(finished: Path, tmp_path:
         pytest.param("sample.temperature=0.9", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_forced_it_is_the_run_of_the_new_config(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -119,6 +119,7 @@ def test_a_complete_run_counts_for_its_own_config_only(run: RunFolder):
         assert jobs._result(cfg, run.path) is None
 
 
+@pytest.mark.slow
 def test_work_on_a_complete_run_makes_it_incomplete(tmp_path_factory: pytest.TempPathFactory):
     """Until it is complete again: the user may have deleted an artifact, or forced a change."""
     folder = finished_run(tiny(*SHORT), tmp_path_factory)
@@ -132,6 +133,7 @@ def test_work_on_a_complete_run_makes_it_incomplete(tmp_path_factory: pytest.Tem
     assert seen and not any(seen)
 
 
+@pytest.mark.slow
 def test_run_dir_and_sweep_dir_name_the_folder_of_a_sweep(calls: Calls):
     pgtg("train", "summarize", "-m", "seed=0,1", "run_dir=a b")
     pgtg("train", "summarize", "-m", "seed=0,1", "sweep_dir=~/x", "hydra.sweep.dir=own")

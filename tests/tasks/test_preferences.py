@@ -347,6 +347,7 @@ LOG_RATIOS = ["reward.head=log_ratio", "reward.bound=none", "reward.beta=0.5", "
 LOG_RATIOS += ["reward.granularity=segment", "reward.segments=tokens", "reward.segment_tokens=2"]
 
 
+@pytest.mark.slow
 def test_segments_of_log_ratios_on_every_completion(tmp_path: Path):
     """The reference is the start policy, in both rounds; the second continues from the first."""
     train(tiny_preferences(*EVERY, *LOG_RATIOS, "evaluate.splits=[]"), tmp_path / "whole")
@@ -372,6 +373,7 @@ def test_segments_of_log_ratios_resume_to_the_bit(tmp_path: Path, monkeypatch: p
     assert results(tmp_path / "again") == results(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_normalised_rewards_of_segments_by_entropy_resume_to_the_bit(tmp_path: Path, monkeypatch):
     """Ended in the second round's policy training. The normaliser is the fit to what the round's
     reward model gives for held-out texts, and the policy learns from what it makes of it."""
@@ -455,6 +457,7 @@ def test_reinforce_learns_from_own_samples_alone(finished: Path, tmp_path: Path)
         tiny_preferences("method=reinforce", "method.reinforce=0")
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_what_is_common_and_is_reported_and_explained(tmp_path: Path):
     """Two jobs, of which the second takes the start policy from the first."""
     kept = [word for word in TINY_PREFERENCES if not word.startswith("cache=")]

@@ -254,6 +254,7 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert looks[0] > 10
 
 
+@pytest.mark.slow
 def test_a_broken_tracker_and_a_clock_that_jumps_back(
     cfg: RunConfig, finished: Path, tmp_path: Path, monkeypatch, capsys
 ):

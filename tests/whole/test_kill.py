@@ -258,6 +258,7 @@ def test_two_at_once_and_the_second_is_told_who_has_it(tmp_path: Path):
     assert first.returncode == 0
 
 
+@pytest.mark.slow
 def test_the_log_of_the_whole_run_is_plain_json(whole: Path):
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 33 and all({"stage", "round", "step"} <= set(row) for row in rows)

@@ -152,6 +152,7 @@ def save_parts(rank: int, folder: Path) -> None:
         assert_close(again.logits(batch()), lm.logits(batch()))
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_a_plain_folder(tmp_path: Path):
     assert together(save_parts, tmp_path, FSDP) == [0, 0]
     lm = tiny("t5")
