@@ -60,6 +60,7 @@ results-null: $(READY) ## the same where there is nothing to gain: a world witho
 		method.controls=[uniform,shuffled,untrained,sequence] sweep_dir=outputs/results/null/noise_0
 	$(BIN)/pgtg report outputs/results/null/noise_0 --baseline pgtg --metrics nll,meteor_stem \
 		--out outputs/results/null/report
+	$(BIN)/python benchmarks/results.py null outputs/results/null/report "make results-null" --short
 
 QUESTIONS = outputs/results/questions
 ASK = $(BIN)/pgtg train summarize -m seed=51,52,53 $(RESULTS)

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -74,9 +75,10 @@ def short(name: str, report: Path, command: str) -> str:
         apart = "" if row == baseline else "; ".join(_apart(r) for r in there)
         lines.append(f"| `{row}` | {seeds} | {cells} | {apart} |")
     picture = f"results-{name}.svg"
-    figure(told, found, names).savefig(
-        DOCS / "images" / picture, bbox_inches="tight", metadata={"Date": None}
-    )
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pgtg"}):
+        figure(told, found, names).savefig(
+            DOCS / "images" / picture, bbox_inches="tight", metadata={"Date": None}
+        )
     said = f"Both instruments by row: a tick a seed, the marker their mean ({name})"
     return "\n".join([*lines, "", f"![{said}](images/{picture})", ""])
 
