@@ -25,6 +25,7 @@ from pgtg.config import DEPTHS, RunConfig
 from pgtg.config.registry import TASKS, method_spec
 from pgtg.errors import ConfigError, PgtgError
 from pgtg.models.batch import token_batch
+from pgtg.models.frozen import layer_list
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, load_tokenizer, pair_misfit
 from pgtg.models.special_tokens import encode, end_tokens, frame, ordinary
@@ -229,12 +230,15 @@ def _outside(use: Use, model: Any, ends: Sequence[int]) -> Iterator[Misfit]:
 
 
 def _layers(use: Use, model: Any) -> Iterator[Misfit]:
-    """More layers asked for than there are."""
+    """More layers asked for than there are, or top ones of a model that has no list of them."""
     depth = max((getattr(model.config, name, None) or 0 for name in DEPTHS), default=0)
     asked = {"reward.layers": use.layers, "policy.trainable_layers": use.trained_layers}
     for key, number in asked.items():
         if number is not None and 0 < depth < number:
             yield Misfit(f"{key}={number}: {use.path} has {depth}, all are taken", fatal=False)
+    if use.trained_layers is not None and not layer_list(model):
+        found = f"a {type(model).__name__} has no list of layers, of which some could be trained"
+        yield Misfit(f"policy.trainable_layers={use.trained_layers}: {found}", "leave it out")
 
 
 def _family(use: Use, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Misfit]:

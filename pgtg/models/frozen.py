@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pgtg.models.structure import answering, build_of
+from pgtg.models.structure import answering, build_of, layers_of
 from pgtg.types import TokenIds
 
 # names under which decoder stacks keep the norm after their last layer; by name, since the order of
@@ -33,14 +33,14 @@ FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "layer_nor
 
 
 def layer_list(model: Any) -> list[nn.Module]:
-    """The (decoder's) layers of a Transformers model, the lowest first."""
-    found = (m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList))
-    return list(max(found, key=len))
+    """The (decoder's) layers of a Transformers model, the lowest first; none if it has no list."""
+    found = [m for m in layers_of(model).children() if isinstance(m, nn.ModuleList)]
+    return list(max(found, key=len)) if found else []
 
 
 def top_of(model: Any, layers: int) -> list[nn.Module]:
     """The top layers of the (decoder's) stack, the lowest first, and the norm after them."""
-    named = model.get_decoder().named_children()
+    named = layers_of(model).named_children()
     return [*layer_list(model)[-layers:], *(own for name, own in named if name in FINAL_NORMS)]
 
 

@@ -14,6 +14,7 @@ import transformers as tf
 from pgtg.doctor import Surroundings, needs
 from pgtg.errors import ConfigError, MissingResourceError
 from pgtg.models.compatibility import Misfit, Use, misfits, unmoved, uses
+from pgtg.models.frozen import KeptStates
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import load_language_model, save_language_model
 from pgtg.models.structure import layers_of, positions
@@ -164,6 +165,17 @@ def test_more_layers_than_there_are(tmp_path: Path):
     found = [str(one) for one in misfits(use(path, layers=99, trained_layers=99)) if not one.fatal]
     expected = f"=99: {path} has 1, all are taken"
     assert found == [f"reward.layers{expected}", f"policy.trainable_layers{expected}"]
+
+
+def test_a_model_without_a_list_of_layers_has_no_top_ones(tmp_path: Path):
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    roberta = tf.RobertaConfig(vocab_size=V, num_attention_heads=2, is_decoder=True, **sizes)
+    path = saved(tmp_path, tf.RobertaForCausalLM(roberta))
+    assert misfits(use(path)) == []
+    line = only(misfits(use(path, trained_layers=1)))
+    assert line.startswith("policy.trainable_layers=1: a RobertaForCausalLM has no list of layers")
+    lm = load_language_model(path)[0]
+    assert not lm.keep_frozen(1, KeptStates(2**20))
 
 
 def test_layers_that_training_would_leave_out_are_kept_and_it_is_said(tmp_path: Path):
