@@ -89,9 +89,7 @@ STATES = "last_hidden_state"
 PROBE = [[1, 3, 2, 1], [2, 1]], [[3, 1], [1, 2], [2]]  # ids of two sources, and of what continues
 _proved: dict[tuple[type, str], bool] = {}
 _proved_frozen: dict[tuple[type, str, int], bool | None] = {}  # whether in tuples; None: not at all
-MOST_SHARED = (
-    2  # rows of a source; more of them are cheaper read on its cache than from kept states
-)
+MOST_SHARED = 2  # rows of a source; more are cheaper read on its cache than from kept states
 CPU_SLICE = 1024  # source tokens that a CPU encodes at a time
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
