@@ -64,9 +64,13 @@ def _load_once() -> None:
         if key in kept:
             return copy.deepcopy(kept[key])
         model = load(cls, path, **options)
-        kept[key] = copy.deepcopy(model)  # not the model itself, whose weights hold their file open
+        try:
+            kept[key] = copy.deepcopy(model)  # the model itself holds its file open
+        except RuntimeError:  # some cannot be copied
+            return model
         while len(kept) > 16:
             del kept[next(iter(kept))]
-        return model
+        # a copy from the first: sums may round otherwise where weights lie otherwise in memory
+        return copy.deepcopy(model)
 
     setattr(PreTrainedModel, "from_pretrained", classmethod(loaded))  # noqa: B010

@@ -18,6 +18,7 @@ from pgtg.config import RunConfig
 from pgtg.errors import DivergedError, PgtgError
 from pgtg.models import generate as generating
 from pgtg.models.generate import Decoding, generate
+from pgtg.models.language import LanguageModel
 from pgtg.models.reward import RewardModel
 from pgtg.ops import objectives  # noqa: F401 (so that methods are loaded before they are changed)
 from pgtg.pipeline.run import train
@@ -199,14 +200,12 @@ def test_nan_in_the_scores_of_a_round(
     cfg: RunConfig, finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ):
     """Where nothing is trained either."""
-    import pgtg.pipeline.stages.score as stage
-
     shutil.rmtree(run / "rounds" / "00" / "score")
     with monkeypatch.context() as patch:
-        if head == "reward":
-            patch.setattr(RewardModel, "forward", lambda self, b: b.mask.float() * math.nan)
-        else:
-            patch.setattr(stage, "log_probability", lambda logits, t: t.float() * math.nan)
+        broken = (
+            (RewardModel, "forward") if head == "reward" else (LanguageModel, "log_probabilities")
+        )
+        patch.setattr(*broken, lambda self, b: b.mask.float() * math.nan)
         with pytest.raises(DivergedError, match=f"{head} is not finite"):
             train(cfg, run)
     train(cfg, run)

@@ -355,7 +355,7 @@ def test_a_scaled_run_of_each_summarization_experiment(
     scaled += ["improve.validate_every=2", "evaluate.splits=[test]", "evaluate.diagnose=4"]
     scaled += ["sample.max_new_tokens=12", "cache=off", "threads=1", "evaluate.start_policy=false"]
     scaled += ["metrics.names=[rouge,meteor]"] if has_wordnet() else ["metrics.names=[rouge]"]
-    scaled += [] if has_wordnet() else ["judge.name=meteor_stem"]
+    scaled += [] if has_wordnet() else ["judge=meteor_stem", "judge.reference=as_trained"]
     cfg = run_config("summarize", [f"experiment={experiment}", *files, *scaled])
     final = train(cfg, run)
     assert [p.name for p in sorted((run / "rounds").iterdir())] == ["00", "01", "02", "03", "04"]
