@@ -180,7 +180,7 @@ def fare(kind: str, name: str) -> Outcome:
         try:
             note = "; ".join(filter(None, (note, _generates(lm))))
             _trains(lm, path / "saved")
-            _heads(lm, heads)
+            _heads(path, heads)
         except Exception as error:
             return Outcome("fails", f"{type(error).__name__}: {_first(error)}")
         return Outcome("works" if lm.structure.caches else "again", note)
@@ -261,8 +261,9 @@ def _trains(lm: LanguageModel, folder: Path) -> None:
         assert_close(reloaded.logits(batch)[batch.mask], after)
 
 
-def _heads(lm: LanguageModel, heads: Sequence[str]) -> None:
+def _heads(path: Path, heads: Sequence[str]) -> None:
     for head in heads:
+        lm, _ = load_language_model(str(path))  # as in a run: some models hold what they last read
         reward = build_reward_model(lm, HeadSpec(head, "softplus", 8), 0).train()
         batch = token_batch(*BATCH)
         values = reward(batch)[batch.mask]

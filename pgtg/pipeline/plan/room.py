@@ -27,7 +27,7 @@ TOKEN = 3.0  # bytes on the disk of a token id, its share of the text, and its r
 ID = 2.0  # bytes of a kept token id; vocabularies of 65,536 and more take 4
 SCORE = 8.0  # bytes of a number in a table
 SPARE = 64e6  # bytes of logs, results and manifests, and of room that a file system wants
-KERNELS = 1.1e8  # bytes of buffers that matrix products and file formats keep
+KERNELS = 6e7  # bytes of buffers that matrix products and file formats keep
 WRITING = 2  # states on the disk while one is replaced: the former and the new one
 
 
