@@ -58,6 +58,7 @@ def found(result: Result, folder: Path) -> dict[tuple[str, str, str], dict[str, 
     return {(row["errors"], row["row"], row["metric"]): row for row in rows}
 
 
+@pytest.mark.slow
 def test_planted_errors_are_found_from_rankings_alone(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -95,6 +95,7 @@ def test_overrides_stand_on_either_side_of_flags(calls: Calls, args: list[str]):
     assert how["force"] is True
 
 
+@pytest.mark.slow
 def test_flags_last_for_one_call_only(calls: Calls):
     pgtg("train", "summarize", "--quiet", "--force")
     pgtg("train", "summarize")
@@ -109,6 +110,7 @@ def test_a_run_folder_may_have_any_name(calls: Calls):
     assert calls.runs[0][1] == Path("a b/c=1,d(2)").absolute()
 
 
+@pytest.mark.slow
 def test_a_later_call_goes_on_with_the_runs_own_config(calls: Calls):
     pgtg("train", "summarize", "run_dir=mine", "sample.k=5", "aggregator=max")
     started = Path("mine/.hydra/overrides.yaml").read_text()
@@ -259,6 +261,7 @@ def test_eval_of_a_run_folder_leaves_its_config_to_the_run(calls: Calls):
     assert (call["metrics"], call["overrides"]) == (["rouge", "meteor"], ["sample.k=2"])
 
 
+@pytest.mark.slow
 def test_eval_of_a_transformers_folder_composes_a_config(calls: Calls):
     Path("model").mkdir()
     Path("model/config.json").write_text("{}")

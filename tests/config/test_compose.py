@@ -358,6 +358,7 @@ def test_no_experiment_is_left_out_where_none_is_the_default():
     assert cfg.data.format == "qa_feedback" and not problems and not notes
 
 
+@pytest.mark.slow
 def test_own_experiments_of_any_name_and_depth(tmp_path: Path):
     (tmp_path / "experiment/sub").mkdir(parents=True)
     text = "# @package _global_\ndefaults:\n  - override /judge: rougeL\nsample:\n  k: 7\n"

@@ -15,6 +15,7 @@ from pgtg.config.checks import CHOICES, choices
 from pgtg.config.compose import SECTIONS, composed, run_config
 from pgtg.config.groups import CONF, groups, option_files
 from pgtg.config.registry import METHODS
+from tests.support.cases import some
 
 FILES = sorted(CONF.rglob("*.yaml"))
 GROUPS = groups()
@@ -45,7 +46,11 @@ def together() -> list[tuple[str, ...]]:
     return apart + [tuple(filter(None, one)) for column in columns for one in column]
 
 
-@pytest.mark.parametrize("overrides", together(), ids=",".join)
+# experiments are read by tests of their own as well
+QUICK = [each for each in together() if not each[0].startswith("experiment=")]
+
+
+@pytest.mark.parametrize("overrides", some(together(), *QUICK), ids=",".join)
 def test_every_option_composes(overrides: tuple[str, ...]):
     cfg, problems, _ = composed(task_of(overrides[0]), overrides)
     assert problems == [] and set(cfg) == set(RunConfig.__dataclass_fields__)

@@ -334,6 +334,7 @@ def run_of(server: Server, cache: Path, *more: str) -> RunConfig:
 MISHAPS = ["429", "500", "cut", "drop", "garbage", "prose", "echo", "fenced", "refusal"]
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_it_and_resumes_when_the_server_is_back(
     server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

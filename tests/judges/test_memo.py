@@ -67,6 +67,7 @@ def test_memoised_scores_are_the_classifiers_bits(tmp_path: Path, stored: bool):
     st.lists(st.lists(st.sampled_from([A, B, C]), max_size=5), min_size=1, max_size=4),
     st.booleans(),
 )
+@pytest.mark.slow
 def test_counts_do_not_depend_on_the_memo_nor_scores_on_the_order(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[Prompt]], known: bool
 ):

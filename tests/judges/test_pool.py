@@ -55,6 +55,7 @@ def test_missing_resource_refuses_before_any_process_starts(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("workers", some([0, 1, 2], 0, 2))
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bits(workers):
     expected = build_judge(TextJudgeConfig("meteor_stem", 0)).score(TEXTS, REFERENCES)
     assert len({*expected}) > 10
@@ -82,6 +83,7 @@ def test_a_score_that_is_not_finite_is_an_error(monkeypatch):
             pool.score(["a", "b"], [["a"], ["a"]])
 
 
+@pytest.mark.slow
 def test_a_dead_worker_gives_one_clear_line():
     with JudgePool(TextJudgeConfig("meteor_stem", 1)) as pool:
         pool.score(TEXTS[:1], REFERENCES[:1])

@@ -16,6 +16,7 @@ from pgtg.pipeline.run import train
 from pgtg.runs.folder import RunFolder, read_jsonl
 from pgtg.tasks import open_task
 from pgtg.types import Window
+from tests.support.cases import some
 from tests.support.finished import finished_run
 from tests.support.interrupting import kills_until_the_end
 from tests.support.sim_device import NAME
@@ -53,7 +54,7 @@ def test_the_loss_by_hand():
     assert loss.metrics["train_accuracy"] == 25.0
 
 
-@pytest.mark.parametrize("kind", ["head", "prompt"])
+@pytest.mark.parametrize("kind", some(["head", "prompt"], "prompt"))
 def test_what_was_trained_is_evaluated_and_counted(
     kind: str, finished: Path, tmp_path_factory: pytest.TempPathFactory
 ):

@@ -110,6 +110,7 @@ def test_every_line_spends_the_same_number_of_judged_prompts(finished: Path):
 
 
 @pytest.mark.parametrize("control", ["", "sparse"])
+@pytest.mark.slow
 def test_states_of_prompts_drawn_narrowly_are_not_learned_from(
     finished: Path, tmp_path: Path, control: str
 ):
@@ -230,6 +231,7 @@ def test_a_finished_run_that_is_resumed_is_the_same_to_the_bit(finished: Path, t
         assert sum(judged_prompts(ctx, 0, "random").values()) == 8 + 30 + 36 + 10
 
 
+@pytest.mark.slow
 def test_the_shuffled_control_permutes_the_scores_of_each_update(finished: Path, tmp_path: Path):
     with session(fresh(), finished, True) as ctx:
         plain, shuffled = (

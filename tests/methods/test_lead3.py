@@ -33,6 +33,7 @@ def test_three_sentences(source: str, expected: str):
     assert lead(source, split_regex) == expected
 
 
+@pytest.mark.slow
 def test_alone_nothing_is_trained(tmp_path: Path):
     cfg = tiny(*SHORT, "method=lead3", *QUICK)
     final = train(cfg, tmp_path / "run")
@@ -73,6 +74,7 @@ def test_rl4lms_leaves_predictions_in_one_line():
     assert theirs.describe()["protocol"] == "rl4lms" and "protocol" not in ours.describe()
 
 
+@pytest.mark.slow
 def test_a_protocol_is_sampled_as_it_says_and_stands_apart(tmp_path: Path):
     words = ["evaluate.protocol=rl4lms", "evaluate.decodings=[sample]"]
     train(tiny(*SHORT, "method=mle", *words, "sample.max_new_tokens=12"), tmp_path / "theirs")

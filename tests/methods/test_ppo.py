@@ -252,6 +252,7 @@ def test_nlpo_samples_what_its_mask_leaves_open(ctx: Context, tmp_path: Path):
     assert_close(batch.sampled[batch.batch.mask], full[batch.batch.mask], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nlpos_mask_is_a_copy_of_the_policy_that_sampled(ctx: Context, tmp_path: Path):
     made: Any = trainer(ctx, tmp_path, *NLPO, mask_every=2)
     for step in range(8):
@@ -376,6 +377,7 @@ def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
     stopped_and_resumed(cfg, tmp_path, monkeypatch, at, counts=of_the_policy)
 
 
+@pytest.mark.slow
 def test_rewards_are_learned_with_one_key(tmp_path: Path):
     """The stages of a reward model run; a token's reward is centred, a text's sum comparable."""
     cfg = tiny(*SHORT, "method=ppo", "method.reward=learned", *FEW, "evaluate.splits=[]")
@@ -394,6 +396,7 @@ def test_rewards_are_learned_with_one_key(tmp_path: Path):
     assert "improve/judged_texts" not in summary["metrics"]
 
 
+@pytest.mark.slow
 def test_rto_adds_what_dpo_has_learned(tmp_path: Path):
     """The folder of a finished run of DPO; its log-ratio is in the file, clipped."""
     quick = [*SHORT, "evaluate.splits=[]"]

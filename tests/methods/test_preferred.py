@@ -65,6 +65,7 @@ def first(made: Any) -> tuple[Any, Window]:
     return batch, made.objective.count(batch)
 
 
+@pytest.mark.slow
 def test_pairs_are_the_best_and_the_worst_or_all_that_are_told_apart(ctx: Context):
     two, every = trainer(ctx, "dpo"), trainer(ctx, "dpo", pairs="all")
     pool = two.pool
@@ -98,6 +99,7 @@ def test_texts_of_a_pair_are_read_as_the_policy_wrote_them(ctx: Context):
         assert source == made.pool.sources[known[tuple(tokens[:length])]]
 
 
+@pytest.mark.slow
 def test_at_the_start_policy_no_text_is_preferred(ctx: Context):
     """log 2 a pair; IPO (1 / 2 beta)^2; TDPO as DPO, since there is no divergence."""
     for name, options, expected in [

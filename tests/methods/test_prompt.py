@@ -221,6 +221,7 @@ def test_rewards_are_weighed_in_units_of_their_spread_over_all_judged_prompts(fi
 
 
 @pytest.mark.parametrize("method", some(["sparse", "random"], "sparse"))
+@pytest.mark.slow
 def test_the_other_methods_run_alone(tmp_path: Path, method: str):
     train(
         tiny_prompt(
@@ -244,6 +245,7 @@ def test_full_fine_tuning_of_a_small_lm_is_an_option(tmp_path: Path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "policy").num_parameters() > 0
 
 
+@pytest.mark.slow
 def test_a_plain_language_model_is_evaluated_as_a_writer(finished: Path):
     """Candidates are its own samples and the judge is that of the config."""
     models = finished / "start"
@@ -256,6 +258,7 @@ def test_a_plain_language_model_is_evaluated_as_a_writer(finished: Path):
     assert found["decodings"]["best"]["mean"] and "search" not in found
 
 
+@pytest.mark.slow
 def test_cut_texts_are_counted_and_said(finished: Path, capsys: pytest.CaptureFixture[str]):
     found = evaluate_saved(
         finished, split="dev", metrics=None, overrides=["judge.classifier.max_tokens=13"], cfg=None
@@ -272,6 +275,7 @@ def test_a_finished_run_is_evaluated_again(finished: Path):
     )
 
 
+@pytest.mark.slow
 def test_a_task_has_its_own_methods_and_judges():
     for override, text in (
         ("policy=distilgpt2 policy.tiny_lm.layers=2", "policy.tiny_lm is null here"),

@@ -52,6 +52,7 @@ def trainer(ctx: Any, working: Path) -> RLPromptTrainer:
     return RLPromptTrainer(method_of(ctx.cfg), given)
 
 
+@pytest.mark.slow
 def test_its_budget_is_counted_and_its_prompts_are_evaluated(finished: Path):
     found = json.loads((finished / "eval" / "results_test.json").read_text())
     assert [*found] == ["rlprompt", "manual", "optimum"]
@@ -188,6 +189,7 @@ def test_it_reaches_a_planted_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert made["improve/best_heldout_score"] == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_cpus_numbers(finished: Path, tmp_path: Path):
     train(config(f"device={NAME}"), tmp_path / "run")
     logged = []

@@ -50,7 +50,7 @@ def config(name: str, *overrides: str) -> RunConfig:
     return tiny_prompt(f"method={name}", *OPTIONS[name], *FEW, *overrides)
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+@pytest.fixture(scope="module", params=some(OPTIONS, "grips"))
 def finished(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return request.param, finished_run(config(request.param), tmp_path_factory)
 

@@ -42,6 +42,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, ...]]:
     return counter
 
 
+@pytest.mark.slow
 def test_a_run_reads_each_text_once_and_any_size_gives_its_bits(
     model: Path, tmp_path: Path, read: Counter[tuple[int, ...]]
 ):

@@ -236,6 +236,7 @@ def test_rate_and_patience_run_through_all_rounds(tmp_path: Path):
     assert (-last["improve/best_heldout_score"], last["improve/best_update"]) == min(places)
 
 
+@pytest.mark.slow
 def test_keep_rounds_last_changes_no_result(finished: Path, tmp_path: Path):
     train(tiny("keep_rounds=last"), tmp_path)
     some, every = results(tmp_path), results(finished)

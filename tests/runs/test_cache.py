@@ -74,6 +74,7 @@ def full(filled: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(filled[0], tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_bits_off_on_a_miss_and_on_a_hit(
     plain: Path, filled: tuple[Path, Path], full: Path, tmp_path: Path, made: list[str]
 ):

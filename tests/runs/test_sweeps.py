@@ -238,6 +238,7 @@ def test_runs_without_a_list_are_shown_too(calls: Calls):
     assert shown("all")[1:] == table("a/one done", "two done", "2 runs: 2 done")
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_a_table_of_its_jobs(calls: Calls):
     complete(calls, 1)
     said = pgtg("train", *ARGS, code=1).stderr

@@ -171,6 +171,7 @@ def fail_in_one(rank: int, folder: Path) -> None:
         distributed.first(refuse)()
 
 
+@pytest.mark.slow
 def test_what_is_divided_comes_back_whole_and_errors_are_shared(tmp_path: Path):
     assert together(exchange, tmp_path) == [0, 0]
     assert together(fail_in_one, tmp_path) == [0, 0]

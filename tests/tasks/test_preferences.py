@@ -279,6 +279,7 @@ def lora_config(base: Path) -> RunConfig:
     return run_config("preferences", [*kept, *own])
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_saved_alone_and_merged(finished: Path, lora: Path):
     """Two rounds; policies are adapters on the start, the reward model is a plain folder."""
     policy = lora / "policy"

@@ -76,6 +76,7 @@ def survive(
     raise AssertionError("the run did not end")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_now_and_then(
     cfg: RunConfig, finished: Path, tmp_path: Path, monkeypatch, capsys
 ):
@@ -192,6 +193,7 @@ def check_damage(cfg: RunConfig, run: Path, whole: dict[str, str], name: str, ho
 
 
 @pytest.mark.parametrize("how", [pytest.param("truncated", marks=SLOW), "flipped"])
+@pytest.mark.slow
 def test_a_damaged_sample_is_found(cfg: RunConfig, finished: Path, run: Path, how: str):
     [name] = [name for name in kinds(run) if "sample/heldout/00000" in name]
     check_damage(cfg, run, results(finished), name, how)
@@ -261,6 +263,7 @@ def test_a_judge_that_hangs_does_not_keep_the_run_from_ending(
     assert waiting.cancelled() or waiting.exception() is not None
 
 
+@pytest.mark.slow
 def test_a_judge_that_dies_is_said():
     with JudgePool(TextJudgeConfig("rouge1", 1)) as pool:
         assert pool._workers is not None

@@ -179,6 +179,7 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("logits", marks=SLOW),
     ],
 )
+@pytest.mark.slow
 def test_nan_ends_the_run_and_loses_nothing(
     cfg: RunConfig, finished: Path, tmp_path: Path, monkeypatch, capsys, where: str
 ):

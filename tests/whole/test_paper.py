@@ -244,6 +244,7 @@ def has_wordnet() -> bool:
 
 
 @pytest.mark.parametrize(("how", "known"), [("as_given", False), ("as_trained", True)])
+@pytest.mark.slow
 def test_references_are_scored_as_given_or_as_the_policy_reads_them(
     how: str, known: bool, tmp_path: Path
 ):

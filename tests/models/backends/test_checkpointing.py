@@ -119,6 +119,7 @@ def peak(lm: LanguageModel, inputs: TokenBatch, **how: Any) -> int:
 
 
 @pytest.mark.parametrize("kind", some(["t5", "gpt2"], "t5"))
+@pytest.mark.slow
 def test_the_peak_of_memory_is_lower(kind: str):
     """Eight layers; four texts, each continuing its own source."""
     if kind == "t5":

@@ -185,6 +185,7 @@ def lose_one(rank: int, folder: Path) -> None:
         trained(lm, "logits", folder, objective=Lost(lm, "logits"))
 
 
+@pytest.mark.slow
 def test_what_happens_to_one_ends_all(tmp_path: Path):
     assert together(diverge, tmp_path, FSDP) == [0, 0]
     assert together(lose_one, tmp_path, FSDP) == [0, -signal.SIGKILL]
