@@ -16,7 +16,8 @@ RESULTS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train train-preferences test bench results-claim results-null \
-	results-questions results-summarize results-quickstart results-scitldr docs torture check lint format types clean
+	results-questions results-summarize results-quickstart results-scitldr results-scitldr-flawed \
+	docs torture check lint format types clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -120,6 +121,17 @@ results-scitldr: $(READY) ## its real run: needs SMOLLM2, MINILM and DATA (folde
 		--out outputs/results/scitldr-report
 	$(BIN)/python benchmarks/results.py scitldr outputs/results/scitldr-report \
 		"make results-scitldr"
+
+FLAWED = outputs/results/scitldr-flawed
+REAL = experiment=scitldr_flawed_smollm2 seed=61,62,63 data.path=$(DATA) $(RESULTS)
+results-scitldr-flawed: $(READY) ## flaws planted in real references, 3 seeds: needs SMOLLM2 and DATA (folders), WordNet
+	$(BIN)/pgtg train summarize -m $(REAL) policy.path=$(SMOLLM2) method=mle evaluate.splits=[] \
+		sweep_dir=$(FLAWED)/start
+	$(BIN)/pgtg train summarize -m $(REAL) 'policy.path="$(FLAWED)/start/seed=$${seed}"' \
+		method.controls=[uniform,shuffled,untrained,shuffled_scores,sequence,filter,oracle] \
+		sweep_dir=$(FLAWED)/arms
+	$(BIN)/pgtg report $(FLAWED)/arms --baseline pgtg --split validation --metrics nll,rouge1 \
+		--out $(FLAWED)-report
 
 docs: $(READY) ## write docs/configuration.md from the yaml files, and a site of the pages in docs/_build
 	$(BIN)/python docs/make_configuration.py
