@@ -66,6 +66,11 @@ results-null: $(READY) ## the same where there is nothing to gain: a world witho
 QUESTIONS = outputs/results/questions
 ASK = $(BIN)/pgtg train summarize -m seed=51,52,53 $(RESULTS)
 ALONE = method.controls=[]
+# a question's report and its section of docs/results.md: its name, its sweeps, the row tested against
+answer = $(BIN)/pgtg report $(QUESTIONS)/default $(addprefix $(QUESTIONS)/,$(2)) --baseline $(3) \
+	--metrics nll,meteor_stem --out outputs/results/questions-reports/$(1) && \
+	$(BIN)/python benchmarks/results.py question-$(1) outputs/results/questions-reports/$(1) \
+		"make results-questions" --short
 results-questions: $(READY) ## the quickstart with one thing changed at a time, 3 seeds
 	$(ASK) method.controls=[uniform] sweep_dir=$(QUESTIONS)/default
 	$(ASK) $(ALONE) reward.granularity=segment reward.segments=sentence,tokens reward.segment_tokens=4 \
@@ -76,6 +81,8 @@ results-questions: $(READY) ## the quickstart with one thing changed at a time, 
 	$(ASK) $(ALONE) sample.sources=60,125,250 sweep_dir=$(QUESTIONS)/judgements
 	$(ASK) method.controls=[uniform] data.newswire.noise=0.3,0.6 sweep_dir=$(QUESTIONS)/noise
 	$(ASK) $(ALONE) method=reinforce improve.lr=1.0e-4 method.token_share=0,1 sweep_dir=$(QUESTIONS)/gradient
+	$(call answer,granularity,segment sequence,reward.granularity=token)
+	$(call answer,head,head,reward.head=logprob)
 	$(BIN)/pgtg report $(QUESTIONS) --metrics nll,meteor_stem --out outputs/results/questions-report
 
 ROWS = -m seed=41,42,43,44,45 $(RESULTS) experiment=newswire_rivals

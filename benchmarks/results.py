@@ -64,7 +64,7 @@ def short(name: str, report: Path, command: str) -> str:
     baseline = told["baseline"]
     said = "Mean (sd) over seeds; in brackets the 95 % interval of the difference over seeds"
     lines = [
-        f"`{command}`, commit {commits(report)}. {said}, to `{baseline}`.\n",
+        f"`{command}`, commit {commits(report)}. {said}, to `{_brief(baseline)}`.\n",
         "| row | seeds | " + " | ".join(INSTRUMENTS.values()) + " | differences |",
         "|---|---:|---:|---:|---|",
     ]
@@ -73,7 +73,7 @@ def short(name: str, report: Path, command: str) -> str:
         seeds = max((r["summary"]["n"] for r in there if r), default=0)
         cells = " | ".join(_mean(r) for r in there)
         apart = "" if row == baseline else "; ".join(_apart(r) for r in there)
-        lines.append(f"| `{row}` | {seeds} | {cells} | {apart} |")
+        lines.append(f"| `{_brief(row)}` | {seeds} | {cells} | {apart} |")
     picture = f"results-{name}.svg"
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pgtg"}):
         figure(told, found, names).savefig(
@@ -81,6 +81,11 @@ def short(name: str, report: Path, command: str) -> str:
         )
     said = f"Both instruments by row: a tick a seed, the marker their mean ({name})"
     return "\n".join([*lines, "", f"![{said}](images/{picture})", ""])
+
+
+def _brief(label: str) -> str:
+    """A row's label without the controls that were run alongside."""
+    return re.sub(r"method\.controls=\[.*?\] ?", "", label)
 
 
 def _mean(result: dict[str, Any] | None) -> str:
@@ -112,7 +117,7 @@ def figure(told: dict[str, Any], found: dict[Any, Any], names: list[str]) -> Fig
             values = list(result["values"].values())
             axes.plot(values, [place] * len(values), "|", color=color, markersize=9)
             axes.plot([result["summary"]["mean"]], [place], "o", color=color, markersize=5)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_yticks(range(len(names)), [_brief(name) for name in names], fontsize=8)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel(title, fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
