@@ -50,7 +50,7 @@ def config(folder: Path, *more: str) -> RunConfig:
     for split, size in {"train": 40, "validation": 12, "test": 8}.items():
         lines = "".join(f"{json.dumps(row)}\n" for row in rows(split, size))
         (folder / f"{split}.jsonl").write_text(lines)
-    chosen = [] if "data=files" in more else ["data=files_flawed", "data.flaws.wrong_share=0.4"]
+    chosen = [] if "data=files" in more else ["data=files_flawed", f"data.flaws.ending={ENDING}"]
     return run_config("summarize", [*OWN, *FLAWED, f"data.path={folder}", *chosen, *more])
 
 
