@@ -1,6 +1,6 @@
 """Does a judge see a stock ending? The choice of ending and judge for `data.flaws`, before any run.
 
-python benchmarks/judge_sees_ending.py data.path=shared/data/scitldr 'data.flaws.ending=…'
+python benchmarks/judge_sees_ending.py data.path=scitldr 'data.flaws.ending=…'
 
 Of 100 validation sources that have four sentences or more, four stand in for generations. A row a
 judge: how far its score falls by the ending, in sd of a source's sentences, and how often a

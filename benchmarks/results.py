@@ -1,7 +1,7 @@
 """Put a report's tables into docs/results.md, between the marks of a section.
 
 python benchmarks/results.py quickstart outputs/results/quickstart-report "make results-quickstart"
-python benchmarks/results.py question-head outputs/results/questions/head-report \
+python benchmarks/results.py question-head outputs/results/questions-reports/head \
     "make results-questions" --short
 
 The commit is that of the runs, as their folders tell. Of the paired tests only those rows are shown

@@ -182,9 +182,9 @@ class Stop(BaseException):
     ("after", "cached"),
     [
         (3, True),
-        pytest.param(8, True, marks=pytest.mark.slow),
-        pytest.param(3, False, marks=pytest.mark.slow),
-        pytest.param(8, False, marks=pytest.mark.slow),
+        (8, True),
+        (3, False),
+        (8, False),
     ],
 )
 @pytest.mark.slow

@@ -315,9 +315,7 @@ def done(scores: list[float]) -> Future:
     return found
 
 
-@pytest.mark.parametrize(
-    "words", [("method=ppo",), pytest.param(NLPO[:1], marks=pytest.mark.slow)], ids=["ppo", "nlpo"]
-)
+@pytest.mark.parametrize("words", [("method=ppo",), NLPO[:1]], ids=["ppo", "nlpo"])
 @pytest.mark.slow
 def test_a_tiny_t5_learns_to_write_a_rewarded_token(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -357,14 +355,14 @@ def of_the_policy(states: Any, inputs: Any, training: Any, *more: Any) -> bool:
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(("method=ppo",), marks=pytest.mark.slow),
+        ("method=ppo",),
         NLPO,
-        pytest.param(("method=ppo", "method.critic=shared"), marks=pytest.mark.slow),
-        pytest.param(("method=ppo", "method.reward=learned"), marks=pytest.mark.slow),
+        ("method=ppo", "method.critic=shared"),
+        ("method=ppo", "method.reward=learned"),
     ],
     ids=["ppo", "nlpo", "shared", "dense"],
 )
-@pytest.mark.parametrize("at", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 7))])
+@pytest.mark.parametrize("at", [3, 4, 7])
 @pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
     words: tuple[str, ...], at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

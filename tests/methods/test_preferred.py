@@ -183,9 +183,7 @@ def test_where_all_texts_are_tied_there_is_nothing_to_learn(
         trainer(ctx, "dpo")
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "tdpo" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,7 +25,6 @@ from pgtg.pipeline.run import run_stage, session, train
 from pgtg.runs.folder import RunFolder, read_jsonl
 from pgtg.tasks import open_task
 from pgtg.tasks.prompt import PromptTask
-from tests.support.cases import some
 from tests.support.finished import finished_run
 from tests.support.starts import _shared_starts  # noqa: F401 (a fixture)
 from tests.support.tiny import contents
@@ -220,7 +219,7 @@ def test_rewards_are_weighed_in_units_of_their_spread_over_all_judged_prompts(fi
         assert not torch.allclose(batch.advantage.std(unbiased=False), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("method", some(["sparse", "random"], "sparse"))
+@pytest.mark.parametrize("method", ["sparse", "random"])
 @pytest.mark.slow
 def test_the_other_methods_run_alone(tmp_path: Path, method: str):
     train(

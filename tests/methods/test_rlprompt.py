@@ -20,7 +20,6 @@ from pgtg.pipeline.evaluate import evaluate_saved
 from pgtg.pipeline.run import session, train
 from pgtg.pipeline.stages.start import start
 from pgtg.runs.folder import RunFolder, read_jsonl
-from tests.support.cases import some
 from tests.support.finished import finished_run
 from tests.support.interrupting import kills_until_the_end
 from tests.support.sim_device import NAME
@@ -67,7 +66,7 @@ def test_its_budget_is_counted_and_its_prompts_are_evaluated(finished: Path):
     assert again["decodings"]["policy"] == found["rlprompt"]["decodings"]["policy"]
 
 
-@pytest.mark.parametrize("every", some([1, 2], 2))
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.slow
 def test_killed_at_any_update_it_ends_with_the_same_bits(
     every: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

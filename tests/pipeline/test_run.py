@@ -126,8 +126,8 @@ def test_another_config_is_refused_with_its_difference(finished: Path, tmp_path:
     "change",
     [
         "improve.lr=0.1",
-        pytest.param("aggregator=max", marks=pytest.mark.slow),
-        pytest.param("sample.temperature=0.9", marks=pytest.mark.slow),
+        "aggregator=max",
+        "sample.temperature=0.9",
     ],
 )
 @pytest.mark.slow
