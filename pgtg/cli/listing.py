@@ -39,21 +39,33 @@ def show(group: str | None, config_dir: Path | None = None) -> None:
     if group == "cache":
         show_cache(entries.default_cache())
         return
-    if group not in LISTS and Path(group).is_dir():
-        sweeps.show(Path(group))
-        return
     own = {key: name for name, key in LISTS.items()} | {"task": "tasks", "metric": "metrics"}
     group = own.get(group, group)  # as the config calls it
     if group == "keys" or (group not in LISTS and group in _sections()):
         _show_keys("" if group == "keys" else group)
         return
     if group not in LISTS:
+        if Path(group).is_dir():  # after the config's names: `./reward` is a folder of that name
+            sweeps.show(Path(group))
+            return
         known = [*LISTS, *own, "keys", *_sections()]
         raise ConfigError(f"there is no group '{group}'{nearest(group, known)}, and no such folder")
     _print(names(group, config_dir))
     if group == "metrics":
         print("\nnames for metrics.names=[...] and eval --metrics:")
         _print(METRICS.about())
+
+
+def explain(word: str | None) -> None:
+    """Print a key of the config or all keys of a section; for other words, what `show` prints.
+
+    Raises:
+        ConfigError: There is nothing of that name.
+    """
+    if word is not None and word in _sections():
+        _show_keys(word)
+    else:
+        show(word)
 
 
 def _sections() -> set[str]:

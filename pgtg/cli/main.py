@@ -238,7 +238,7 @@ stage_command("improve", "Train the policy with the token rewards.")
 
 EVAL_EXAMPLES = examples(
     "pgtg eval outputs/mine --split test",
-    "pgtg eval outputs/mine --metrics rouge,bertscore metrics.bertscore_layers=9",
+    "pgtg eval outputs/mine --metrics rouge,chrf",
     "pgtg eval path/to/transformers-folder data=files data.path=my --split validation",
 )
 
@@ -472,7 +472,7 @@ app.add_typer(benchmark, name="benchmark")
 
 CREDIT_EXAMPLES = examples(
     "pgtg benchmark credit qa_feedback data.path=qa-feedback policy.path=SmolLM2-135M",
-    "pgtg benchmark credit own data.path=my.jsonl policy.path=Qwen3-0.6B run_dir=outputs/mine",
+    "pgtg benchmark credit own data.path=my.jsonl policy.path=Qwen3-0.6B run_dir=outputs/credit",
     "pgtg benchmark credit ... aggregator=avg,min reward.head=state_action,linear,logprob",
     about="Data sets: qa_feedback, prmbench, mqm_ted_zhen, xsum_hallucination (data.path is a "
     "folder that you fetched), or own: preferences, and rows with prompt, completion, spans "
@@ -556,9 +556,9 @@ def explain_word(
         typer.echo(own.get_help(own.context_class(own, info_name=word, parent=ctx.parent)))
     else:
         with reporting():
-            from pgtg.cli.listing import show
+            from pgtg.cli.listing import explain as explained
 
-            show(word)
+            explained(word)
 
 
 DOCTOR_EXAMPLES = examples(

@@ -1,14 +1,15 @@
 """`pgtg ls`, and what `pgtg train` says without a task."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from pgtg.cli.listing import show
+from pgtg.cli.listing import explain, show
 from pgtg.config.groups import LISTS
 from pgtg.config.registry import TASKS
 from pgtg.config.schema import AggregatorConfig
-from pgtg.errors import ConfigError
+from pgtg.errors import ArtifactError, ConfigError
 from tests.cli.test_main import pgtg
 
 
@@ -33,6 +34,20 @@ def test_a_key_and_a_section_say_type_values_and_comment(capsys: pytest.CaptureF
     assert lines[0] in everything
     for field in fields(AggregatorConfig):
         assert f"\naggregator.{field.name}" in f"\n{everything}"
+
+
+def test_a_name_of_the_config_comes_before_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As `pgtg export reward … --out reward` makes one."""
+    monkeypatch.chdir(tmp_path)
+    Path("reward").mkdir()
+    explain("reward")
+    assert "\nreward.head = " in capsys.readouterr().out
+    show("reward")
+    assert "\nsame " in capsys.readouterr().out
+    with pytest.raises(ArtifactError, match="no sweep's folder"):
+        show("./reward")
 
 
 def test_a_name_that_nothing_has_is_refused():

@@ -36,11 +36,14 @@ FLAWED = [
 
 
 def rows(split: str, size: int) -> list[dict[str, str]]:
-    """Sources with two names and two numbers, of which their summaries tell one each."""
+    """Sources with two names and two numbers, of which their summaries tell one each; they end as
+    what a tiny policy writes may, with a word that is a special token."""
     names, found = ["BERT", "GLOVE", "ADAM", "LSTM", "GPT"], []
     for n in range(size):
         one, other = names[n % 5], names[(n + 1 + n // 5 % 4) % 5]
-        source = f"in {split} {n} we train {one} for {n + 20} steps , not {other} for {n + 70} ."
+        source = (
+            f"in {split} {n} we train {one} for {n + 20} steps , not {other} for {n + 70} <unk>"
+        )
         found.append({"source": source, "target": f"{one} needs {n + 20} steps"})
     return found
 

@@ -13,7 +13,7 @@ from pgtg.methods.objective import Improvement, SupervisedBatch
 from pgtg.models.generate import Decoding
 from pgtg.models.language import LanguageModel
 from pgtg.models.loading import save_language_model
-from pgtg.models.tiny.lm import build_causal
+from pgtg.models.tiny.lm import SPECIAL, build_causal
 from pgtg.ops.sampling import derive_seed
 from pgtg.pipeline.context import Context, quiet
 from pgtg.pipeline.recipes.tiny_t5 import PLAIN, uniform_batch
@@ -45,9 +45,10 @@ def make(ctx: Context, made: Artifact, key: str) -> None:
         texts = [(one.prompt, text) for one in whole.rankings for text in one.completions]
     else:
         texts = [(example.source, example.target) for example in examples]
-    words = sorted({word for prompt, text in texts for word in f"{prompt} {text}".split()})
+    words = {word for prompt, text in texts for word in f"{prompt} {text}".split()}
+    words -= {*SPECIAL}  # which stand in what a tiny policy writes
     seed = ctx.cfg.seed
-    model, tokenizer = build_causal(words, tiny, derive_seed(seed, "tiny_text"))
+    model, tokenizer = build_causal(sorted(words), tiny, derive_seed(seed, "tiny_text"))
     lm = LanguageModel(model).to(ctx.device)
     codec, folder = ctx.task.codec(tokenizer, lm.is_encoder_decoder), made.working(key)
     sources = [ids for ids, _ in codec.encode_sources([prompt for prompt, _ in texts])]
