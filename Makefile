@@ -67,7 +67,7 @@ QUESTIONS = outputs/results/questions
 ASK = $(BIN)/pgtg train summarize -m seed=51,52,53 $(RESULTS)
 ALONE = method.controls=[]
 # a question's report and its section of docs/results.md: its name, its sweeps, the row tested against
-answer = $(BIN)/pgtg report $(QUESTIONS)/default $(addprefix $(QUESTIONS)/,$(2)) --baseline $(3) \
+answer = $(BIN)/pgtg report $(addprefix $(QUESTIONS)/,$(2)) --baseline $(3) \
 	--metrics nll,meteor_stem --out outputs/results/questions-reports/$(1) && \
 	$(BIN)/python benchmarks/results.py question-$(1) outputs/results/questions-reports/$(1) \
 		"make results-questions" --short
@@ -81,8 +81,14 @@ results-questions: $(READY) ## the quickstart with one thing changed at a time, 
 	$(ASK) $(ALONE) sample.sources=60,125,250 sweep_dir=$(QUESTIONS)/judgements
 	$(ASK) method.controls=[uniform] data.newswire.noise=0.3,0.6 sweep_dir=$(QUESTIONS)/noise
 	$(ASK) $(ALONE) method=reinforce improve.lr=1.0e-4 method.token_share=0,1 sweep_dir=$(QUESTIONS)/gradient
-	$(call answer,granularity,segment sequence,reward.granularity=token)
-	$(call answer,head,head,reward.head=logprob)
+	$(call answer,granularity,default segment sequence,reward.granularity=token)
+	$(call answer,head,default head,reward.head=logprob)
+	$(call answer,aggregator,default aggregator,aggregator=avg)
+	$(call answer,judgements,default judgements,sample.sources=500)
+	$(call answer,noise-3,noise/*=0.3?seed*,uniform)
+	$(call answer,noise-6,noise/*=0.6?seed*,uniform)
+	$(call answer,noise-9,default,uniform)
+	$(call answer,gradient,default gradient,"method=reinforce method.token_share=0.0")
 	$(BIN)/pgtg report $(QUESTIONS) --metrics nll,meteor_stem --out outputs/results/questions-report
 
 ROWS = -m seed=41,42,43,44,45 $(RESULTS) experiment=newswire_rivals
