@@ -16,7 +16,7 @@ RESULTS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train train-preferences test bench results-claim results-null \
-	results-questions results-summarize results-quickstart results-scitldr results-scitldr-flawed \
+	results-questions results-summarize results-prompt results-quickstart results-scitldr results-scitldr-flawed \
 	docs torture check lint format types clean
 
 help: ## show this list
@@ -112,6 +112,14 @@ results-summarize: $(READY) ## every summarization row on generated newswire, 5 
 		--out outputs/results/supervised-report
 	$(BIN)/python benchmarks/results.py summarize outputs/results/summarize-report \
 		"make results-summarize"
+
+PROMPTS = outputs/results/prompt
+results-prompt: $(READY) ## every prompt row on generated reviews, 5 seeds
+	$(BIN)/pgtg train prompt -m seed=41,42,43,44,45 $(RESULTS) experiment=reviews_searches \
+		method=pgtg,sparse,random,rlprompt,autoprompt,bbt,grips,soft_prompt,finetune \
+		sweep_dir=$(PROMPTS)
+	$(BIN)/pgtg report $(PROMPTS) --baseline method=pgtg --out outputs/results/prompt-report
+	$(BIN)/python benchmarks/results.py prompt outputs/results/prompt-report "make results-prompt"
 
 results-quickstart: $(READY) ## the former default, 16 tails: 4 aggregators x 3 seeds, plain MLE, controls
 	$(BIN)/pgtg train summarize -m experiment=newswire_16_tails aggregator=avg,sum,min,max \
