@@ -97,8 +97,12 @@ def test_the_top_figures_are_means_over_as_many_prompts(monkeypatch: pytest.Monk
     monkeypatch.setattr(evaluation, "_own", lambda rows: [])
     monkeypatch.setattr(evaluation, "_of", lambda *_: {})
     monkeypatch.setattr(evaluation, "_means", lambda t, one, s: {"accuracy": one, "score": -one})
-    ranked: Any = [(i, {"text": ""}) for i in range(4)]
-    results: dict[str, Any] = {"decodings": {}}
-    about._test(task, ranked, "test", results, asked)
-    top = results["decodings"]["top"]
-    assert top == {"decoding": {"prompts": 3}, "mean": {"accuracy": 2.0, "score": -2.0}}
+    for found, mean in ((4, 2.0), (1, 4.0)):  # a search that ends with one choice is compared
+        ranked: Any = [(i, {"text": ""}) for i in range(found)]
+        results: dict[str, Any] = {"decodings": {}}
+        about._test(task, ranked, "test", results, asked)
+        assert results["decodings"]["top"] == {
+            "decoding": {"prompts": 3},
+            "prompts": min(found, 3),
+            "mean": {"accuracy": mean, "score": -mean},
+        }

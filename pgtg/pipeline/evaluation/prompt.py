@@ -225,7 +225,8 @@ class PromptEvaluation:
                 key: float(np.mean([row[f"{split}_{key}"] for row in top]))
                 for key in ("accuracy", "score")
             }
-            about = {"decoding": {"prompts": len(top)}, "mean": means}
+            # at most so many, for each system: a row that ends with one choice has one
+            about = {"decoding": {"prompts": self.options.top}, "prompts": len(top), "mean": means}
             results["decodings"][f"{name}_top" if name else "top"] = about
 
     def _search(
