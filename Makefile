@@ -119,7 +119,7 @@ results-prompt: $(READY) ## every prompt row on generated reviews, 5 seeds
 		method=pgtg,sparse,random,rlprompt,autoprompt,bbt,grips,soft_prompt,finetune \
 		sweep_dir=$(PROMPTS)
 	$(BIN)/pgtg report $(PROMPTS) --baseline method=pgtg --out outputs/results/prompt-report
-	$(BIN)/python benchmarks/results.py prompt outputs/results/prompt-report "make results-prompt"
+	$(BIN)/python benchmarks/results.py prompt outputs/results/prompt-report "make results-prompt" --short
 
 results-quickstart: $(READY) ## the former default, 16 tails: 4 aggregators x 3 seeds, plain MLE, controls
 	$(BIN)/pgtg train summarize -m experiment=newswire_16_tails aggregator=avg,sum,min,max \

@@ -7,7 +7,7 @@ python benchmarks/results.py question-head outputs/results/questions-reports/hea
 The commit is that of the runs, as their folders tell. Of the paired tests only those rows are shown
 that show a difference; intervals of means, costs and reward diagnostics stay in the report. With
 `--short` a section is one table of the two instruments of docs/log.md, with the difference to the
-report's baseline, and a figure of them in docs/images.
+report's baseline, and a figure of them in docs/images; of prompt rows their cost as well.
 """
 
 import argparse
@@ -26,6 +26,10 @@ KEPT = r"mean \(sd\)|difference"  # in the headings of what the page shows
 INSTRUMENTS = {  # (decoding, metric) -> what the page calls it
     ("references", "nll"): "NLL of clean references",
     ("sample", "meteor_stem"): "METEOR of samples",
+}
+OF_PROMPTS = {
+    ("best", "accuracy"): "accuracy of the best prompt [%]",
+    ("best", "score"): "its gap",
 }
 
 
@@ -61,26 +65,34 @@ def short(name: str, report: Path, command: str) -> str:
     told = json.loads((report / "report.json").read_text())
     found = {(r["decoding"], r["metric"], r["row"]): r for r in told["results"]}
     names = [row["label"] for row in told["rows"]]
+    instruments = INSTRUMENTS if "sample" in told["decodings"] else OF_PROMPTS
     baseline = told["baseline"]
     said = "Mean (sd) over seeds; in brackets the 95 % interval of the difference over seeds"
     lines = [
         f"`{command}`, commit {commits(report)}. {said}, to `{_brief(baseline)}`.\n",
-        "| row | seeds | " + " | ".join(INSTRUMENTS.values()) + " | differences |",
+        "| row | seeds | " + " | ".join(instruments.values()) + " | differences |",
         "|---|---:|---:|---:|---|",
     ]
     for row in names:
-        there = [found.get((*instrument, row)) for instrument in INSTRUMENTS]
+        there = [found.get((*instrument, row)) for instrument in instruments]
         seeds = max((r["summary"]["n"] for r in there if r), default=0)
         cells = " | ".join(_mean(r) for r in there)
         apart = "" if row == baseline else "; ".join(_apart(r) for r in there)
         lines.append(f"| `{_brief(row)}` | {seeds} | {cells} | {apart} |")
     picture = f"results-{name}.svg"
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pgtg"}):
-        figure(told, found, names).savefig(
+        figure(told, found, names, instruments).savefig(
             DOCS / "images" / picture, bbox_inches="tight", metadata={"Date": None}
         )
     said = f"Both instruments by row: a tick a seed, the marker their mean ({name})"
-    return "\n".join([*lines, "", f"![{said}](images/{picture})", ""])
+    costs = [] if instruments is INSTRUMENTS else ["", "What a run costs:", "", *_costs(report)]
+    return "\n".join([*lines, "", f"![{said}](images/{picture})", *costs, ""])
+
+
+def _costs(report: Path) -> list[str]:
+    """The table of the report's section on cost."""
+    text = (report / "report.md").read_text(encoding="utf-8").split("\n## cost of a run")[1]
+    return [line for line in text.split("\n## ")[0].splitlines() if line.startswith("|")]
 
 
 def _brief(label: str) -> str:
@@ -105,11 +117,16 @@ def _apart(result: dict[str, Any] | None) -> str:
     return f"{compared['difference']:+.2f}{between} {result['says']}"
 
 
-def figure(told: dict[str, Any], found: dict[Any, Any], names: list[str]) -> Figure:
+def figure(
+    told: dict[str, Any],
+    found: dict[Any, Any],
+    names: list[str],
+    instruments: dict[tuple[str, str], str],
+) -> Figure:
     """A panel for each instrument: rows downwards, a tick for each seed, a marker for the mean."""
     drawn = Figure(figsize=(8.4, 0.8 + 0.28 * len(names)))
-    panels = drawn.subplots(1, len(INSTRUMENTS), sharey=True)
-    for axes, (instrument, title) in zip(panels, INSTRUMENTS.items(), strict=True):
+    panels = drawn.subplots(1, len(instruments), sharey=True)
+    for axes, (instrument, title) in zip(panels, instruments.items(), strict=True):
         for place, row in enumerate(names):
             if (result := found.get((*instrument, row))) is None:
                 continue
