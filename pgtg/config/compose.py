@@ -399,10 +399,10 @@ def _with_groups(
     if name == "none":
         return _compose(load, task, chosen), []
     without = [*(o for o in chosen if o not in named), _override("experiment=none")]
-    plain = _compose(load, task, without)
+    plain = _read(load, task, without)
     if not named and ({"data", "dataset"} & set(changed)):
         why = f"experiment=none: '{name}' is for {_pair(choices)}; experiment=... chooses another"
-        return plain, [why]
+        return plain.copy(), [why]
     cfg = _compose(load, task, chosen)
     notes = []
     for section in (SECTIONS.get(group, group) for group in changed):
@@ -463,10 +463,13 @@ def _on_saved(
 
 def _compose(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> DictConfig:
     """The config of the chosen groups, the caller's own."""
+    return _read(load, task, parsed).copy()
+
+
+def _read(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> DictConfig:
+    """The same, which others read as well."""
     overrides = tuple(str(o.input_line) for o in parsed)
-    return (
-        _composed(load, task, overrides) if _has_own(load) else _shipped(task, overrides)
-    ).copy()
+    return _composed(load, task, overrides) if _has_own(load) else _shipped(task, overrides)
 
 
 def _choices(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> dict[str, str]:

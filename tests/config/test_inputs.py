@@ -177,13 +177,14 @@ def moved(config: RunConfig, folder: Path, only: str = "") -> dict[str, set[str]
     """By key, the stages whose hash its change moves; of all keys or those that begin so."""
     before = hashes(config, folder)
     found = {}
-    for key, _, _ in leaves(config):
+    cfg = deepcopy(config)
+    for key, owner, name in leaves(cfg):
         if key in OF_METHODS or not key.startswith(only):
             continue
-        cfg = deepcopy(config)
-        owner, name = next((o, n) for k, o, n in leaves(cfg) if k == key)
-        setattr(owner, name, changed(getattr(owner, name)))
+        value = getattr(owner, name)
+        setattr(owner, name, changed(value))
         after = hashes(cfg, folder)
+        setattr(owner, name, value)
         found[key] = {stage for stage in before if after[stage] != before[stage]}
     return found
 

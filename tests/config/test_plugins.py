@@ -106,16 +106,20 @@ def test_a_plugins_names_are_listed_checked_and_refused_without_it(
 ):
     listed = pgtg("ls", "methods", "--plugin", plugin).stdout
     assert "mine" in listed and "as mle (summarize, preferences; needs targets)" in listed
-    listed = pgtg("ls", "judges", "--plugin", plugin).stdout
-    assert "short  " in listed and "the shortest text" in listed
-    shown = pgtg("train", "summarize", "method=mine", "--cfg", "job", "--plugin", plugin)
-    assert "  name: mine\n  controls: []\n  power: 2.0\n" in shown.stdout
     call = ["train", "summarize", "method=mine", "--dry-run"]
     bad = pgtg(*call, "method.power=0", "--plugin", plugin, code=2)
     assert bad.stderr == "error: method.power: found 0.0, expected above 0\n"
     gone = pgtg(*call, code=2).stderr
     assert "there is no method 'mine'" in gone
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_plugins_judge_and_settings_are_shown(pgtg: Callable[..., Said], plugin: Path):
+    listed = pgtg("ls", "judges", "--plugin", plugin).stdout
+    assert "short  " in listed and "the shortest text" in listed
+    shown = pgtg("train", "summarize", "method=mine", "--cfg", "job", "--plugin", plugin)
+    assert "  name: mine\n  controls: []\n  power: 2.0\n" in shown.stdout
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,7 @@ def test_segments_are_tokens_and_sequences_in_their_limits(head: str, spread: st
     assert load_reward_model(tmp_path).spec == built.spec
 
 
-@pytest.mark.parametrize("family", KINDS)
-@pytest.mark.parametrize("spread", ["copy", "even", "end"])
+@pytest.mark.parametrize(("family", "spread"), crossed(KINDS, ["copy", "even", "end"]))
 def test_segments_end_where_the_start_policy_is_unsure(family: str, spread: str, tmp_path: Path):
     """By its own passes over each text alone; tokens and sequences in the limits; padded on any
     side; read again from its folder; the start policy is not the backbone, and not trained."""

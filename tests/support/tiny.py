@@ -1,6 +1,8 @@
 """A run of seconds, for the pipeline's tests: some bulletins and a T5 of some hundred weights."""
 
+import copy
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,17 @@ SHORT = ("schedule.total=2", "method.controls=[]", "evaluate.start_policy=false"
 
 def tiny(*overrides: str) -> RunConfig:
     """The config of a tiny run, with further overrides."""
-    return run_config("summarize", [*TINY, *overrides])
+    return config_of("summarize", *TINY, *overrides)
+
+
+def config_of(task: str, *overrides: str) -> RunConfig:
+    """A run's config, composed once for all tests of a process that ask for the same."""
+    return copy.deepcopy(_composed(task, overrides))
+
+
+@cache
+def _composed(task: str, overrides: tuple[str, ...]) -> RunConfig:
+    return run_config(task, overrides)
 
 
 def contents(folder: Path, *parts: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pgtg.config import RunConfig
-from pgtg.config.compose import run_config
+from tests.support.tiny import config_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "preferences"
 TINY_PREFERENCES = [
@@ -37,4 +37,4 @@ TINY_PREFERENCES = [
 
 def tiny_preferences(*overrides: str) -> RunConfig:
     """The config of a tiny run, with further overrides."""
-    return run_config("preferences", [*TINY_PREFERENCES, *overrides])
+    return config_of("preferences", *TINY_PREFERENCES, *overrides)

@@ -1,7 +1,7 @@
 """A prompt run of seconds: two rounds in a small generated world with barely trained models."""
 
 from pgtg.config import RunConfig
-from pgtg.config.compose import run_config
+from tests.support.tiny import config_of
 
 TINY_PROMPT = [
     "data.reviews.shots=3",
@@ -46,4 +46,4 @@ TINY_PROMPT = [
 
 def tiny_prompt(*overrides: str) -> RunConfig:
     """The config of a tiny prompt run, with further overrides."""
-    return run_config("prompt", [*TINY_PROMPT, *overrides])
+    return config_of("prompt", *TINY_PROMPT, *overrides)

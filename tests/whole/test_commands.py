@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,18 @@ WITH_TASK = ("train", "sample", "score", "aggregate", "align", "improve")
 
 
 def strings(file: Path) -> Iterator[tuple[int, str]]:
-    """A module's texts but for docstrings, X where a value is put in."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    """A module's texts but for docstrings, X where a value is put in; none without a command."""
+    text = file.read_text(encoding="utf-8")
+    if not re.search(r"pgtg [a-z{]", text):
+        return
+    nodes = list(ast.walk(ast.parse(text)))
     skipped: set[int] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Expr):
             skipped.add(id(node.value))
         elif isinstance(node, ast.JoinedStr):
             skipped |= {id(value) for value in node.values}
-    for node in ast.walk(tree):
+    for node in nodes:
         if id(node) in skipped:
             continue
         if isinstance(node, ast.JoinedStr):
@@ -41,8 +45,13 @@ def strings(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def named() -> Iterator[tuple[str, str]]:
+@cache
+def named() -> list[tuple[str, str]]:
     """Where a command is named, and the words after `pgtg`."""
+    return list(_named())
+
+
+def _named() -> Iterator[tuple[str, str]]:
     for file in sorted((ROOT / "pgtg").rglob("*.py")):
         for line, text in strings(file):
             for found in SAID.findall(text):
