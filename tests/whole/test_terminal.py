@@ -1,9 +1,11 @@
 """What everybody types first, in a terminal of 80, 60 and 40 columns: nothing cut or too wide."""
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support.terminal import Shown, shown
 from tests.support.tiny import TINY
 from tests.support.tiny_preferences import EXAMPLE, TINY_PREFERENCES
 from tests.support.tiny_prompt import TINY_PROMPT
+from tests.support.tmux import Tmux
 
 ROOT = Path(__file__).parents[2]
 PGTG = [sys.executable, "-m", "pgtg"]
@@ -64,16 +67,13 @@ def test_what_is_typed_first(columns: int, tmp_path: Path):
         assert found.code in (0, 2)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("columns", WIDTHS)
-def test_commands_of_the_front_page_and_the_quickstart(columns: int, tmp_path: Path):
-    """With a tiny world in the quickstart's place, so that each takes seconds."""
-    on_screen(["train", "summarize", *TINY, "run_dir=run"], columns, tmp_path)
+def typed() -> Iterator[list[str]]:
+    """Commands of README and quickstart, a tiny world in the quickstart's place, so that each takes
+    seconds; `run` is a finished run, and sweeps come before what reads them."""
     pages = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
     lines = [line for page in pages for line in TYPED.findall(page.read_text(encoding="utf-8"))]
     assert len(lines) >= 15
-    swept = ""
+    swept = False
     for line in lines:
         words = line.replace("data.path=…", f"data.path={EXAMPLE}").split()
         if words[-1] == "\\" or "policy.path=…" in line:
@@ -84,12 +84,35 @@ def test_commands_of_the_front_page_and_the_quickstart(columns: int, tmp_path: P
             own = SETTINGS[words[1]]
             if "run_dir=run" not in words:
                 words += ["sweep_dir=sweep"] if "-m" in words else []
-                swept = "sweep" if "-m" in words else swept
+                swept |= "-m" in words
                 free = [v for v in own if v.split("=")[0] not in " ".join(words)]
                 words = [*words[:2], *free, *words[2:]]
         if swept or "sweep" not in words:
-            assert on_screen(words, columns, tmp_path).code == 0, words
-    assert on_screen(["ls", "sweep"], columns, tmp_path).code == 0
+            yield words
+    yield ["ls", "sweep"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_commands_of_the_front_page_and_the_quickstart(columns: int, tmp_path: Path):
+    on_screen(["train", "summarize", *TINY, "run_dir=run"], columns, tmp_path)
+    for words in typed():
+        assert on_screen(words, columns, tmp_path).code == 0, words
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_the_same_in_a_real_terminal(tmp_path: Path):
+    """Of 80 x 24: nothing that the terminal had to break, but for a path alone on its line."""
+    env = {"PGTG_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    with Tmux(tmp_path, 80, env) as terminal:
+        for words in (["train", "summarize", *TINY, "run_dir=run"], *typed()):
+            code, lines = terminal.type(shlex.join([*PGTG, *words]))
+            print("\n".join(lines))  # to be read
+            wide = [line for line in lines[1:] if len(line) > 80 and " " in line.strip()]
+            assert code == 0 and wide == [], words
 
 
 @pytest.mark.slow
