@@ -15,7 +15,6 @@ from pgtg.config.checks import CHOICES, choices
 from pgtg.config.compose import SECTIONS, composed, run_config
 from pgtg.config.groups import CONF, groups, option_files
 from pgtg.config.registry import METHODS
-from tests.support.cases import some
 
 FILES = sorted(CONF.rglob("*.yaml"))
 GROUPS = groups()
@@ -32,26 +31,31 @@ def task_of(override: str) -> str:
 
 
 def together() -> list[tuple[str, ...]]:
-    """All options, few at a time: of each group the first, the second, ..., experiments alone."""
-    apart = [(option,) for option in OPTIONS if option.startswith("experiment=")]
+    """All options but experiments, few at a time: of each group the first, the second, ..."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for option in OPTIONS:
-        if (option,) not in apart:
+        if not option.startswith("experiment="):
             kinds.setdefault((task_of(option), option.partition("=")[0]), []).append(option)
     tasks = {task for task, _ in kinds}
     columns = [
         zip_longest(*(options for (its, _), options in kinds.items() if its == task))
         for task in sorted(tasks)
     ]
-    return apart + [tuple(filter(None, one)) for column in columns for one in column]
+    return [tuple(filter(None, one)) for column in columns for one in column]
 
 
-# experiments are read by tests of their own as well
-QUICK = [each for each in together() if not each[0].startswith("experiment=")]
+@pytest.mark.slow  # experiments are read by tests of their own as well
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith("experiment=")])
+def test_every_experiment_composes(option: str):
+    compose(option)
 
 
-@pytest.mark.parametrize("overrides", some(together(), *QUICK), ids=",".join)
+@pytest.mark.parametrize("overrides", together(), ids=",".join)
 def test_every_option_composes(overrides: tuple[str, ...]):
+    compose(*overrides)
+
+
+def compose(*overrides: str) -> None:
     cfg, problems, _ = composed(task_of(overrides[0]), overrides)
     assert problems == [] and set(cfg) == set(RunConfig.__dataclass_fields__)
 
