@@ -34,19 +34,22 @@ for line in sys.stdin:
     if pid:
         print(pid, flush=True)
         continue
-    for number, name in ((1, ask["stdout"]), (2, ask["stderr"])):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), number)
-    os.fsync = lambda descriptor: None
-    os.chdir(ask["cwd"])
-    os.environ.clear()
-    os.environ.update(ask["environment"])
-    if ask["adam_eps"]:
-        steady(ask["adam_eps"])
-    sys.argv, code = ["pgtg", *ask["start"]], 1
+    code = 1
     try:
+        for number, name in ((1, ask["stdout"]), (2, ask["stderr"])):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), number)
+        os.fsync = lambda descriptor: None
+        os.chdir(ask["cwd"])
+        os.environ.clear()
+        os.environ.update(ask["environment"])
+        if ask["adam_eps"]:
+            steady(ask["adam_eps"])
+        sys.argv = ["pgtg", *ask["start"]]
         pgtg.cli.main.app()
     except SystemExit as end:
         code = end.code or 0
+    except KeyboardInterrupt:
+        code = 130  # before the command line is there to take it
     finally:
         os._exit(code)
 """
@@ -103,7 +106,8 @@ class Forked:
     def communicate(self, timeout: float) -> tuple[None, str]:
         if self.returncode is None:
             self.returncode = self._ask({"wait": self.pid, "block": True})
-        return None, self.stderr.read_text()
+        # a child that was killed at once has not opened it
+        return None, self.stderr.read_text() if self.stderr.exists() else ""
 
 
 @cache

@@ -98,7 +98,7 @@ def campaign(kills: int, seed: int, folder: Path) -> dict:
         task = list(TASKS)[runs % len(TASKS)]
         run = folder / f"run{runs}"
         runs += 1
-        hits = 0
+        hits, before = 0, len(lost)
         while True:
             weights = [share for share, _ in SIGNALS.values()]
             (signum,) = rng.choices(list(SIGNALS), weights)
@@ -110,7 +110,8 @@ def campaign(kills: int, seed: int, folder: Path) -> dict:
             expected = SIGNALS[signum][1]
             # before the program is there to take it, a signal does what the system does
             if code != expected and not (code == -signum and said_by(run) == told):
-                said = run.with_name(run.name + ".stderr").read_text().strip().splitlines()[-1:]
+                stderr = run.with_name(run.name + ".stderr")
+                said = stderr.read_text().strip().splitlines()[-1:] if stderr.exists() else []
                 lost.append(f"{task}: {signum.name} ended with {code}, not {expected}: {said}")
                 break
             hits, done = hits + 1, done + 1
@@ -118,6 +119,9 @@ def campaign(kills: int, seed: int, folder: Path) -> dict:
             where[f"{task} {stage_of(run)}"] += 1
             if signum != signal.SIGKILL:
                 late.append(ending)
+        if len(lost) > before:
+            print(f"run {runs} ({task}): {lost[-1]}")
+            continue
         same = results(run) == whole[task]
         if not same:
             lost.append(f"{task}: {run} differs from the run that was not stopped")
