@@ -101,6 +101,7 @@ def test_a_plugins_things_are_as_ours(pgtg: Callable[..., Said], plugin: Path, t
     pgtg("explain", tmp_path / "run", *own)
 
 
+@pytest.mark.slow
 def test_a_plugins_names_are_listed_checked_and_refused_without_it(
     pgtg: Callable[..., Said], plugin: Path, tmp_path: Path
 ):

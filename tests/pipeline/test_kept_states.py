@@ -13,7 +13,6 @@ from pgtg.pipeline.run import train
 from pgtg.runs.files import read_json, read_jsonl
 from pgtg.types import TokenIds
 from tests.pipeline.test_stages_alone import causal, causal_config
-from tests.support.cases import some
 from tests.support.interrupting import stopped_and_resumed
 from tests.support.tiny import _quiet, results  # noqa: F401 (a fixture)
 
@@ -73,7 +72,8 @@ def test_a_run_reads_each_text_once_and_any_size_gives_its_bits(
     assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("at", some([4, 10], 10))
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [4, 10])
 def test_a_run_stopped_in_the_middle_of_improve_ends_with_the_same_bits(
     at: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
