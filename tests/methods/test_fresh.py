@@ -141,6 +141,7 @@ def test_states_of_prompts_drawn_narrowly_are_not_learned_from(
         assert set(dtypes) == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_the_sparse_control_learns_from_prompts_judged_for_each_of_its_updates(finished: Path):
     """As many as fit into 30 + 36 + 10 prompts, with 5 for the validation of each."""
     found = metrics(finished, "controls", "sparse", "00", "improve")
@@ -150,6 +151,7 @@ def test_the_sparse_control_learns_from_prompts_judged_for_each_of_its_updates(f
     assert left == 76 - 66
 
 
+@pytest.mark.slow
 def test_the_search_ranks_all_prompts_ever_judged_and_the_policy_its_own(finished: Path):
     rows = read_jsonl(finished / "eval/test/pgtg/samples_candidates.jsonl")
     judged: dict[tuple[int, ...], float] = {}
@@ -247,6 +249,7 @@ def test_the_shuffled_control_permutes_the_scores_of_each_update(finished: Path,
         assert differs >= 4
 
 
+@pytest.mark.slow
 def test_blocks_of_updates_are_the_same_from_wherever_a_training_is_resumed(finished: Path):
     cfg = fresh("reward.fit.updates=70", "reward.fit.validate_every=30")
     with session(cfg, finished, True) as ctx:

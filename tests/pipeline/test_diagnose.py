@@ -37,6 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished_run(tiny(), tmp_path_factory)
 
 
+@pytest.mark.slow
 def test_staleness_is_each_reward_model_on_each_rounds_samples(finished: Path):
     """The diagonal is what the aggregate stage found of the same reward model and samples."""
     rows = json.loads((finished / "diagnostics/staleness.json").read_text())
@@ -109,6 +110,7 @@ def test_it_is_off_where_no_text_is_asked_for(tmp_path: Path):
     assert not (tmp_path / "diagnostics").exists()
 
 
+@pytest.mark.slow
 def test_a_reward_model_that_was_never_trained_is_a_control(tmp_path: Path):
     """It guides from the same start for as many updates, and is a row of the results."""
     own = ["method.controls=[random_reward_model]", "evaluate.diagnose=0"]

@@ -54,7 +54,9 @@ def on_screen(command: Sequence[str], columns: int, where: Path, **env: str) -> 
 
 
 @pytest.mark.parametrize("columns", some(WIDTHS, min(WIDTHS)))
-@pytest.mark.parametrize("command", ["ls methods", "train -h", "train summarize aggregator=mx"])
+@pytest.mark.parametrize(
+    "command", some(["ls methods", "train -h", "train summarize aggregator=mx"], "ls methods")
+)
 def test_lists_help_and_mistakes(command: str, columns: int, tmp_path: Path):
     on_screen(command.split(), columns, tmp_path)
 
