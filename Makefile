@@ -20,7 +20,7 @@ RESULTS ?=
 	docs torture check lint format types clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv and install pgtg with pinned versions
 
@@ -36,19 +36,19 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[dev,joblib,slurm]'
 	touch $(READY)
 
-train: $(READY) ## run the quickstart: pgtg train summarize (ARGS="seed=1 ..." adds parameters)
+train: $(READY) ## pgtg train summarize (ARGS="seed=1 ..." adds)
 	$(BIN)/pgtg train summarize $(ARGS)
 
-test: $(READY) ## run the default tests (ARGS="-m slow" runs others)
+test: $(READY) ## the default tests (ARGS="-m slow": others)
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(READY) ## time each phase against a calibrating matmul (ARGS="--threads 2")
+bench: $(READY) ## time each phase (ARGS="--threads 2")
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-train-preferences: $(READY) ## learn token rewards from 200 example pairs and improve a tiny LM on them
+train-preferences: $(READY) ## token rewards from 200 example pairs, a tiny LM
 	$(BIN)/pgtg train preferences experiment=preferences_example $(ARGS)
 
-results-claim: $(READY) ## tables of docs/results.md: token guidance against six opponents, 5 seeds
+results-claim: $(READY) ## token guidance against six opponents, 5 seeds
 	$(BIN)/pgtg train summarize -m seed=11,12,13,14,15 $(RESULTS) \
 		method.controls=[uniform,shuffled,untrained,shuffled_scores,sequence,filter,oracle] \
 		sweep_dir=outputs/results/claim/quickstart
@@ -56,7 +56,7 @@ results-claim: $(READY) ## tables of docs/results.md: token guidance against six
 		--out outputs/results/claim/report
 	$(BIN)/python benchmarks/results.py claim outputs/results/claim/report "make results-claim"
 
-results-null: $(READY) ## the same where there is nothing to gain: a world without flaws, 5 seeds
+results-null: $(READY) ## the same in a world without flaws, 5 seeds
 	$(BIN)/pgtg train summarize -m seed=21,22,23,24,25 $(RESULTS) data.newswire.noise=0 \
 		method.controls=[uniform,shuffled,untrained,sequence] sweep_dir=outputs/results/null/noise_0
 	$(BIN)/pgtg report outputs/results/null/noise_0 --baseline pgtg --metrics nll,meteor_stem \
@@ -71,7 +71,7 @@ answer = $(BIN)/pgtg report $(addprefix $(QUESTIONS)/,$(2)) --baseline $(3) \
 	--metrics nll,meteor_stem --out outputs/results/questions-reports/$(1) && \
 	$(BIN)/python benchmarks/results.py question-$(1) outputs/results/questions-reports/$(1) \
 		"make results-questions" --short
-results-questions: $(READY) ## the quickstart with one thing changed at a time, 3 seeds
+results-questions: $(READY) ## one thing changed at a time, 3 seeds
 	$(ASK) method.controls=[uniform] sweep_dir=$(QUESTIONS)/default
 	$(ASK) $(ALONE) reward.granularity=segment reward.segments=sentence,tokens reward.segment_tokens=4 \
 		sweep_dir=$(QUESTIONS)/segment
@@ -94,7 +94,7 @@ results-questions: $(READY) ## the quickstart with one thing changed at a time, 
 ROWS = -m seed=41,42,43,44,45 $(RESULTS) experiment=newswire_rivals
 SUMMARIES = outputs/results/summarize
 ON_POLICY = schedule.total=176 improve.validate_every=44
-results-summarize: $(READY) ## every summarization row on generated newswire, 5 seeds
+results-summarize: $(READY) ## every summarization row, newswire, 5 seeds
 	$(BIN)/pgtg train summarize $(ROWS) method=mle,pgtg,best_of_k,dpo,simpo,tdpo,grpo,rloo,lead3 \
 		sweep_dir=$(SUMMARIES)/fixed
 	$(BIN)/pgtg train summarize $(ROWS) method=ppo method.reward=judge,learned $(ON_POLICY) \
@@ -121,7 +121,7 @@ results-prompt: $(READY) ## every prompt row on generated reviews, 5 seeds
 	$(BIN)/pgtg report $(PROMPTS) --baseline method=pgtg --out outputs/results/prompt-report
 	$(BIN)/python benchmarks/results.py prompt outputs/results/prompt-report "make results-prompt" --short
 
-results-quickstart: $(READY) ## the former default, 16 tails: 4 aggregators x 3 seeds, plain MLE, controls
+results-quickstart: $(READY) ## the former default, 16 tails, 3 seeds
 	$(BIN)/pgtg train summarize -m experiment=newswire_16_tails aggregator=avg,sum,min,max \
 		seed=0,1,2 $(RESULTS) \
 		sweep_dir=outputs/results/quickstart/pgtg
@@ -134,7 +134,7 @@ results-quickstart: $(READY) ## the former default, 16 tails: 4 aggregators x 3 
 		"make results-quickstart"
 
 # where pretrained models and real data are, e.g. SMOLLM2=~/smollm2-135m MINILM=~/minilm DATA=~/scitldr
-results-scitldr: $(READY) ## its real run: needs SMOLLM2, MINILM and DATA (folders), WordNet
+results-scitldr: $(READY) ## real text: SMOLLM2, MINILM, DATA, WordNet
 	$(BIN)/pgtg train summarize -m experiment=scitldr_smollm2 seed=0 policy.path=$(SMOLLM2) \
 		data.path=$(DATA) metrics.bertscore_model=$(MINILM) metrics.bertscore_layers=6 \
 		$(RESULTS) sweep_dir=outputs/results/scitldr
@@ -145,7 +145,7 @@ results-scitldr: $(READY) ## its real run: needs SMOLLM2, MINILM and DATA (folde
 
 FLAWED = outputs/results/scitldr-flawed
 REAL = experiment=scitldr_flawed_smollm2 seed=61,62,63 data.path=$(DATA) $(RESULTS)
-results-scitldr-flawed: $(READY) ## flaws planted in real references, 3 seeds: needs SMOLLM2 and DATA (folders), WordNet
+results-scitldr-flawed: $(READY) ## real text, planted flaws: SMOLLM2, DATA, WordNet
 	$(BIN)/pgtg train summarize -m $(REAL) policy.path=$(SMOLLM2) method=mle evaluate.splits=[] \
 		sweep_dir=$(FLAWED)/start
 	$(BIN)/pgtg train summarize -m $(REAL) 'policy.path="$(FLAWED)/start/seed=$${seed}"' \
@@ -154,13 +154,13 @@ results-scitldr-flawed: $(READY) ## flaws planted in real references, 3 seeds: n
 	$(BIN)/pgtg report $(FLAWED)/arms --baseline pgtg --split validation --metrics nll,rouge1 \
 		--out $(FLAWED)-report
 
-docs: $(READY) ## write docs/configuration.md from the yaml files, and a site of the pages in docs/_build
+docs: $(READY) ## docs/configuration.md, and a site in docs/_build
 	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || \
 		$(BIN)/python -m pip install --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
 
-torture: $(READY) ## kill and resume runs of all tasks, 200 times (ARGS="--kills 20")
+torture: $(READY) ## kill and resume runs (ARGS="--kills 20")
 	$(BIN)/python -m tests.support.torture $(ARGS)
 
 check: lint types test ## all that must hold before a commit

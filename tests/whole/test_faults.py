@@ -192,7 +192,7 @@ def check_damage(cfg: RunConfig, run: Path, whole: dict[str, str], name: str, ho
     assert results(run) == whole
 
 
-@pytest.mark.parametrize("how", [pytest.param("truncated", marks=SLOW), "flipped"])
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
 @pytest.mark.slow
 def test_a_damaged_sample_is_found(cfg: RunConfig, finished: Path, run: Path, how: str):
     [name] = [name for name in kinds(run) if "sample/heldout/00000" in name]

@@ -173,10 +173,10 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "where",
     [
-        pytest.param("loss", marks=SLOW),
+        "loss",
         "reward",
-        pytest.param("weights", marks=SLOW),
-        pytest.param("logits", marks=SLOW),
+        "weights",
+        "logits",
     ],
 )
 @pytest.mark.slow
