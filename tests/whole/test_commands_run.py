@@ -43,7 +43,9 @@ MEANT = {
     "summarize run_dir=outputs/mine": "summarize run_dir=outputs/own",
     "policy outputs/mine --out X": "policy outputs/mine --out policy",
     "preferences outputs/mine --out X": "preferences outputs/mine --out judged",
+    "run_dir=": "run_dir=outputs/begun",
     "--config X": "--config my.yaml",
+    "--dry-run X": "--dry-run seed=1",
     "data.path=X": "data.path=pairs",
     "summarize X": "summarize",
 }
@@ -105,17 +107,15 @@ def test_the_commands_of_help_and_messages_work(place: Path):
         if where.startswith(("pgtg", "conf")) and words_of(text)[0] not in PROSE
     }
     done, left = [], []
-    for text in sorted(sorted(said), key=lambda text: text.startswith("cache")):  # which takes away
+    for text in sorted(said, key=lambda text: (text.startswith("cache"), text)):  # it takes away
         for given, meant in MEANT.items():
-            text = (
-                text.replace(given, meant) if text.endswith(given) or f"{given} " in text else text
-            )
+            text = re.sub(rf"{re.escape(given)}(?= |$)", meant, text)
         words = shlex.split(re.split(r" (?:says|reads) ", text)[0])  # and a sentence's end
         called, given = words[: 1 + (words[0] in GROUPS)], words[1 + (words[0] in GROUPS) :]
         if not given and text not in ALONE:  # a command's name, which -h is tried with
             continue
         print(f"pgtg {text}")
-        if any(name in word for word in words for name in TO_FETCH) or "X" in words:
+        if any(name in word for word in words for name in TO_FETCH):
             left.append(text)
             continue
         if called == ["train"]:
@@ -123,5 +123,5 @@ def test_the_commands_of_help_and_messages_work(place: Path):
         else:
             ran(*words, *MORE.get(called[0], []))
         done.append(text)
-    print("\n".join(["left:", *left]))
-    assert len(done) >= 40 and len(left) <= 8
+    print("\n".join(["left, for want of a hub:", *left]))
+    assert len(done) > 5 * len(left)
