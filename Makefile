@@ -17,6 +17,7 @@ RESULTS ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup train train-preferences test bench results-claim results-null \
 	results-questions results-summarize results-prompt results-quickstart results-scitldr results-scitldr-flawed \
+	results-qa-feedback \
 	docs torture check lint format types clean
 
 help: ## show this list
@@ -153,6 +154,13 @@ results-scitldr-flawed: $(READY) ## real text, planted flaws: SMOLLM2, DATA, Wor
 		sweep_dir=$(FLAWED)/arms
 	$(BIN)/pgtg report $(FLAWED)/arms --baseline pgtg --split validation --metrics nll,rouge1 \
 		--out $(FLAWED)-report
+
+QA = experiment=qa_feedback_weighting policy.path=$(SMOLLM2) data.path=$(QA_FEEDBACK) $(RESULTS)
+results-qa-feedback: $(READY) ## human preferences, five folds: SMOLLM2, QA_FEEDBACK
+	$(BIN)/pgtg train preferences -m $(QA) seed=0,1,2,3,4 sweep_dir=outputs/results/qa-feedback
+	$(BIN)/pgtg report outputs/results/qa-feedback --baseline uniform --split validation \
+		--metrics rest_over_errors,errors_log_prob,rest_log_prob \
+		--out outputs/results/qa-feedback-report
 
 docs: $(READY) ## docs/configuration.md, and a site in docs/_build
 	$(BIN)/python docs/make_configuration.py

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Bool
 
 from pgtg.data.generations import ragged
+from pgtg.data.marks import Span
 from pgtg.data.pairs import Ranking
-from pgtg.data.spans import Span, Spanned
+from pgtg.data.spans import Spanned
+from pgtg.models import pieces
 from pgtg.models.codec import Codec
 from pgtg.models.pieces import Piece, of_text
 from pgtg.runs.files import content_hash
@@ -91,9 +93,9 @@ def as_read(spanned: Sequence[Spanned], codec: Codec) -> Texts:
         question = questions[ranking.prompt]
         rows = range(len(texts), len(texts) + len(ranking.completions))
         for completion, spans in zip(ranking.completions, one.spans, strict=True):
-            text, pieces, was_cut = of_text(codec, completion)
-            tokens = [piece.id for piece in pieces]
-            texts.append(Text(question, text, tokens, tuple(pieces), spans))
+            text, parts, was_cut = of_text(codec, completion)
+            tokens = [part.id for part in parts]
+            texts.append(Text(question, text, tokens, tuple(parts), spans))
             cut += was_cut
         groups.append(Group(question, tuple(rows), ranking))
     found = codec.encode_sources(list(questions))
@@ -104,26 +106,18 @@ def as_read(spanned: Sequence[Spanned], codec: Codec) -> Texts:
 
 
 def under(text: Text, label: str | None = None) -> Bool[np.ndarray, " T"]:
-    """Tokens of which more than half of the characters, white space left out, are under an error.
+    """Tokens that are under an error (`models.pieces.under`).
 
     Args:
         label: Of the errors that count; None: all.
     """
-    marked = np.zeros(len(text.text), bool)
-    for start, end, own in text.spans or ():
-        if label is None or own == label:
-            marked[start:end] = True
-    places = [_visible(text, piece) for piece in text.pieces]
-    return np.array([2 * marked[own].sum() > len(own) for own in places], bool)
+    spans = [span for span in text.spans or () if label in (None, span[2])]
+    return pieces.under(text.text, text.pieces, spans)
 
 
 def shown(text: Text) -> Bool[np.ndarray, " T"]:
-    """Tokens that hold a character: no end token, no white space alone."""
-    return np.array([len(_visible(text, piece)) > 0 for piece in text.pieces], bool)
-
-
-def _visible(text: Text, piece: Piece) -> list[int]:
-    return [n for n in range(piece.start, piece.end) if not text.text[n].isspace()]
+    """Tokens that hold a character."""
+    return pieces.shown(text.text, text.pieces)
 
 
 def compared(texts: Texts, questions: set[int], *, kept: bool) -> Generations:

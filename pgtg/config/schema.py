@@ -113,6 +113,7 @@ class ColumnsConfig:
     pairs: str | None = None
     margin: str | None = None
     tools: str | None = None
+    spans: str | None = None
 
 
 @dataclass
@@ -135,6 +136,7 @@ class DataConfig:
     quoting: str = "auto"
     format: str | None = None
     validation_share: float | None = None
+    validation_fold: int = 0
     as_chat: bool = False
     targets: str = "chosen"
 

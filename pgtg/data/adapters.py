@@ -31,6 +31,7 @@ COLUMNS = ColumnsConfig(
     pairs="pairs",
     margin="margin",
     tools="tools",
+    spans="spans",
 )
 SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant"}
 _TRANSCRIPT = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")  # HH-RLHF, Nectar
@@ -167,7 +168,8 @@ def qa_feedback(rows: Iterable[Row]) -> Iterator[Row]:
 
     `preference` compares 1-2, 1-3, 1-4, 2-3, 2-4, 3-4: 1 for the first, 2 for the second, 0 for
     neither. A passage is its title and then its sentences. Completions begin with the space that
-    parts them from the prompt, so an offset into a prediction is one more in its completion.
+    parts them from the prompt, so an offset into a prediction is one more in its completion. Errors
+    are marked in the first alone.
 
     Source of the prompt: allenai/FineGrainedRLHF, reward_modeling/run_pref_rm.py.
     """
@@ -179,11 +181,28 @@ def qa_feedback(rows: Iterable[Row]) -> Iterator[Row]:
         if isinstance(preference, list | tuple) and len(preference) == len(places):
             whos = [signs.get(who) if type(who) is int else None for who in preference]
             pairs = [[i, j, who] for (i, j), who in zip(places, whos, strict=True)]
+        texts = [_after_space(row.get(f"prediction {n}")) for n in range(1, 5)]
+        errors, first = cell(row, "feedback.errors"), row.get("prediction 1")
+        shift = len(texts[0]) - len(first) if isinstance(first, str) and texts[0] else 0
         yield {
             "prompt": _with_passages(question, row.get("passages")),
-            "completions": [_after_space(row.get(f"prediction {n}")) for n in range(1, 5)],
+            "completions": texts,
             "pairs": pairs,
+            "spans": None if errors is None else [_errors(errors, shift), None, None, None],
         }
+
+
+def _errors(given: Any, shift: int) -> Any:
+    """[start, end, label] of each error, as far as it has them."""
+    if not isinstance(given, list | tuple):
+        return given
+    found = list[Any]()
+    for error in given:
+        parts = error if isinstance(error, Mapping) else {}
+        places = [parts.get("start"), parts.get("end")]
+        moved = [place + shift if type(place) is int else place for place in places]
+        found.append([*moved, parts.get("error type")])
+    return found
 
 
 def _with_passages(question: Any, passages: Any) -> str | None:

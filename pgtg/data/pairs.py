@@ -8,6 +8,10 @@ Formats, by their columns (`data.columns` gives other names):
   (higher is better).
 - *comparisons*: `completions`, and `pairs` of [i, j, who]: who > 0: i is better, < 0: j, 0: a tie.
 
+Next to `completions` there may be `spans`: for each of them the errors that somebody marked in it,
+[[start, end, label], ...] in characters, or null where nobody looked for any. Nothing learns from
+them; evaluation asks how likely they are.
+
 Prompts and completions are texts, or conversations: lists of {role, content}, of which the last
 turn is the completion. Completions in turns follow the prompt, or are whole conversations that
 begin with it (TRL allows both), or whose first user turn is a prompt in text. A conversation
@@ -33,6 +37,7 @@ import pyarrow as pa
 
 from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.data.adapters import ADAPTERS, COLUMNS
+from pgtg.data.marks import NO_SPAN, Span, spans_of, within
 from pgtg.data.rows import Rows, RowWriter, Stored
 from pgtg.data.splits import OddRows, Tally, cell, fingerprint, has_split, read_rows, text_problem
 from pgtg.data.tables import SOURCES, Row, Table, has_file
@@ -45,7 +50,9 @@ OTHER_SIDE = "on the other side of data.validation_share"  # why a row is not of
 MISSPELT = 0.82  # how alike a column's name and another are: promts, Prompt; not prompt_id
 Turns = list[dict[str, Any]]
 Pairs = tuple[tuple[int, int], ...]
-_Judged = tuple[Turns | str, list[str], list[float], Pairs | None]  # prompt, texts, scores, pairs
+Marks = tuple[tuple[Span, ...] | None, ...]  # of each completion; None: nobody looked for errors
+# prompt, texts, scores, pairs, marks
+_Judged = tuple[Turns | str, list[str], list[float], Pairs | None, Marks | None]
 
 _TEXT, _NUMBERS = pa.large_string(), pa.list_(pa.float64())
 SCHEMA = pa.schema(
@@ -57,6 +64,7 @@ SCHEMA = pa.schema(
         "winners": pa.list_(pa.int32()),
         "losers": pa.list_(pa.int32()),
         "margin": pa.float64(),
+        "marks": _TEXT,  # JSON
     }
 )
 
@@ -73,6 +81,8 @@ class Ranking:
             it won less how often it lost.
         pairs: (better, other) completions, where only pairs were compared.
         margin: Of two completions: what the better one is to be above the other [nats].
+        marks: Of each completion the errors that somebody marked in it; they may overlap, but lie
+            within the text.
     """
 
     id: str
@@ -81,6 +91,7 @@ class Ranking:
     scores: tuple[float, ...]
     pairs: Pairs | None = None
     margin: float | None = None
+    marks: Marks | None = None
 
     @property
     def best(self) -> int:
@@ -103,11 +114,12 @@ class Rankings(Stored[Ranking]):
         return len(self._rows)
 
     def at(self, place: int) -> Ranking:
-        id, prompt, completions, scores, winners, losers, margin = (
+        id, prompt, completions, scores, winners, losers, margin, written = (
             self._rows.value(name, place) for name in SCHEMA.names
         )
         pairs = None if winners is None else tuple(zip(winners, losers, strict=True))
-        return Ranking(id, prompt, tuple(completions), tuple(scores), pairs, margin)
+        marks = None if written is None else tuple(map(spans_of, json.loads(written)))
+        return Ranking(id, prompt, tuple(completions), tuple(scores), pairs, margin, marks)
 
     def sizes(self) -> np.ndarray:
         """Completions of each row; nothing is read."""
@@ -164,7 +176,8 @@ class RankingWriter:
         values: list[Any] = [one.id, one.prompt, list(one.completions), list(one.scores)]
         for side in (0, 1):
             values.append(None if one.pairs is None else [pair[side] for pair in one.pairs])
-        self._rows.append(dict(zip(SCHEMA.names, [*values, one.margin], strict=True)))
+        values += [one.margin, None if one.marks is None else json.dumps(one.marks)]
+        self._rows.append(dict(zip(SCHEMA.names, values, strict=True)))
 
     def finish(self) -> Rows:
         return self._rows.finish()
@@ -230,10 +243,15 @@ def rankings_of(
     return Rankings(writer.finish(), bool(reader.conversational), reader.format), counts
 
 
-def _validates(prompt: Turns | str, share: float) -> bool:
-    """By a hash of the prompt alone: the same in all runs, and for all rows of the prompt."""
+def _validates(prompt: Turns | str, share: float, fold: int) -> bool:
+    """By a hash of the prompt alone: the same in all runs, and for all rows of the prompt.
+
+    Args:
+        fold: Which part of the hashes: 0 for the first `share` of them, 1 for the next, ...
+    """
     digest = hashlib.blake2b(json.dumps(prompt, sort_keys=True).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    place = int.from_bytes(digest, "big")
+    return fold * share * 2**64 <= place < (fold + 1) * share * 2**64
 
 
 def _require_format(there: Sequence[str], columns: ColumnsConfig, where: str) -> None:
@@ -293,18 +311,19 @@ class _Reader:
         columns, notes = self.cfg.columns, list[str]()
         try:
             if columns.chosen in row or cell(row, str(columns.chosen)) is not None:
-                kind, (prompt, texts, scores, pairs) = "pairs", self._pair(row, name)
+                kind, (prompt, texts, scores, pairs, marks) = "pairs", self._pair(row, name)
             else:
-                prompt, texts, scores, pairs = self._completions(row, notes)
+                prompt, texts, scores, pairs, marks = self._completions(row, notes)
                 kind = "rankings" if pairs is None else "comparisons"
             written = self._written(prompt, row)
             if self.divided:
-                validates = _validates(prompt, float(self.cfg.validation_share or 0))
+                share, fold = float(self.cfg.validation_share or 0), self.cfg.validation_fold
+                validates = _validates(prompt, share, fold)
                 if validates != (self.split == "validation"):
                     raise _Unusable(OTHER_SIDE)
             margin = self._margin(row, of_two=len(texts) == 2 and pairs is None)
             self._one_form(name, kind, talk=not isinstance(prompt, str))
-            found = Ranking(name, written, tuple(texts), tuple(scores), pairs, margin)
+            found = Ranking(name, written, tuple(texts), tuple(scores), pairs, margin, marks)
             self._seen(found, tally, notes)
         except _Unusable as problem:
             tally.note(tally.dropped, str(problem), name)
@@ -332,7 +351,7 @@ class _Reader:
         prompt, texts = _texts(prompt, [chosen, rejected], ["chosen", "rejected"])
         if texts[0] == texts[1]:
             raise _Unusable("chosen equals rejected")
-        return prompt, texts, [1.0, 0.0], None
+        return prompt, texts, [1.0, 0.0], None, None
 
     def _completions(self, row: Row, notes: list[str]) -> _Judged:
         columns = self.cfg.columns
@@ -343,19 +362,34 @@ class _Reader:
         compared, ranks, values = (
             _unpacked(cell(row, str(key))) for key in (columns.pairs, columns.ranks, columns.scores)
         )
+        marks = self._marks(row, texts, notes)
         if compared is not None:
             scores, pairs = _compared(compared, len(texts), notes)
-        elif ranks is not None:
-            (texts, scores), pairs = _ranked(ranks, texts, notes, sign=-1), None
         else:
-            (texts, scores), pairs = _ranked(values, texts, notes, sign=1), None
+            sign = 1 if ranks is None else -1
+            kept, scores = _ranked(values if ranks is None else ranks, texts, notes, sign=sign)
+            texts, pairs = [texts[i] for i in kept], None
+            marks = None if marks is None else tuple(marks[i] for i in kept)
         if len(texts) < 2:
             raise _Unusable("fewer than 2 completions")
         if len(set(texts)) < 2:
             raise _Unusable("equal completions only")
         if pairs == () or (pairs is None and min(scores) == max(scores)):
             raise _Unusable("all tied: nothing is preferred")
-        return prompt, texts, scores, pairs
+        return prompt, texts, scores, pairs, marks
+
+    def _marks(self, row: Row, texts: list[str], notes: list[str]) -> Marks | None:
+        """The errors that are marked in each text; None where nobody marked any in this row."""
+        given = _unpacked(cell(row, str(self.cfg.columns.spans)))
+        if given is None:
+            return None
+        if not isinstance(given, list | tuple) or len(given) != len(texts):
+            raise _Unusable("not as many lists of spans as completions")
+        found = [None if own is None else spans_of(own) for own in given]
+        if any(f is None and own is not None for f, own in zip(found, given, strict=True)):
+            raise _Unusable(NO_SPAN)
+        pairs = zip(texts, found, strict=True)
+        return tuple(None if own is None else within(text, own, notes) for text, own in pairs)
 
     def _margin(self, row: Row, *, of_two: bool) -> float | None:
         given = cell(row, str(self.cfg.columns.margin))
@@ -530,8 +564,8 @@ def _number(value: Any, what: str) -> float:
 
 def _ranked(
     values: Any, texts: list[str], notes: list[str], *, sign: int
-) -> tuple[list[str], list[float]]:
-    """The completions that were judged, and their scores."""
+) -> tuple[list[int], list[float]]:
+    """The completions that were judged, by number, and their scores."""
     if not isinstance(values, list | tuple):
         raise _Unusable("missing ranks and scores")
     if len(values) != len(texts):
@@ -540,7 +574,7 @@ def _ranked(
     if len(judged) < len(values):
         notes.append("completions that nobody judged left out")
     what = "score" if sign > 0 else "rank"
-    return [texts[i] for i in judged], [sign * _number(values[i], what) for i in judged]
+    return judged, [sign * _number(values[i], what) for i in judged]
 
 
 def _compared(given: Any, completions: int, notes: list[str]) -> tuple[list[float], Pairs]:

@@ -25,13 +25,13 @@ from typing import Any
 from pgtg.config import DataConfig
 from pgtg.config.registry import look_up
 from pgtg.data import adapters
+from pgtg.data.marks import NO_SPAN, Span, covered, spans_of, within
 from pgtg.data.pairs import Ranking, canonical, rankings_of
 from pgtg.data.splits import Tally, cell, read_rows, require_columns, text_problem
 from pgtg.data.tables import SOURCES, Row, Table, of_file
 from pgtg.errors import ConfigError, DataError
 from pgtg.types import DataCounts
 
-Span = tuple[int, int, str]  # first character, one after the last, label
 SPLIT = "train"  # what the one split of these data is called in `data.limit`
 MQM = {"Major": 5.0, "Minor": 1.0, "Neutral": 0.0, "No-error": 0.0}  # Freitag et al. 2021, Table 2
 MQM_PUNCTUATION = 0.1  # of a minor one
@@ -168,17 +168,8 @@ def _checked(table: Table, columns: Sequence[str]) -> Iterator[Row]:
 def _within(one: Spanned, notes: list[str]) -> Spanned:
     """Only spans that hold a character of their text; the others are noted."""
 
-    def inside(text: str, spans: tuple[Span, ...]) -> Iterator[Span]:
-        for start, end, label in spans:
-            if not 0 <= start <= end <= len(text):
-                notes.append("spans outside their text left out")
-            elif not text[start:end].strip():
-                notes.append("empty spans left out")
-            else:
-                yield start, end, label
-
     pairs = zip(one.ranking.completions, one.spans, strict=True)
-    kept = [None if spans is None else tuple(inside(text, spans)) for text, spans in pairs]
+    kept = [None if spans is None else within(text, spans, notes) for text, spans in pairs]
     return replace(one, spans=tuple(kept))
 
 
@@ -198,8 +189,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _qa_feedback(row: Row, id: str, notes: list[str]) -> Spanned:
-    """Prompt and completions as `adapters` makes them: offsets are one more than published, by the
-    space that a completion begins with."""
+    """Prompt, completions and spans as `adapters` makes them."""
     (found,) = adapters.qa_feedback([row])
     prompt = _text(found["prompt"], "question with passages")
     texts = [_text(text, "completion") for text in found["completions"]]
@@ -210,26 +200,18 @@ def _qa_feedback(row: Row, id: str, notes: list[str]) -> Spanned:
     wins = Counter(better for better, _ in pairs)
     losses = Counter(other for _, other in pairs)
     scores = tuple(float(wins[n] - losses[n]) for n in range(len(texts)))
-    shift = len(texts[0]) - len(row["prediction 1"])
-    errors = cell(row, "feedback.errors")
-    if not isinstance(errors, list):
+    if found["spans"] is None:
         raise _Unusable("missing errors")
-    spans = _spans([[e.get("start"), e.get("end"), e.get("error type")] for e in errors], shift)
+    spans = _spans(found["spans"][0])
     ranking = Ranking(id, prompt, tuple(texts), scores, pairs)
     return Spanned(ranking, (spans, *([None] * (len(texts) - 1))))
 
 
-def _spans(given: Iterable[Any], shift: int = 0) -> tuple[Span, ...]:
+def _spans(given: Any) -> tuple[Span, ...]:
     """[start, end, label] of each."""
-    found = list[Span]()
-    for one in given:
-        if not isinstance(one, list | tuple) or len(one) != 3:
-            raise _Unusable("a span that is no [start, end, label]")
-        start, end, label = one
-        if type(start) is not int or type(end) is not int or not isinstance(label, str):
-            raise _Unusable("a span that is no [start, end, label]")
-        found.append((start + shift, end + shift, label))
-    return tuple(found)
+    if (found := spans_of(given)) is None:
+        raise _Unusable(NO_SPAN)
+    return found
 
 
 # --- prmbench
@@ -387,7 +369,7 @@ def _place(row: Row, text: str) -> tuple[int, int] | None:
 
 def _faithful(text: str, marked: Sequence[Span]) -> float:
     """Share [0, 1] of words, parted by spaces, that are not wholly under a span."""
-    under = _under(len(text), marked)
+    under = covered(len(text), marked)
     words = [word.span() for word in re.finditer(r"\S+", text)]
     return sum(not all(under[start:end]) for start, end in words) / len(words)
 
@@ -400,13 +382,13 @@ def _by_majority(text: str, annotators: Sequence[Sequence[Span]]) -> tuple[Span,
         label: [
             sum(column)
             for column in zip(
-                *(_under(len(text), [s for s in m if s[2] == label]) for m in annotators),
+                *(covered(len(text), [s for s in m if s[2] == label]) for m in annotators),
                 strict=True,
             )
         ]
         for label in labels
     }
-    anyone = zip(*(_under(len(text), marked) for marked in annotators), strict=True)
+    anyone = zip(*(covered(len(text), marked) for marked in annotators), strict=True)
     found = list[str | None]()
     for place, marks in enumerate(anyone):
         given = [(votes[label][place], label) for label in labels]
@@ -420,14 +402,6 @@ def _by_majority(text: str, annotators: Sequence[Sequence[Span]]) -> tuple[Span,
             spans.append((start, end, label))
         start = end
     return tuple(spans)
-
-
-def _under(length: int, spans: Iterable[Span]) -> list[bool]:
-    """Whether each character lies under one of the spans."""
-    found = [False] * length
-    for start, end, _ in spans:
-        found[start:end] = [True] * (end - start)
-    return found
 
 
 # --- own
@@ -461,11 +435,9 @@ def _own(cfg: DataConfig) -> tuple[list[Spanned], list[DataCounts]]:
     def make(row: Row, id: str) -> tuple[Spanned, list[str]]:
         prompt = _text(cell(row, cfg.columns.source), "prompt")
         text, notes = _text(cell(row, "completion"), "completion"), list[str]()
-        given = cell(row, "spans")
-        if not isinstance(given, list | tuple):
-            raise _Unusable("a span that is no [start, end, label]")
+        spans = _spans(cell(row, "spans"))
         ranking = Ranking(f"spans {id}", prompt, (text,), (0.0,))
-        return _within(Spanned(ranking, (_spans(given),)), notes), notes
+        return _within(Spanned(ranking, (spans,)), notes), notes
 
     found, of_spans = _kept(Table(table.name, marked), make, cfg.limit.get(SPLIT))
     if cfg.as_chat:

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+
 from pgtg.models.codec import Codec, PromptCodec
 from pgtg.types import TokenIds
 
@@ -68,6 +71,30 @@ def of_text(codec: Codec, text: str) -> tuple[str, list[Piece], bool]:
     ends = [min(max(end, 0), len(text)) for end in ends[: len(ids)]]
     ends += [ends[-1] if ends else 0] * (len(ids) - len(ends))
     return text, _pieces(codec.tokenizer, ids, ends), cut
+
+
+def under(
+    text: str, pieces: Sequence[Piece], spans: Sequence[tuple[int, int, str]]
+) -> Bool[np.ndarray, " T"]:
+    """Tokens of which more than half of the characters, white space left out, are under a span.
+
+    Args:
+        spans: First character, one after the last, and a label.
+    """
+    marked = np.zeros(len(text), bool)
+    for start, end, _ in spans:
+        marked[start:end] = True
+    places = [_visible(text, piece) for piece in pieces]
+    return np.array([2 * marked[own].sum() > len(own) for own in places], bool)
+
+
+def shown(text: str, pieces: Sequence[Piece]) -> Bool[np.ndarray, " T"]:
+    """Tokens that hold a character: no end token, no white space alone."""
+    return np.array([len(_visible(text, piece)) > 0 for piece in pieces], bool)
+
+
+def _visible(text: str, piece: Piece) -> list[int]:
+    return [n for n in range(piece.start, piece.end) if not text[n].isspace()]
 
 
 def _ends(spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -23,7 +23,8 @@ SAME = "no difference shown"
 # columns whose low values are good: negative log-likelihoods of clean texts, not of planted flaws
 LOWER_IS_BETTER = ("nll", "nll_facts", "nll_end", "nll_content")
 REFERENCES = "references"  # the decoding that is none: given texts are read
-UNDIRECTED = ("tokens", "ended", "kl_to_start", "boilerplate")  # columns with no good end
+# columns with no good end
+UNDIRECTED = ("tokens", "ended", "kl_to_start", "boilerplate", "errors_log_prob")
 CELLS = 2**22  # random signs held in memory at a time
 
 

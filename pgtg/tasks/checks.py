@@ -58,6 +58,14 @@ def preferences(cfg: RunConfig) -> Iterator[str]:
         yield f"data.format: there is no '{data.format}'{nearest(data.format, ADAPTERS)}"
     if data.validation_share is not None and not 0 < data.validation_share < 1:
         yield f"data.validation_share: found {data.validation_share}, expected in (0, 1) or null"
+    elif data.validation_fold < 0:
+        yield f"data.validation_fold: found {data.validation_fold}, expected >= 0"
+    elif (data.validation_fold + 1) * (data.validation_share or 0) > 1 + 1e-9:
+        last = int(1 / (data.validation_share or 1) + 1e-9) - 1
+        yield (
+            f"data.validation_fold: found {data.validation_fold}, expected 0 to {last} with "
+            f"data.validation_share={data.validation_share}"
+        )
     held, fit = cfg.sample.heldout_sources, cfg.reward.fit
     watched = fit.keep == "best" or fit.patience or fit.schedule == "plateau"
     if not held and (watched or cfg.improve.keep == "best"):

@@ -93,7 +93,9 @@ class PreferencesTask(TextTask):
         if split not in self._hashes:
             digest = hashlib.sha256()
             for one in self.rankings(split):
-                digest.update(json_line([one.id, *vars(one).values()], one.id))
+                told = [value for name, value in vars(one).items() if name != "marks"]
+                told += [] if one.marks is None else [one.marks]
+                digest.update(json_line([one.id, *told], one.id))
             self._hashes[split] = digest.hexdigest()
         return self._hashes[split]
 

@@ -262,3 +262,5 @@ def test_the_published_qa_feedback():
     assert (counts.rows, counts.kept) == (500, 488)
     assert sum(len(one.pairs or ()) for one in found) == 3000 - 384
     assert all(len(one.completions) == 4 for one in found)
+    marks = [one.marks for one in found if one.marks is not None]
+    assert len(marks) == 488 and all(own[0] is not None and not any(own[1:]) for own in marks)

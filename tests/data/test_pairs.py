@@ -140,6 +140,19 @@ def test_comparisons(tmp_path: Path):
     assert counts.truncated == {"tied pairs left out": 1}
 
 
+def test_errors_that_are_marked_stay_with_their_completions(tmp_path: Path):
+    """What nobody ranked goes with its marks; what marks nothing of its text is noted."""
+    spans = [[[0, 1, "x"], [1, 1, "x"], [0, 9, "y"]], [[0, 1, "z"]], None, []]
+    row = {"prompt": "p", "completions": ["a", "b", "c", "d"], "ranks": [1, None, 2, 3]}
+    found, counts = read(tmp_path, [row | {"spans": spans}, row | {"prompt": "q"}])
+    assert [one.marks for one in found] == [(((0, 1, "x"),), None, ()), None]
+    assert counts.truncated["spans outside their text left out"] == 1
+    assert counts.truncated["empty spans left out"] == 1
+    csv = 'prompt,completions,scores,spans\np,"[""a"", ""b""]","[1, 0]","[null, [[0, 1, ""x""]]]"\n'
+    (tmp_path / "csv").mkdir()
+    assert one(tmp_path / "csv", csv).marks == (None, ((0, 1, "x"),))
+
+
 def test_numbers_and_lists_in_text(tmp_path: Path):
     """A csv knows nothing else; a list in a cell is JSON."""
     table = "prompt,chosen,rejected,margin\np,a,b,1.5\nq,a,b,\nr,a,b,x\ns,a,b, 2 \n"
@@ -303,6 +316,19 @@ NO_PAIR = "a pair of completions that are not there"
             "prompt and completions partly in turns",
         ),
         (GOOD_TALK, {"chosen": None, "rejected": None}, "missing chosen"),
+        *[
+            (
+                {"prompt": "p", "completions": ["a", "b"], "scores": [1, 0]},
+                {"prompt": "q", "completions": ["a", "b"], "scores": [1, 0], "spans": spans},
+                reason,
+            )
+            for spans, reason in (
+                ([None], "not as many lists of spans as completions"),
+                ("x", "not as many lists of spans as completions"),
+                ([None, [[0, "1", "x"]]], "a span that is no [start, end, label]"),
+                ([[[0, 1]], None], "a span that is no [start, end, label]"),
+            )
+        ],
         (
             GOOD_TALK,
             {"chosen": "", "rejected": ""},
@@ -413,6 +439,21 @@ def test_ids_are_row_numbers_of_the_file_on_both_sides(tmp_path: Path):
         assert ranking.completions[0] == f"a{ranking.id}"
     assert {r.id for r in held} == {str(i) for i in range(100) if validates(f"p{i // 2}")}
     assert 15 < len(held) < 45
+
+
+def test_folds_share_out_all_prompts(tmp_path: Path):
+    """Each prompt validates in one fold, and trains in the others; fold 0 is what no fold is."""
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(60)]
+    folds = []
+    for fold in range(5):
+        train, held = (
+            set(read(tmp_path, rows, split, validation_share=0.2, validation_fold=fold)[0].ids())
+            for split in ("train", "validation")
+        )
+        assert not train & held and len(train | held) == 60 and held
+        folds.append(held)
+    assert sorted(id for held in folds for id in held) == sorted(map(str, range(60)))
+    assert set(read(tmp_path, rows, "validation", validation_share=0.2)[0].ids()) == folds[0]
 
 
 def test_a_prompt_is_on_one_side_however_its_row_is_written(tmp_path: Path):

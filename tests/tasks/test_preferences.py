@@ -185,6 +185,58 @@ def test_figures_are_what_they_say(finished: Path):
             assert scores["win_rate"] == (100.0 if mine > its else 50.0 if mine == its else 0.0)
 
 
+def test_marked_errors_are_held_against_the_rest_of_their_texts(finished: Path, tmp_path: Path):
+    """Mean log-probabilities of a prompt's tokens, those under an error apart from the others, one
+    token at a time; texts in which nobody looked, and an end token, are in neither."""
+    data = Path(str(tiny_preferences().data.path))
+    rows = read_jsonl(data / "validation.jsonl")
+    ranked = [
+        {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"]], "ranks": [1, 2]}
+        for row in rows
+    ]
+    both = ranked[0]["completions"]
+    words = [text.lstrip().split(" ") for text in both]
+    begins = [len(text) - len(text.lstrip()) for text in both]
+    last = [len(text) - len(own[-1]) for text, own in zip(both, words, strict=True)]
+    wrong = [[[begins[0], begins[0] + len(words[0][0]), "x"]], [[last[1], len(both[1]), "y"]]]
+    ranked[0]["spans"] = wrong
+    ranked[1]["spans"] = [[], None]
+    trained = [
+        {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"]], "ranks": [1, 2]}
+        for row in read_jsonl(data / "train.jsonl")
+    ]
+    written(written(tmp_path / "d", trained), ranked, "validation")
+    cfg = tiny_preferences(f"data.path={tmp_path / 'd'}", *ONE_ROUND, "evaluate.decodings=[greedy]")
+    means = train(cfg, tmp_path / "run")
+    with session(cfg, tmp_path / "run", False) as ctx:
+        lm, codec = ctx.load(tmp_path / "run" / "policy")
+        source = codec.encode_source(ranked[0]["prompt"])[0]
+        parts: dict[str, list[float]] = {"errors": [], "rest": []}
+        for text, spans in zip(both, wrong, strict=True):
+            ids = codec.encode_target(text)[0]
+            logits = lm.model(torch.tensor([source + ids])).logits[:, len(source) - 1 : -1]
+            values = log_probability(logits, torch.tensor([ids]))[0].tolist()
+            end = 0
+            for place, value in enumerate(values):
+                start, end = end, len(codec.decode(ids[: place + 1]).strip()) + begins[0]
+                if text[start:end].strip():
+                    under = spans[0][0] <= start + text[start:end].count(" ") < spans[0][1]
+                    parts["errors" if under else "rest"].append(value)
+    found = {row["id"]: row["scores"] for row in read_jsonl(
+        tmp_path / "run" / "eval" / "validation" / "pgtg" / "samples_greedy.jsonl"
+    )}  # fmt: skip
+    ours, *others = found.values()
+    assert all(row["rest_over_errors"] is None for row in others)
+    assert parts["errors"] and parts["rest"]
+    for name, values in parts.items():
+        assert ours[f"{name}_log_prob"] == pytest.approx(np.mean(values), abs=1e-4)
+    over = ours["rest_log_prob"] - ours["errors_log_prob"]
+    assert ours["rest_over_errors"] == pytest.approx(over, abs=1e-6)
+    assert means["validation/greedy/rest_over_errors"] == pytest.approx(over, abs=1e-6)
+    plain = read_jsonl(finished / "eval" / "validation" / "pgtg" / "samples_greedy.jsonl")
+    assert "rest_over_errors" not in plain[0]["scores"]
+
+
 def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
     guided = load_reward_model(finished / "rounds" / "00" / "align" / "reward")
     held = load_reward_model(finished / "eval" / "heldout_reward" / "reward")
@@ -204,6 +256,11 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
     [
         (["judge=classifier"], "judge: classifier judges prompts"),
         (["data.format=trl"], "data.format: there is no 'trl'"),
+        (
+            ["data.validation_share=0.2", "data.validation_fold=5"],
+            "data.validation_fold: found 5, expected 0 to 4 with data.validation_share=0.2",
+        ),
+        (["data.validation_fold=-1"], "data.validation_fold: found -1, expected >= 0"),
         (["data.validation_share=1.5"], "data.validation_share: found 1.5, expected in (0, 1)"),
         (["sample.heldout_sources=0"], "sample.heldout_sources: found 0, but keep=best"),
         (["data=newswire"], "data: newswire holds no preferences"),

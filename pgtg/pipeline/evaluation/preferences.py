@@ -5,22 +5,29 @@
   reward model that guides it has seen. It is a model's opinion, and is named as such.
 - `chosen_log_prob` [nats a token] of the preferred completion, and `prefers_chosen` [%]: whether
   that is above the log-probability of the least preferred one.
+- `rest_over_errors` [nats a token], where errors are marked in ranked texts: over all marked texts
+  of a prompt, the mean log-probability of tokens under no error, `rest_log_prob`, less that of the
+  tokens under one, `errors_log_prob`. A text's end token is in neither.
 - `kl_to_start` [nats a text], of sampled text: log pi - log pi_start, an estimate of the KL
   divergence from the policy that training began with.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 
 from pgtg.data.examples import Examples
 from pgtg.data.generations import read_generations
-from pgtg.data.pairs import Chosen
+from pgtg.data.pairs import Chosen, Ranking
 from pgtg.judges.judge import judged
 from pgtg.models.codec import Codec
 from pgtg.models.language import LanguageModel
+from pgtg.models.pieces import of_text, shown, under
 from pgtg.models.reward import RewardModel, load_reward_model, save_reward_model
 from pgtg.ops.aggregate import Aggregator, padded
 from pgtg.ops.sampling import derive_seed
@@ -33,6 +40,7 @@ from pgtg.training.update import Where
 from pgtg.types import TokenIds
 
 NAME = "heldout_reward"
+Marked = Bool[np.ndarray, " T"]  # which tokens of a text
 
 
 class PreferencesEvaluation(TextEvaluation):
@@ -65,6 +73,7 @@ class PreferencesEvaluation(TextEvaluation):
             "chosen_log_prob": means,
             "prefers_chosen": [100.0 * (a > b) for a, b in zip(means, other, strict=True)],
         }
+        found |= _at_errors(ctx, lm, sources, examples, codec)
         if (model := heldout_reward(ctx)) is not None:
             found["win_rate"] = _wins(ctx, model, sources, tokens, best)
         if decoding == "sample":
@@ -85,14 +94,51 @@ class PreferencesEvaluation(TextEvaluation):
 
 def _ends(ctx: Context, examples: Examples, codec: Codec) -> tuple[list[TokenIds], list[TokenIds]]:
     """Token ids of the most and of the least preferred completion of each row."""
-    assert ctx.task.targets is not None
-    whole = ctx.task.targets.examples(examples.split).base
-    assert isinstance(whole, Chosen)
-    ranked = [whole.rankings[row] for row in examples.rows.tolist()]
+    ranked = _ranked(ctx, examples)
     worst = [one.completions[one.scores.index(min(one.scores))] for one in ranked]
     best = [one.completions[one.best] for one in ranked]
     chosen, other = ([ids for ids, _ in codec.encode_targets(each)] for each in (best, worst))
     return chosen, other
+
+
+def _ranked(ctx: Context, examples: Examples) -> list[Ranking]:
+    """What the examples were made of."""
+    assert ctx.task.targets is not None
+    whole = ctx.task.targets.examples(examples.split).base
+    assert isinstance(whole, Chosen)
+    return [whole.rankings[row] for row in examples.rows.tolist()]
+
+
+def _at_errors(
+    ctx: Context,
+    lm: LanguageModel,
+    sources: Sequence[TokenIds],
+    examples: Examples,
+    codec: Codec,
+) -> dict[str, list[float]]:
+    """Mean log-probabilities under marked errors and next to them; NaN where a prompt's texts lack
+    one of them, nothing where no prompt has both."""
+    rows, tokens, errors, rest = list[int](), list[TokenIds](), list[Marked](), list[Marked]()
+    for row, one in enumerate(_ranked(ctx, examples)):
+        for completion, spans in zip(one.completions, one.marks or (), strict=False):
+            if spans:
+                text, parts, _ = of_text(codec, completion)
+                wrong = under(text, parts, spans)
+                rows.append(row)
+                tokens.append([part.id for part in parts])
+                errors.append(wrong)
+                rest.append(shown(text, parts) & ~wrong)
+    if not tokens:
+        return {}
+    log_probs, found = _log_probs(ctx, lm, [sources[row] for row in rows], tokens), {}
+    for name, which in (("errors_log_prob", errors), ("rest_log_prob", rest)):
+        own: list[list[float]] = [[] for _ in sources]
+        for row, values, mask in zip(rows, log_probs, which, strict=True):
+            own[row] += values[mask].tolist()
+        found[name] = [fmean(values) if values else math.nan for values in own]
+    pairs = zip(found["rest_log_prob"], found["errors_log_prob"], strict=True)
+    found["rest_over_errors"] = [right - wrong for right, wrong in pairs]
+    return {} if all(map(math.isnan, found["rest_over_errors"])) else found
 
 
 def _log_probs(
