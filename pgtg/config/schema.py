@@ -242,6 +242,7 @@ class SampleConfig:
     max_new_tokens: int = MISSING
     batch_tokens: int | str = MISSING
     precision: str = MISSING
+    compile: bool = MISSING
     chunk: int = MISSING
 
 

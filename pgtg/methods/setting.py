@@ -69,9 +69,17 @@ class Setting:
         return Decoding(True, self.cfg.sample.max_new_tokens)
 
     def sampler(self, lm: LanguageModel, codec: Codec, *, greedy: bool = False) -> Sampler:
-        """How a policy of the run writes: sampled as in `sample`, or greedily."""
-        decoding = self.greedy() if greedy else self.sampling()
-        return Sampler(lm, codec.eos_ids, decoding, self.cfg.sample.batch_tokens, self.log.warn)
+        """How a policy of the run writes: sampled as in `sample`, or greedily.
+
+        Raises:
+            ConfigError: Its step cannot be compiled, as `sample.compile` asks.
+        """
+        decoding, s = self.greedy() if greedy else self.sampling(), self.cfg.sample
+        if s.compile:
+            lm.require_compiled()
+        return Sampler(
+            lm, codec.eos_ids, decoding, s.batch_tokens, self.log.warn, compiled=s.compile
+        )
 
     def load_start(self) -> tuple[LanguageModel, Codec]:
         """The policy that the run starts from."""

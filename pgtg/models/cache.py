@@ -1,15 +1,19 @@
 """Key-value caches with room for the tokens to come: written in place, never concatenated.
 
-Transformers' dynamic cache makes each layer's keys and values again at every token, one longer. A
-layer here holds tensors of the full length from the start and shows the part that is filled, so all
-models read what they would read otherwise, to the bit.
+There are two kinds, with keys and values in tensors of the full length from the start. A roomy
+layer shows the part that is filled. A fixed one shows all of it, and masks say what is filled: so
+the step of a token has the same shapes each time, and can be compiled.
+
+Transformers' dynamic cache makes each layer's keys and values again at every token, one longer.
+With a roomy layer all models read what they would read otherwise, to the bit.
 """
 
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 
 class RoomyLayer(DynamicLayer):
@@ -51,6 +55,31 @@ class RoomyLayer(DynamicLayer):
         self._fill(self.keys[indices], self.values[indices], length)
 
 
+class FixedLayer(StaticLayer):
+    """Transformers' layer for compiled passes, with what has been read so far.
+
+    Args:
+        layer: A dynamic layer; its tensors are copied.
+        length: Of its tensors from now on, more than will ever be filled.
+    """
+
+    def __init__(self, layer: DynamicLayer, length: int):
+        super().__init__(max_cache_len=length)
+        assert layer.keys is not None and layer.values is not None
+        self.lazy_initialization(layer.keys, layer.values)
+        assert self.keys is not None and self.values is not None
+        filled = layer.keys.shape[-2]
+        self.keys[:, :, :filled], self.values[:, :, :filled] = layer.keys, layer.values
+        self.cumulative_length.fill_(filled)
+
+    def batch_select_indices(self, indices: Int[Tensor, " M"]) -> None:
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = self.keys[indices], self.values[indices]
+        self.batch_size = len(indices)
+        for part in (self.keys, self.values):
+            torch._dynamo.mark_static_address(part)
+
+
 def _longer(part: Tensor, length: int) -> Tensor:
     """[N, H, T, D] as the first T tokens of [N, H, length, D]; the rest is not yet written."""
     made = part.new_empty(*part.shape[:2], length, part.shape[3])
@@ -71,3 +100,22 @@ def make_room(cache: Any, room: int) -> list[str]:
         elif not isinstance(layer, RoomyLayer):
             left.add(type(layer).__name__)
     return sorted(left)
+
+
+def fix_length(cache: Any, length: int) -> list[str]:
+    """Let the layers of a dynamic cache keep one length from now on.
+
+    Returns:
+        The kinds of layers that stay as they are: sliding windows, linear attention.
+    """
+    kinds = {type(layer) for layer in cache.layers}
+    left = sorted(kind.__name__ for kind in kinds - {DynamicLayer, RoomyLayer})
+    if not left:
+        cache.layers[:] = [FixedLayer(layer, length) for layer in cache.layers]
+    return left
+
+
+def fixed_length(cache: Any) -> int | None:
+    """The length of a cache of fixed layers; None for any other."""
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+    return layers[0].max_cache_len if layers and isinstance(layers[0], FixedLayer) else None

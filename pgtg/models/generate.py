@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pgtg.errors import DivergedError, PgtgError
+from pgtg.models.backends.compiled import size
 from pgtg.models.budget import token_budget
 from pgtg.models.language import LanguageModel, evaluating
 from pgtg.models.sharing import indices
@@ -62,6 +63,7 @@ class Sampler:
         decoding: How tokens are chosen.
         batch_tokens: Token budget of a batch, or "auto".
         warn: Takes the warning that batches do not fit.
+        compiled: Whether the step that decodes a token is compiled; see `require_compiled`.
     """
 
     lm: LanguageModel
@@ -69,6 +71,7 @@ class Sampler:
     decoding: Decoding
     batch_tokens: int | str
     warn: Callable[[str], None] = _to_stderr
+    compiled: bool = False
 
     def __call__(
         self,
@@ -89,6 +92,7 @@ class Sampler:
             batch_tokens=self.batch_tokens,
             seed_key=seed_key,
             warn=self.warn,
+            compiled=self.compiled,
         )
 
 
@@ -103,6 +107,7 @@ def generate(
     batch_tokens: int | str,
     seed_key: Sequence[int | str],
     warn: Callable[[str], None] = _to_stderr,
+    compiled: bool = False,
 ) -> Iterator[tuple[int, list[TokenIds]]]:
     """K generations of each source, as (row of the source, its K token lists), batch by batch.
 
@@ -133,7 +138,7 @@ def generate(
         if not decoding.greedy:
             noise = streams(new, k, seed_key, [keys[i] for i in rows]).to(lm.device)
         source, mask = (part.to(lm.device) for part in pad([sources[i] for i in rows]))
-        return generate_batch(lm, source, mask, noise, k, eos_ids, decoding)
+        return generate_batch(lm, source, mask, noise, k, eos_ids, decoding, compiled=compiled)
 
     waiting = deque(batches(range(len(sources))))
     while waiting:
@@ -196,16 +201,24 @@ def generate_batch(
     k: int,
     eos_ids: Sequence[int],
     decoding: Decoding,
+    *,
+    compiled: bool = False,
 ) -> list[TokenIds]:
     """Token lists of the N = B * k generations of one batch, the k of a source side by side.
 
     Tokens stay on the device; the host looks at those of several steps at once. A row that has
-    ended continues until the host has seen it, and what it says after its end is left out.
+    ended continues until the host has seen it, and what it says after its end is left out. A
+    compiled step has few numbers of rows: it reads the last one several times.
     """
     last = decoding.max_new_tokens
-    live = list(range(len(source) * k))  # generation of each cache row
-    reading = lm.prefill(source, mask, logits=True).select([row // k for row in live])
-    reading.reserve(last - 1)
+    live = list(range(len(source) * k))  # generation of each cache row, but for repeated ones
+    rows = _repeated(live, compiled)
+    reading = lm.prefill(source, mask, logits=True).select([row // k for row in rows])
+    if compiled:
+        reading.fix(last - 1)
+        noise = None if noise is None else noise[indices(rows, source.device)]
+    else:
+        reading.reserve(last - 1)
     done: list[TokenIds] = [[] for _ in live]
     every = 1 if source.device.type == "cpu" else LOOK_EVERY
     ends, unseen = frozenset(eos_ids), Unseen()
@@ -216,19 +229,25 @@ def generate_batch(
         chosen = choose(logits, None if noise is None else noise[:, t], decoding)
         unseen.add(chosen, logits)
         if (t + 1) % every == 0 or t + 1 == last:
-            for row, tokens in zip(live, unseen.look(t), strict=True):
+            for row, tokens in zip(live, unseen.look(t), strict=False):
                 if not done[row] or done[row][-1] not in ends:
                     done[row] += _until(ends, tokens)
             kept = [place for place, row in enumerate(live) if done[row][-1] not in ends]
             if not kept or t + 1 == last:
                 break
-            if len(live) - len(kept) >= COMPACT_AT * len(live):
-                index = indices(kept, source.device)
-                reading, chosen = reading.select(kept), chosen[index]
+            rows = _repeated(kept, compiled)
+            if len(chosen) - len(rows) >= COMPACT_AT * len(chosen):
+                index = indices(rows, source.device)
+                reading, chosen = reading.select(rows), chosen[index]
                 noise = None if noise is None else noise[index]
                 live = [live[place] for place in kept]
         lm.extend(reading, chosen[:, None], torch.ones_like(chosen[:, None]).bool(), logits=True)
     return done
+
+
+def _repeated(places: list[int], compiled: bool) -> list[int]:
+    """For a compiled step the last of the places as often as makes their number one of few."""
+    return places + places[-1:] * (size(len(places)) - len(places)) if compiled else places
 
 
 @torch.no_grad()

@@ -24,8 +24,9 @@ Where a model's lower layers are frozen, what is read again and again (`TokenBat
 read in one pass without a cache as well, which begins above them (`models.frozen`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,11 +36,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from pgtg.errors import ConfigError
 from pgtg.models import masks
+from pgtg.models.backends import compiled
 from pgtg.models.backends.checkpointing import checkpointable_layers, checkpointed
 from pgtg.models.backends.dropout import OwnDropout
 from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.backends.sharding import is_sharded, whole
 from pgtg.models.batch import token_batch
+from pgtg.models.cache import fixed_length
 from pgtg.models.frozen import FrozenLayers, KeptStates, layer_list, placed
 from pgtg.models.reading import Reading, Sources
 from pgtg.models.sharing import Layout, sharing
@@ -88,6 +91,7 @@ def reading_passes(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None
 STATES = "last_hidden_state"
 PROBE = [[1, 3, 2, 1], [2, 1]], [[3, 1], [1, 2], [2]]  # ids of two sources, and of what continues
 _proved: dict[tuple[type, str], bool] = {}
+_proved_compiled: set[tuple[type, str, str, torch.dtype]] = set()
 _proved_frozen: dict[tuple[type, str, int], bool | None] = {}  # whether in tuples; None: not at all
 MOST_SHARED = 2  # rows of a source; more are cheaper read on its cache than from kept states
 CPU_SLICE = 1024  # source tokens that a CPU encodes at a time
@@ -167,6 +171,52 @@ class LanguageModel(nn.Module):
                 self._sharing, self._masks = ready
                 self.model.train(training)
         return _proved[key]
+
+    @torch.no_grad()
+    def require_compiled(self) -> None:
+        """Compile the step of a token, and hold it against the model's own.
+
+        Raises:
+            ConfigError: It cannot be compiled here, or then gives something else.
+        """
+        key = (*build_of(self.model), str(self.device), next(self.parameters()).dtype)
+        if key in _proved_compiled:
+            return
+        name = type(self.model).__name__
+        if is_sharded(self):
+            raise ConfigError("sample.compile: not where weights are divided among processes")
+        batch = token_batch(*PROBE, [0, 1, 1], self.device)
+        with evaluating(self):
+            expected = self._two_steps(batch, compiled=False)
+            try:
+                found = self._two_steps(batch, compiled=True)
+            except ConfigError:
+                raise
+            except Exception as error:  # torch.compile's and its compilers' are of many kinds
+                said = str(error).strip().partition("\n")[0]
+                raise ConfigError(
+                    f"sample.compile: torch.compile cannot compile {name} here "
+                    f"({type(error).__name__}: {said}); sample.compile=false goes without"
+                ) from error
+        if not _alike(found, expected, torch.ones_like(batch.mask[:, :1])):
+            raise ConfigError(
+                f"sample.compile: compiled, {name} gives other logits; "
+                "sample.compile=false goes without"
+            )
+        _proved_compiled.add(key)
+
+    def _two_steps(self, batch: TokenBatch, *, compiled: bool) -> Float[Tensor, "N 2 V"]:
+        """Logits after the first two tokens of each sequence, read one by one."""
+        reading = self.prefill(batch.source, batch.source_mask, logits=True)
+        reading = reading.select(list(batch.rows()))
+        left = reading.fix(2) if compiled else []
+        if left:
+            raise ConfigError(
+                f"sample.compile: the cache of {type(self.model).__name__} has no fixed length "
+                f"({', '.join(left)}); sample.compile=false goes without"
+            )
+        steps = [(batch.tokens[:, t, None], batch.mask[:, t, None]) for t in (0, 1)]
+        return torch.cat([self.extend(reading, *step, logits=True) for step in steps], dim=1)
 
     def keep_frozen(self, top: int, kept: KeptStates) -> bool:
         """From now on, of recurring texts, keep what the layers below the `top` ones make of them.
@@ -431,7 +481,7 @@ class LanguageModel(nn.Module):
             assert reading.mask is not None
             before = reading.mask.sum(-1, keepdim=True)
             positions = (before + mask.cumsum(-1) - 1).clamp(min=0)
-            reading.mask = torch.cat([reading.mask, mask], dim=1)
+            reading.add(mask)
             output, reading.cache = self._continue(
                 tokens, reading.cache, reading.mask, positions, logits
             )
@@ -470,7 +520,7 @@ class LanguageModel(nn.Module):
                 given |= {"decoder_input_ids": tokens, "attention_mask": sources.seen}
                 given["encoder_outputs"] = Outputs(last_hidden_state=sources.encoded)  # type: ignore[arg-type]
                 given["decoder_attention_mask"] = self._masks.own(tokens, cache)
-                return _call(self.model, self._model_takes, given, "logits")
+                return _call(self._after(cache), self._model_takes, given, "logits")
             given |= {"input_ids": tokens, "encoder_attention_mask": sources.seen}
             given["attention_mask"] = self._masks.own(tokens, cache)
             # EncoderDecoderModel fits states of the encoder's size to the decoder here
@@ -494,8 +544,13 @@ class LanguageModel(nn.Module):
         given |= {"input_ids": tokens, "position_ids": positions}
         given["attention_mask"] = self._masks.causal(mask, tokens.shape[1])
         if logits:
-            return _call(self.model, self._model_takes, given, "logits")
+            return _call(self._after(cache), self._model_takes, given, "logits")
         return _call(layers_of(self.model), self._layers_take, given, STATES)
+
+    def _after(self, cache: Any) -> Callable[..., Any]:
+        """What reads a token after those of a cache: compiled, where that has a fixed length."""
+        fixed = fixed_length(cache) is not None
+        return partial(compiled.forward, self.model) if fixed else self.model
 
 
 def _alike(
@@ -509,7 +564,7 @@ def _alike(
 
 
 def _call(
-    module: nn.Module, takes: frozenset[str], given: dict[str, Any], name: str
+    module: Callable[..., Any], takes: frozenset[str], given: dict[str, Any], name: str
 ) -> tuple[Tensor, Any]:
     """What a pass gives under a name, and its cache; it gets the arguments that it takes."""
     out = module(**{key: value for key, value in given.items() if key in takes})

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from pgtg.models.cache import fixed_length
+
 OWN_ATTENTION = ("sliding", "local", "chunked", "alibi")
 BIDIRECTIONAL, CAUSAL = "create_bidirectional_mask", "create_causal_mask"
 
@@ -57,7 +59,12 @@ class ReadyMasks:
 
     def own(self, tokens: Int[Tensor, "N T"], cache: Any) -> Tensor | None:
         """For tokens that an encoder-decoder's decoder reads after those of the cache."""
-        if not self.for_own or tokens.device.type == "cpu":
+        if not self.for_own:
+            return None
+        if (length := fixed_length(cache)) is not None:
+            read = torch.arange(length, device=tokens.device) <= cache.get_seq_length()
+            return read.expand(len(tokens), 1, 1, length)
+        if tokens.device.type == "cpu":
             return None
         before = 0 if cache is None else cache.get_seq_length()
         shape = len(tokens), before + tokens.shape[1]

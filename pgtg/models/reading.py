@@ -5,11 +5,13 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from pgtg.models.cache import make_room
+from pgtg.models.backends.compiled import size
+from pgtg.models.cache import fix_length, make_room
 from pgtg.models.sharing import Layout, indices
 
 
@@ -41,6 +43,16 @@ class Sources:
             seen = None if seen is None else seen[index]
         return Sources(encoded, mask, seen, tuple(shared), layout)
 
+    def apart(self, cache: Any) -> "Sources":
+        """A source of its own for each row; the cache of their keys and values changes too."""
+        if self.layout is None:
+            return self
+        index = indices(list(self.origin), self.encoded.device)
+        cache.batch_select_indices(index)
+        seen = None if self.seen is None else self.seen[index]
+        rows = tuple(range(len(index)))
+        return Sources(self.encoded[index], self.mask[index], seen, rows, None)
+
 
 @dataclass
 class Reading:
@@ -52,6 +64,7 @@ class Reading:
     sources: Sources | None  # encoder-decoder only
     # without a cache: all tokens (of the decoder) read so far, in rows with padding anywhere
     history: tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]] | None = None
+    filled: int | None = None  # columns of the mask that are filled, after `fix`
 
     def select(self, rows: Sequence[int] | Int[Tensor, " M"]) -> "Reading":
         """The rows named, in that order; a row may come several times. The cache is changed.
@@ -69,10 +82,20 @@ class Reading:
         if self.sources is None:
             self.cache.batch_select_indices(index)
             mask = None if self.mask is None else self.mask[index]
-            return Reading(self.output[index], self.cache, mask, None)
+            return Reading(self.output[index], self.cache, mask, None, filled=self.filled)
         self.cache.self_attention_cache.batch_select_indices(index)
         sources = self.sources.select(rows, self.cache.cross_attention_cache)
-        return Reading(self.output[index], self.cache, None, sources)
+        return Reading(self.output[index], self.cache, None, sources, filled=self.filled)
+
+    def add(self, mask: Bool[Tensor, "N T"]) -> None:
+        """Real tokens that are read next."""
+        assert self.mask is not None
+        if self.filled is None:
+            self.mask = torch.cat([self.mask, mask], dim=1)
+        else:
+            after = self.filled + mask.shape[1]
+            self.mask[:, self.filled : after] = mask
+            self.filled = after
 
     def fork(self) -> "Reading":
         """The same memory once more: what either reads or selects, the other does not see."""
@@ -87,3 +110,26 @@ class Reading:
         if self.cache is None:
             return []
         return make_room(getattr(self.cache, "self_attention_cache", self.cache), tokens)
+
+    def fix(self, tokens: int) -> list[str]:
+        """Make room for that many further tokens, to be read one after another in steps of one
+        shape; rows share no source any more.
+
+        Returns:
+            The kinds of the cache's layers for which that is not possible; then nothing changes.
+        """
+        own = getattr(self.cache, "self_attention_cache", self.cache)
+        if own is None:
+            return ["no cache"]
+        filled = own.get_seq_length()
+        length = size(filled + tokens + 1)  # never full, so masks are never left out
+        if left := fix_length(own, length):
+            return left
+        if self.sources is not None:
+            self.sources = self.sources.apart(self.cache.cross_attention_cache)
+        if self.mask is not None:
+            mask = self.mask.new_zeros(len(self.mask), length)
+            mask[:, :filled] = self.mask
+            self.mask = mask
+        self.filled = filled
+        return []

@@ -74,6 +74,8 @@ def preferences(cfg: RunConfig) -> Iterator[str]:
 
 def prompt(cfg: RunConfig) -> Iterator[str]:
     """What the prompt task needs."""
+    if cfg.sample.compile:
+        yield "sample.compile: prompts of a few tokens are drawn without; leave it out"
     yield from _one_protocol(cfg)
     judged = cfg.judge.name in JUDGES and JUDGES[cfg.judge.name].prompts
     judge = classifier_of(cfg)

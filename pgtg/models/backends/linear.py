@@ -86,7 +86,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = math.prod(x.shape[:-1])
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
     if (
-        not plain
+        torch.compiler.is_compiling()
+        or not plain
         or rows < FEWEST_ROWS
         or rows * weight.numel() < WORTHWHILE
         or torch.is_autocast_enabled("cpu")
