@@ -103,9 +103,11 @@ def summarization(folder: Path, tiny: bool, device: str, more: Sequence[str]) ->
     return run_config("summarize", [*values, *more])
 
 
-def prompts(folder: Path, tiny: bool, device: str, more: Sequence[str]) -> RunConfig:
-    """experiment=sst2_paper on random models and sentences."""
-    rng, vocabulary = random.Random(0), 400 if tiny else 30000
+def prompts(
+    folder: Path, tiny: bool, device: str, more: Sequence[str], *, classifier: str = "large"
+) -> RunConfig:
+    """experiment=sst2_paper on random models and sentences, with a classifier of RoBERTa's size."""
+    rng, vocabulary = random.Random(0), 400 if tiny else 50257 - len(SPECIAL) - 3
     data, shots = folder / "data", folder / "data" / "16-100"
     shots.mkdir(parents=True)
     for path, number in ((shots / "train", 32), (shots / "dev", 32), (data / "test", 1821)):
@@ -122,6 +124,8 @@ def prompts(folder: Path, tiny: bool, device: str, more: Sequence[str]) -> RunCo
     save(writer, words, folder / "writer", ends=False)
     sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
     sizes |= {"intermediate_size": 4096}
+    if classifier == "base":
+        sizes = {}
     if tiny:
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = RobertaConfig(

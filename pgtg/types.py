@@ -122,6 +122,7 @@ class Window:
     sampled: int = 0  # tokens of the policy's own samples
     read: int = 0  # tokens of the sources
     places: int = 0  # tokens that a model reads for them, padding and all
+    texts: int = 0  # that are read with gradients, of a pair two; 0: one a sequence
 
     def __add__(self, other: "Window") -> "Window":
         return Window(
@@ -130,6 +131,7 @@ class Window:
             self.sampled + other.sampled,
             self.read + other.read,
             self.places + other.places,
+            self.texts + other.texts,
         )
 
     @property

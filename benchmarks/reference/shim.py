@@ -51,7 +51,7 @@ class _OnCpu(SourceFileLoader):
         return compile(text.replace(FIRST_GPU, CPU), path, "exec", dont_inherit=True)
 
 
-class _Finder(MetaPathFinder):
+class OnCpu(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -79,7 +79,7 @@ def install(reference: Path, evaluate: Path | None, meteor: Path | None) -> None
         if not folder.is_dir():
             raise SystemExit(f"--reference {reference}: {folder} is missing")
     sys.path += [str(folder.resolve()) for folder in folders]
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, OnCpu())
     if evaluate:
         sys.path.append(str(evaluate.resolve()))
     if meteor:
@@ -134,7 +134,7 @@ def summarize(
     )
 
 
-def _gives(model: object) -> SimpleNamespace:
+def gives(model: object) -> SimpleNamespace:
     return SimpleNamespace(from_pretrained=lambda *_, **__: model)
 
 
@@ -153,11 +153,11 @@ def prompt(
     """
     written, read = tokenizers
     adaptor = module("rlprompt.models.lm_adaptor_model")
-    adaptor.AutoTokenizer = _gives(written)
+    adaptor.AutoTokenizer = gives(written)
     adaptor.pipeline = lambda *_, **__: SimpleNamespace(model=writer, tokenizer=written)
-    module("rlprompt.models.reward_model").GPT2Model = _gives(reward)
+    module("rlprompt.models.reward_model").GPT2Model = gives(reward)
     judging = module("fsc_reward")
-    judging.AutoTokenizer, judging.AutoModelForMaskedLM = _gives(read), _gives(classifier)
+    judging.AutoTokenizer, judging.AutoModelForMaskedLM = gives(read), gives(classifier)
     out = _scratch().name
     policies = _policies(written.eos_token, _judge(judging, verbalizers, template, out))
     return policies, _reward_trainer(policies, out)

@@ -55,8 +55,10 @@ class Improvement:
     def count(self, batch: SupervisedBatch) -> Window:
         sampled = 0 if batch.sampled is None else batch.sampled.batch.counted()[1]
         read, tokens = batch.batch.counted()
-        places = batch.batch.source.numel()
-        return Window(len(batch.batch.tokens), tokens, sampled, read, places)
+        places, number = batch.batch.source.numel(), len(batch.batch.tokens)
+        texts = number if self.cfg.mle else 0
+        texts += 0 if batch.sampled is None else len(batch.sampled.batch.tokens)
+        return Window(number, tokens, sampled, read, places, texts)
 
     def __call__(self, batch: SupervisedBatch, window: Window) -> Loss:
         found = self._of_targets(batch, window) if self.cfg.mle else None

@@ -143,7 +143,8 @@ class PairLoss:
 
     def count(self, batch: PairBatch) -> Window:
         read, tokens = batch.batch.counted()
-        return Window(len(batch.batch.tokens) // 2, tokens, 0, read, batch.batch.source.numel())
+        texts, places = len(batch.batch.tokens), batch.batch.source.numel()
+        return Window(texts // 2, tokens, 0, read, places, texts)
 
     def __call__(self, batch: PairBatch, window: Window) -> Loss:
         logits = self.policy.logits(batch.batch).float()

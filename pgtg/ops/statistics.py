@@ -137,6 +137,7 @@ def compare(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    apart: bool = False,
 ) -> Comparison | None:
     """Paired test of two systems on the same examples. None where they share no seed, or nothing
     that has a score everywhere.
@@ -146,6 +147,7 @@ def compare(
         baseline: The same of the baseline.
         resamples: Random sign patterns; all of them where there are fewer.
         seed: Of the random signs.
+        apart: Each seed has examples of its own, as folds have: none is averaged over seeds.
 
     Raises:
         ValueError: The numbers of examples differ.
@@ -153,15 +155,20 @@ def compare(
     common = [name for name in ours if name in baseline]
     if not common:
         return None
-    pairs = np.stack([ours[name] - baseline[name] for name in common])  # [seeds, examples]
-    pairs = pairs[:, ~np.isnan(pairs).any(0)]
-    if not pairs.shape[1]:
+    pairs = [ours[name] - baseline[name] for name in common]  # [examples] of each seed
+    if apart:
+        pairs = [own[~np.isnan(own)] for own in pairs]
+        differences = np.concatenate(pairs)
+    else:
+        pairs = np.stack(pairs)
+        pairs = pairs[:, ~np.isnan(pairs).any(0)]
+        differences = pairs.mean(0)
+    if not all(map(len, pairs)):
         return None
-    differences = pairs.mean(0)
     n, mean = len(differences), float(differences.mean())
     sd = float(differences.std(ddof=1)) if n > 1 else 0.0
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * sd / math.sqrt(n) if n > 1 else 0.0
-    by_seed = pairs.mean(1).tolist()
+    by_seed = [float(own.mean()) for own in pairs]
     over_seeds = summarize(by_seed)
     return Comparison(
         seeds=len(common),

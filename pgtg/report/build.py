@@ -143,14 +143,15 @@ def build(
         for row in made
         if _scored(row, decoding, metric)
     ]
+    folds = {run.fold: run for run in runs}
     if base is not None:
-        results = _corrected(_tested(results, base, resamples), _splits(runs))
+        tested = _tested(results, base, resamples, apart=len(folds) > 1)
+        results = _corrected(tested, _splits(runs))
         shown = _in_order(shown, results)
     costs = {row.label: {s: cost(run, row.system) for s, run in row.runs.items()} for row in made}
-    every = [scores for row in made for s in row.systems.values() for scores in s.scores.values()]
     return Report(
         split=runs[0].split,
-        examples=max(len(scores.ids) for scores in every),
+        examples=sum(map(_examples, folds.values())),
         rows=made,
         groups=groups,
         baseline=base,
@@ -227,18 +228,21 @@ def _scores(row: Row, decoding: str, metric: str) -> dict[str, np.ndarray]:
     return {seed: columns[metric] for seed, columns in found.items() if metric in columns}
 
 
-def _tested(results: Sequence[Result], baseline: Baseline, resamples: int) -> list[Result]:
+def _tested(
+    results: Sequence[Result], baseline: Baseline, resamples: int, *, apart: bool
+) -> list[Result]:
     """Every row against its baseline."""
-    return [r if r.metric in NOT_TESTED else _compared(r, baseline, resamples) for r in results]
+    skipped = NOT_TESTED
+    return [r if r.metric in skipped else _compared(r, baseline, resamples, apart) for r in results]
 
 
-def _compared(result: Result, baseline: Baseline, resamples: int) -> Result:
+def _compared(result: Result, baseline: Baseline, resamples: int, apart: bool) -> Result:
     base = baseline.of.get(result.row.label)
     if base is None or not _scored(base, result.decoding, result.metric):
         return result
     ours = _scores(result.row, result.decoding, result.metric)
     theirs = _scores(base, result.decoding, result.metric)
-    return replace(result, comparison=compare(ours, theirs, resamples=resamples))
+    return replace(result, comparison=compare(ours, theirs, resamples=resamples, apart=apart))
 
 
 def _corrected(results: Sequence[Result], splits: int) -> list[Result]:
@@ -247,6 +251,11 @@ def _corrected(results: Sequence[Result], splits: int) -> list[Result]:
     tested = [r.comparison for r in results if r.comparison is not None]
     found = iter(corrected(tested, splits))
     return [r if r.comparison is None else replace(r, comparison=next(found)) for r in results]
+
+
+def _examples(run: Run) -> int:
+    """How many a run was evaluated on."""
+    return max(len(one.ids) for system in run.systems.values() for one in system.scores.values())
 
 
 def _splits(runs: Sequence[Run]) -> int:

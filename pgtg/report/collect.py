@@ -18,7 +18,8 @@ from pgtg.errors import ArtifactError, ConfigError
 from pgtg.runs.files import content_hash, read_json, read_jsonl
 from pgtg.runs.folder import CONFIG, NEUTRAL, Artifact, RunFolder
 
-SEEDS = ("seed", "data_seed", "data.seed")  # what makes two runs replicates of one another
+SEEDS = ("seed", "data_seed", "data.seed")
+FOLD = "data.validation_fold"  # this and seeds make two runs replicates of one another
 NO_PART_OF_A_METRIC = ("truncated_texts",)  # counts of one evaluation, not its definition
 
 
@@ -59,6 +60,11 @@ class Run:
     @property
     def method(self) -> str:
         return str(self.config.get("method.name"))
+
+    @property
+    def fold(self) -> int:
+        """Which share of the data validates: runs of other folds are evaluated on other texts."""
+        return self.config.get(FOLD) or 0
 
     @property
     def identity(self) -> tuple[tuple[str, str], ...]:
@@ -176,6 +182,8 @@ def read(path: Path, split: str) -> Run:
                 f"({type(error).__name__}: {error}): delete that folder and finish the run"
             ) from error
     seed = "/".join(plain(config[key]) for key in SEEDS if config.get(key) is not None)
+    fold = config.get(FOLD) or 0
+    seed += f" fold {fold}" if fold else ""
     return Run(path, _shown(path), config, seed, split, systems)
 
 
@@ -248,7 +256,9 @@ def plain(value: Any) -> str:
 
 
 def _neutral(key: str) -> bool:
-    return key in SEEDS or any(key == name or key.startswith(f"{name}.") for name in NEUTRAL)
+    return key in (*SEEDS, FOLD) or any(
+        key == name or key.startswith(f"{name}.") for name in NEUTRAL
+    )
 
 
 def _shown(path: Path) -> str:

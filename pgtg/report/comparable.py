@@ -9,7 +9,8 @@ from pgtg.report.collect import Run, System
 
 
 def check(runs: Sequence[Run]) -> None:
-    """All runs must share data, examples, decoding, and the definition of each common metric.
+    """All runs must share data, examples, decoding, and the definition of each common metric; those
+    of another fold have data and examples of their own.
 
     Decodings and metrics are held against those of the same kind of system: what was trained, or a
     control or baseline of one name. (A baseline may have a template of its own.)
@@ -40,19 +41,20 @@ def _differences(
     runs: Sequence[Run], what: str, part: Callable[[System], Mapping[str, Any]]
 ) -> list[str]:
     """One line for each named part that not all systems agree on."""
-    variants: dict[tuple[str, str], dict[str, list[str]]] = {}
+    variants: dict[tuple[str, str, int], dict[str, list[str]]] = {}
     values: dict[str, Any] = {}
     for run in runs:
         for system in run.systems.values():
             kind = "" if what == "data" or system.name == run.method else system.name
+            fold = run.fold if what in ("data", "examples") else 0
             for name, value in part(system).items():
                 text = json.dumps(value, sort_keys=True, default=str)
                 values[text] = value
-                places = variants.setdefault((name, kind), {}).setdefault(text, [])
+                places = variants.setdefault((name, kind, fold), {}).setdefault(text, [])
                 if run.shown not in places:
                     places.append(run.shown)
     lines = []
-    for (name, _), found in variants.items():
+    for (name, *_), found in variants.items():
         if len(found) > 1:
             keys = _differing([values[text] for text in found])
             sides = [

@@ -1,10 +1,10 @@
 """What a row cost, as far as the manifests of its stages recorded it. None means: not recorded.
 
-Updates, judged generations and seconds are sums over the rounds. Seconds are wall time of sampling
-with judging, of reward and policy training, and of matching a control's budget; without set-up,
-scoring and evaluation. A stage that was stopped and resumed, or was made by a version of pgtg that
-kept no seconds, has no honest number, so its row has none. What was taken from a cache cost this
-run nothing; the seconds that it took when it was made are counted apart.
+Updates, texts, judged generations and seconds are sums over the rounds. Seconds are wall time of
+sampling with judging, of reward and policy training, and of matching a control's budget; without
+set-up, scoring and evaluation. A stage that was stopped and resumed, or was made by a version of
+pgtg that kept no seconds, has no honest number, so its row has none. What was taken from a cache
+cost this run nothing; the seconds that it took when it was made are counted apart.
 """
 
 import re
@@ -28,6 +28,7 @@ class Cost:
     policy_updates: float | None
     reward_updates: float | None
     judged: float | None  # generations that the judge scored to train and check models
+    trained: float | None  # texts that policy and reward training read with gradients
     gradient: float  # sequences that a search of prompts read with gradients
     seconds: float | None  # that this run spent
     cached_seconds: float | None  # that stages taken from the cache took when they were made
@@ -38,7 +39,7 @@ def cost(run: Run, system: str) -> Cost:
     main = run.path / "rounds"
     own = main if system == run.method else run.path / "controls" / system
     if not own.is_dir() or system == "start":
-        return Cost(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Cost(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     improved, aligned, sampled, matched = (
         _manifests(own, stage) for stage in ("improve", "align", "sample", "match")
     )
@@ -55,6 +56,7 @@ def cost(run: Run, system: str) -> Cost:
             sum(value for found in generated for name, value in found.items() if _drawn(name))
             + sum(value for found in judging for name, value in found.items() if _judged(name))
         ),
+        trained=_trained([*improved, *aligned]),
         gradient=_total(improved, "improve/gradient_sequences"),
         seconds=_seconds(every, "seconds"),
         cached_seconds=_seconds([found for found in every if CACHED in found["extra"]], CACHED),
@@ -69,6 +71,14 @@ def _manifests(folder: Path, stage: str) -> list[Mapping[str, Any]]:
 
 def _total(manifests: Sequence[Mapping[str, Any]], metric: str) -> float:
     return float(sum(found["metrics"].get(metric, 0) for found in manifests))
+
+
+def _trained(manifests: Sequence[Mapping[str, Any]]) -> float | None:
+    """Texts of all trainings; None where one was made by a pgtg that did not count them."""
+    names = "improve/trained_texts", "align/trained_texts"
+    found = [sum(one["metrics"][name] for name in names if name in one["metrics"])
+             for one in manifests if any(name in one["metrics"] for name in names)]  # fmt: skip
+    return float(sum(found)) if len(found) == len(manifests) else None
 
 
 def _drawn(metric: str) -> bool:

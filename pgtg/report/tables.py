@@ -16,10 +16,13 @@ from pgtg.ops.statistics import (
     word_of,
 )
 from pgtg.report.build import Report
-from pgtg.report.cost import Cost
 from pgtg.report.diagnostics import COLUMNS
+from pgtg.report.rows import Row
 
 ABSENT = "n/a"
+SELDOM = ("trained texts", "gradient sequences", "forward equivalents")  # shown where there are any
+BUDGETED = ("judged generations", "forward equivalents")  # in which rows are to be equal
+OVER = "†"
 
 
 @dataclass(frozen=True)
@@ -209,35 +212,34 @@ def p_text(p: float) -> str:
 
 
 def _costs(report: Report) -> Table:
-    wanted: list[tuple[str, Callable[[Cost], float | None]]] = [
-        ("policy updates", lambda cost: cost.policy_updates),
-        ("reward updates", lambda cost: cost.reward_updates),
-        ("judged generations", lambda cost: cost.judged),
-        ("gradient sequences", lambda cost: cost.gradient),
-        ("seconds", lambda cost: cost.seconds),
-        ("seconds in cache", lambda cost: cost.cached_seconds),
-    ]
-    spent = [cost for row in report.rows for cost in report.costs[row.label].values()]
-    if not any(cost.gradient for cost in spent):
-        wanted = [one for one in wanted if one[0] != "gradient sequences"]
-    extra = sorted(
-        {name for row in report.rows for system in row.systems.values() for name in system.extra}
-    )
-    rows = []
-    for row in report.rows:
-        costs = list(report.costs[row.label].values())
-        cells = [_average([value(cost) for cost in costs]) for _, value in wanted]
-        systems = row.systems.values()
-        cells += [_average([system.extra.get(name) for system in systems]) for name in extra]
-        rows.append([row.label, *cells])
+    found = {row.label: _spent(report, row) for row in report.rows}
+    names = [name for spent in found.values() for name, value in spent.items() if value]
+    every = dict.fromkeys(name for spent in found.values() for name in spent)
+    shown = [name for name in every if name not in SELDOM or name in names]
+    base = {} if report.baseline is None else report.baseline.of
+
+    def cell(label: str, name: str) -> str:
+        value = found[label].get(name)
+        if value is None:
+            return ABSENT
+        text = f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+        other = base.get(label)
+        budget = None if other is None else found[other.label].get(name)
+        over = name in BUDGETED and budget is not None and value > budget
+        return f"{text} {OVER}" if over else text
+
+    rows = [[label, *(cell(label, name) for name in shown)] for label in found]
     return Table(
         "costs",
         "cost of a run, mean over seeds",
-        ["row", *(name for name, _ in wanted), *(name.replace("_", " ") for name in extra)],
+        ["row", *shown],
         rows,
-        "Judged generations: scored to learn from and to check what was learned. Gradient "
+        "Judged generations: scored to learn from and to check what was learned. Trained texts: "
+        "read with gradients by policy and reward model, each as often as it was. Gradient "
         "sequences (searches of prompts): texts that the judge's model read with gradients. "
-        "Seconds: wall time of "
+        "Forward equivalents: of prompts, sequences judged during the search and three for each "
+        "gradient sequence; of texts, generations judged and three for each trained one. "
+        f"{OVER} more than the row that it is compared with. Seconds: wall time of "
         "sampling with judging and of reward and policy training; n/a where a stage was stopped "
         "and resumed, or made by a pgtg that kept no seconds. Stages taken from the cache count 0 "
         "there; 'seconds in cache' is what they took when they were made. The warm start and the "
@@ -245,12 +247,35 @@ def _costs(report: Report) -> Table:
     )
 
 
-def _average(values: Sequence[float | None]) -> str:
+def _spent(report: Report, row: Row) -> dict[str, float | None]:
+    """What a row cost, by column, mean over seeds; None where a seed does not say."""
+    costs = list(report.costs[row.label].values())
+    systems = list(row.systems.values())
+    extra = {
+        name: _mean([system.extra.get(name) for system in systems])
+        for name in sorted({name for system in systems for name in system.extra})
+    }
+    judged, gradient = _mean([cost.judged for cost in costs]), _mean([c.gradient for c in costs])
+    trained = _mean([cost.trained for cost in costs])
+    searched = "judged_sequences" in extra
+    passes = (extra["judged_sequences"], gradient) if searched else (judged, trained)
+    forward = None if None in passes else (passes[0] or 0) + 3 * (passes[1] or 0)
+    return {
+        "policy updates": _mean([cost.policy_updates for cost in costs]),
+        "reward updates": _mean([cost.reward_updates for cost in costs]),
+        "judged generations": judged,
+        "trained texts": trained,
+        "gradient sequences": gradient,
+        "forward equivalents": forward,
+        "seconds": _mean([cost.seconds for cost in costs]),
+        "seconds in cache": _mean([cost.cached_seconds for cost in costs]),
+        **{name.replace("_", " "): value for name, value in extra.items()},
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return ABSENT
-    mean = statistics.fmean(known)
-    return f"{mean:.0f}" if mean == round(mean) else f"{mean:.1f}"
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 HEADINGS = {

@@ -74,10 +74,11 @@ class Progress:
     stopped: bool = False
     loss_scale: float = 1.0  # of fp16's losses
     finite_updates: int = 0  # since the scale changed
+    texts: int = 0  # read with gradients, each as often as it was
 
     def carried(self) -> "Progress":
-        """What the next training of the same weights continues from: only steps count again."""
-        return replace(self, step=0, best_step=self.best_step - self.step)
+        """What the next training of the same weights continues from: steps, texts count again."""
+        return replace(self, step=0, best_step=self.best_step - self.step, texts=0)
 
 
 @dataclass
@@ -166,6 +167,7 @@ def update(training: Training, windows: Windows, objective: Objective) -> dict[s
         values[f"{where.stage}/padding"] = window.padding
     values |= _step(training, norm, found[0][0])
     progress.step += 1
+    progress.texts += window.texts or window.sequences
     return values
 
 

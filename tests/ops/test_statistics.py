@@ -105,6 +105,20 @@ def scores(rng: np.random.Generator, seeds: int, shift: float) -> dict[str, np.n
     return {str(seed): rng.normal(60 + shift, 10, 80) for seed in range(seeds)}
 
 
+def test_folds_have_examples_of_their_own():
+    """All examples are tested, none is averaged; each seed gives the mean of its own."""
+    ours = {"0": np.array([1.0, 4.0, math.nan]), "1": np.array([2.0, 9.0]), "2": np.array([5.0])}
+    theirs = {name: np.ones_like(values) for name, values in ours.items()}
+    found = compare(ours, theirs, apart=True)
+    assert found is not None
+    differences = [0.0, 3.0, 1.0, 8.0, 4.0]
+    assert (found.seeds, found.examples, found.seeds_above) == (3, 5, 3)
+    assert found.difference == pytest.approx(np.mean(differences))
+    assert found.p == sign_flip(np.array(differences))
+    assert found.p_seeds == pytest.approx(cast(Any, stats.ttest_1samp([1.5, 4.5, 4.0], 0)).pvalue)
+    assert compare({"0": np.array([math.nan])}, {"0": np.ones(1)}, apart=True) is None
+
+
 def test_planted_difference_is_found():
     rng = np.random.default_rng(2)
     found = compare(scores(rng, 3, 4.0), scores(rng, 3, 0.0), resamples=999)

@@ -139,6 +139,27 @@ def test_data_seeds_are_replicates_as_well(tmp_path: Path):
     assert list(row.systems) == ["0/0", "0/13"]
 
 
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (0, 0, 0)], ids=["of their own", "one"])
+def test_folds_are_replicates_with_texts_of_their_own(seeds: tuple[int, ...], tmp_path: Path):
+    for fold, seed in enumerate(seeds):
+        texts: dict[str, Any] = {
+            "data": f"fold {fold}",
+            "ids": f"fold{fold}-{{}}",
+            "data__validation_fold": fold,
+        }
+        ours, other = ([50.0 + fold + i + up for i in range(3 + fold)] for up in (2.0, 0.0))
+        systems = {"pgtg": {"rougeLsum": ours}, "uniform": {"rougeLsum": other}}
+        make_run(tmp_path / f"fold{fold}", systems, seed=seed, **texts)
+    made = build(*load([tmp_path], None), baseline="uniform")
+    assert [row.label for row in made.rows] == ["pgtg", "uniform"] and made.examples == 3 + 4 + 5
+    found = made.results[0].comparison
+    assert found is not None and (found.seeds, found.examples) == (3, 12)
+    assert found.difference == pytest.approx(2.0)
+    make_run(tmp_path / "other", systems, seed=9, **{**texts, "data": "something else"})
+    with pytest.raises(ConfigError, match="data differs"):
+        build(*load([tmp_path], None))
+
+
 def test_label_names_as_few_keys_as_tell_groups_apart(tmp_path: Path):
     make_run(tmp_path / "a", {"pgtg": scores(0)}, aggregator={"name": "avg", "temperature": 2.0})
     make_run(tmp_path / "b", {"pgtg": scores(1)}, aggregator={"name": "max", "temperature": 1.0})
@@ -439,6 +460,13 @@ def test_report_on_runs_that_training_left(tmp_path: Path):
         assert cost.policy_updates == 4 and cost.seconds is not None
         assert cost.reward_updates == (0 if row.label == "uniform" else 8)
         assert cost.judged == (0 if row.label == "uniform" else 2 * 3 * (8 + 6))
+        cfg = tiny().improve, tiny().reward.fit
+        policy, reward = (one.micro_batch * one.accumulate for one in cfg)
+        assert cost.trained is not None
+        groups, rest = divmod(
+            cost.trained - 4 * policy, 3
+        )  # fewer where an epoch ends or scores tie
+        assert rest == 0 and (groups == 0 if row.label == "uniform" else 0 < groups <= 8 * reward)
     assert set(made.policy_curves) == {"pgtg", "uniform", "shuffled"}
     assert made.reward_curves["pgtg"].x == (2, 4, 6, 8)
     assert made.lengths["pgtg"].tokens.shape == (2 * 6 * 3,)

@@ -10,6 +10,7 @@ import pytest
 from pgtg.ops import credit
 from pgtg.report.build import Report, build, load
 from pgtg.report.cost import Cost
+from pgtg.report.tables import tables
 from pgtg.runs.folder import Artifact
 from tests.support.report_runs import add_round, make_run
 
@@ -30,6 +31,32 @@ def test_cost_quality_and_curves(tmp_path: Path):
     assert curve.mean == pytest.approx((0.55, 0.6, 0.55, 0.6))
     assert made.policy_curves["uniform"].mean == pytest.approx((96, 111, 96, 111))
     assert made.sampled_curves["pgtg"].mean == pytest.approx((70, 71))
+
+
+def test_a_row_over_the_budget_is_marked(tmp_path: Path):
+    """Forward equivalents are judged generations and three for each trained text; the row is held
+    against the one that it is compared with."""
+    run = make_run(tmp_path / "run", {"pgtg": SCORES, "uniform": SCORES})
+    add_round(run, 0)
+    counts = {
+        "rounds/00/align": {"align/updates": 30.0, "align/trained_texts": 90.0},
+        "rounds/00/improve": {"improve/updates": 20.0, "improve/trained_texts": 160.0},
+        "controls/uniform/00/improve": {"improve/updates": 20.0, "improve/trained_texts": 160.0},
+    }
+    for place, metrics in counts.items():
+        artifact = Artifact(run / place)
+        artifact.remove()
+        artifact.working("y")
+        artifact.commit(inputs="y", metrics=metrics)
+    built = build(*load([run], None), baseline="uniform")
+    costs = next(table for table in tables(built) if table.name == "costs")
+    cells = {row[0]: dict(zip(costs.columns, row, strict=True)) for row in costs.rows}
+    assert cells["uniform"]["trained texts"] == "160"
+    assert cells["uniform"]["forward equivalents"] == str(3 * 160)
+    assert cells["pgtg"]["trained texts"] == "250"  # is no budget
+    assert cells["pgtg"]["judged generations"] == "64 †"
+    assert cells["pgtg"]["forward equivalents"] == f"{64 + 3 * 250} †"
+    assert "gradient sequences" not in costs.columns
 
 
 SECONDS = {"sample": 3.5, "align": 65.0, "score": 99.0, "improve": 10.0, "uniform": 7.0}

@@ -278,11 +278,40 @@ def test_normalised_log_ratios_of_segments_end_as_one(tmp_path: Path):
     "method", ["best_of_k", "dpo", "simpo", "tdpo", "grpo", "rloo", "ppo", "nlpo"]
 )
 def test_methods_that_learn_from_judged_texts_end_as_one(method: str, tmp_path: Path):
-    few = [word for word in DEALT["summarize"] if not word.startswith("method.")]
+    _texts_end_as_one(tmp_path, f"method={method}")
+
+
+@pytest.mark.slow
+def test_hints_in_two_processes_end_as_one(tmp_path: Path):
+    """A plugin lets any policy pass for one that reads hints."""
+    plugin = tmp_path / "any_policy.py"
+    plugin.write_text(
+        "from pgtg.config.registry import MethodSpec\n"
+        "from pgtg.methods import self_distill\n"
+        "self_distill.LEAST = -1e9\n"
+        'SPECS = [MethodSpec("unused", "as mle", "pgtg.methods.mle:METHOD", frozenset())]\n'
+    )
+    words = ["method=self_distill", "method.hint='{winner} {source}'", f"--plugin={plugin}"]
+    _texts_end_as_one(tmp_path, *words)
+
+
+@pytest.mark.slow
+def test_a_run_of_dpo_that_two_processes_read_ends_as_one(tmp_path: Path):
+    more = ["method=dpo", "evaluate.splits=[]"]
+    (dpo,) = started("summarize", tmp_path / "dpo", *more, count=1, words=_few())
+    ((code, said),) = ended([dpo])
+    assert code == 0, said
+    _texts_end_as_one(tmp_path, "method=rto", f"method.dpo={tmp_path / 'dpo'}")
+
+
+def _few() -> list[str]:
+    return [word for word in DEALT["summarize"] if not word.startswith("method.")]
+
+
+def _texts_end_as_one(tmp_path: Path, *words: str) -> None:
     runs = []
     for count in (1, COUNT):
-        folder = tmp_path / str(count)
-        runs.append(started("summarize", folder, f"method={method}", count=count, words=few))
+        runs.append(started("summarize", tmp_path / str(count), *words, count=count, words=_few()))
     for code, said in [each for one in runs for each in ended(one)]:
         assert code == 0, said
     same(tmp_path / "1", tmp_path / "2")

@@ -32,6 +32,15 @@ class Asked:
         for split in splits:
             self.prompts[split] = self.prompts.get(split, 0) + prompts
 
+    def figures(self) -> dict[str, Any]:
+        """As results keep them."""
+        return {
+            "judged_prompts": sum(self.prompts.values()),
+            "judged_dev_prompts": self.prompts.get("dev", 0),
+            "judged_sequences": self.sequences,
+            "judged_by_split": self.prompts,
+        }
+
     @property
     def sequences(self) -> int:
         """Texts that the judge read: each prompt with every example of its split."""
@@ -78,9 +87,7 @@ def search_results(ctx: Context, control: str, folder: Path, ranked: int) -> dic
     curve = _curve([row["score"] for row in turn] for _, turn in turns)
     distinct = {_prompt(row) for row in asked if "vectors" not in row}
     found = {
-        "judged_prompts": sum(spent.prompts.values()),
-        "judged_sequences": spent.sequences,
-        "judged_by_split": spent.prompts,
+        **spent.figures(),
         "gradient_sequences": int(metrics.get("improve/gradient_sequences", 0)),
         "distinct_prompts": len(distinct) + sum("vectors" in row for row in train),
         "dev_prompts": ranked,

@@ -248,9 +248,7 @@ class PromptEvaluation:
         artifacts = _samples(ctx, system.control)
         curve = _curve(ctx, system.control) if artifacts else drawn_curve(ctx, system.control)
         found = {
-            "judged_prompts": sum(spent.prompts.values()),
-            "judged_sequences": spent.sequences,
-            "judged_by_split": spent.prompts,
+            **spent.figures(),
             "distinct_prompts": len(judged),
             "dev_prompts": len(rows),
             "best_train_score": max(judged.values()),

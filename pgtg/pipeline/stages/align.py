@@ -66,7 +66,8 @@ class PlackettLuce:
 
     def count(self, batch: GroupBatch) -> Window:
         read, tokens = batch.batch.counted()
-        return Window(len(batch.groups), tokens, 0, read, batch.batch.source.numel())
+        texts, places = len(batch.batch.tokens), batch.batch.source.numel()
+        return Window(len(batch.groups), tokens, 0, read, places, texts)
 
     def evaluations(self, batch: GroupBatch) -> Float[Tensor, "G J"]:
         return self.aggregator.groups(self.model(batch.batch), batch.batch.mask, batch.groups)
@@ -224,6 +225,7 @@ def _train(
     kept = result.best_step if cfg.keep == "best" and checks else result.steps
     metrics = validate(kept) if checks else {}
     metrics |= {"align/updates": result.steps, "align/kept_update": kept}
+    metrics |= {"align/trained_texts": result.progress.texts}
     probe = comparing.windows(result.steps - 1)[0]().batch
     metrics |= comparing.count(result.steps)
     _say(ctx, where, metrics, comparing.groups)

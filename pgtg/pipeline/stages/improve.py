@@ -225,7 +225,10 @@ def _train(
     )
     Artifact(working / "state").remove()
     trainer.module.eval()
-    metrics: dict[str, float] = {"improve/updates": result.steps}
+    metrics: dict[str, float] = {
+        "improve/updates": result.steps,
+        "improve/trained_texts": result.progress.texts,
+    }
     said = ""
     if trainer.validates:
         metrics["improve/best_heldout_score"] = -result.best_value

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pgtg.pipeline.stages import align as stage
-from pgtg.training.update import Where
+from pgtg.training.update import Progress, Where
 from tests.support.tiny import tiny
 
 
@@ -69,7 +69,7 @@ def test_kept_weights_are_put_into_the_model(
     def fit(trained: nn.Module, *_: Any, **__: Any) -> Any:
         assert trained is model and model.training
         nn.init.constant_(model.weight, 7.0)
-        return SimpleNamespace(best=best, best_step=1, steps=3)
+        return SimpleNamespace(best=best, best_step=1, steps=3, progress=Progress())
 
     check: Any = SimpleNamespace(batch="probe")
     monkeypatch.setattr(stage, "fit", fit)
