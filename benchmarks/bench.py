@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from memory import MIB, peak_mib
@@ -37,7 +38,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pgtg.config import AggregatorConfig, JudgeConfig, MethodConfig, MetricsConfig
+from pgtg.config import AggregatorConfig, MethodConfig, MetricsConfig, TextJudgeConfig
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.pool import JudgePool
 from pgtg.judges.template import Prompt, Template
@@ -57,6 +58,7 @@ from pgtg.runtime.device import pick_device, set_arithmetic
 from pgtg.runtime.precision import as_read, judge_dtype, read_dtype
 from pgtg.types import Labelled
 
+START: dict[str, Any] = {"decoder_start_token_id": 0}
 SAVED = Path(__file__).with_name("bench.json")
 SOURCES, K, SOURCE, NEW = 8, 3, 512, 64  # summarize: texts, generations of each, tokens
 EXAMPLES, WORDS = 32, 20  # prompt: sentences judged by, words of each
@@ -113,7 +115,7 @@ def stepped(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], 
 
 def t5(device: torch.device) -> LanguageModel:
     """T5-small's size."""
-    config = T5Config(decoder_start_token_id=0, d_ff=2048, num_layers=6, num_decoder_layers=6)
+    config = T5Config(**START, d_ff=2048, num_layers=6, num_decoder_layers=6)
     return LanguageModel(T5ForConditionalGeneration(config).eval()).to(device)
 
 
@@ -141,7 +143,7 @@ def judging(device: torch.device) -> Phase:
     words = [f"w{i}" for i in range(400)]
     texts = [" ".join(words[i % 400] for i in row) for row in rows(240, 50, 1)]
     references = [[" ".join(words[i % 400] for i in row)] for row in rows(240, 50, 2)]
-    pool = JudgePool(JudgeConfig("meteor_stem", 0))
+    pool = JudgePool(TextJudgeConfig("meteor_stem", 0))
     return Phase("texts", len(texts), lambda: pool.score(texts, references))
 
 

@@ -10,6 +10,7 @@ compiling takes at first, and for a second policy of the same build.
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
@@ -18,6 +19,7 @@ from pgtg.models.generate import Decoding, generate
 from pgtg.models.language import LanguageModel
 
 SOURCES, K, NEW = 10, 3, 64
+START: dict[str, Any] = {"decoder_start_token_id": 0}
 
 
 def t5(width: int, layers: int, vocabulary: int) -> T5ForConditionalGeneration:
@@ -29,7 +31,7 @@ def t5(width: int, layers: int, vocabulary: int) -> T5ForConditionalGeneration:
             d_ff=4 * width,
             num_layers=layers,
             vocab_size=vocabulary,
-            decoder_start_token_id=0,
+            **START,
         )
     )
 

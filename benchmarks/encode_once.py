@@ -9,6 +9,7 @@ the paper's released code does. The two alternate; the figure is the median of t
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
@@ -16,6 +17,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from pgtg.models.batch import token_batch
 from pgtg.models.language import LanguageModel
 from pgtg.models.reward import HeadSpec, build_reward_model
+
+START: dict[str, Any] = {"decoder_start_token_id": 0}
 
 
 def seconds(model: torch.nn.Module, batch) -> float:
@@ -31,7 +34,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    config = T5Config(decoder_start_token_id=0, d_ff=2048, num_layers=6, num_decoder_layers=6)
+    config = T5Config(**START, d_ff=2048, num_layers=6, num_decoder_layers=6)
     model = build_reward_model(
         LanguageModel(T5ForConditionalGeneration(config)), HeadSpec("paper", "softplus", 2048), 0
     )

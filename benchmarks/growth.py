@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from pgtg.models.reward import HeadSpec, build_reward_model
 from pgtg.ops.aggregate import Aggregator
 from pgtg.pipeline.stages.align import GroupBatch, PlackettLuce
 
+START: dict[str, Any] = {"decoder_start_token_id": 0}
 SAVED = Path(__file__).with_name("growth.json")
 
 
@@ -59,9 +61,7 @@ GROWING: dict[str, tuple[str, list[int]]] = {
 
 
 def model(size: Size) -> LanguageModel:
-    config = T5Config(
-        decoder_start_token_id=0, num_layers=size.layers, num_decoder_layers=size.layers
-    )
+    config = T5Config(**START, num_layers=size.layers, num_decoder_layers=size.layers)
     return LanguageModel(T5ForConditionalGeneration(config).eval())
 
 

@@ -70,7 +70,8 @@ def t5(base: bool, tiny: bool, folder: Path) -> Path:
     if tiny:
         sizes = {"d_model": 32, "d_ff": 64, "num_layers": 1, "num_heads": 2}
     rows = 500 if tiny else 32128
-    config = T5Config(vocab_size=rows, d_kv=64, decoder_start_token_id=1, **sizes, **special_ids())
+    more = {"decoder_start_token_id": 1, **special_ids()}
+    config = T5Config(vocab_size=rows, d_kv=64, **sizes, **more)
     words = [f"w{i}" for i in range(rows - len(SPECIAL) - 20)]
     save(T5ForConditionalGeneration(config), words, folder, ends=True)
     return folder

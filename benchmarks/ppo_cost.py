@@ -47,7 +47,7 @@ class Shorter(Judge):
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    asked = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     for name, value in {"texts": 32, "source": 64, "new": 48, "steps": 6}.items():
         asked.add_argument(f"--{name}", type=int, default=value)
     asked.add_argument("--critic", choices=("own", "shared"), default="own")
@@ -76,8 +76,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> list[str]:
         num_hidden_layers=8,
         num_attention_heads=6,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "pad")},
     )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
@@ -153,7 +152,7 @@ def interleaved(
     """Times of TRL's steps and of our iterations, in turn."""
     from datasets import Dataset
     from transformers import AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # type: ignore[import-not-found]
 
     clock = Alternating(own)
     GRPOTrainer(

@@ -109,8 +109,8 @@ def _mean(result: dict[str, Any] | None) -> str:
 
 def _apart(result: dict[str, Any] | None) -> str:
     """The difference to the baseline, and what the test over seeds and texts says."""
-    compared = result and result["comparison"]
-    if not compared:
+    compared = result["comparison"] if result else None
+    if not result or not compared:
         return "–"
     ends = compared["seeds_low"], compared["seeds_high"]
     between = "" if None in ends else f" [{ends[0]:+.2f}, {ends[1]:+.2f}]"
@@ -154,7 +154,7 @@ def main(name: str, report: Path, command: str, *, is_short: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("name")
     parser.add_argument("report", type=Path)
     parser.add_argument("command")

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from bench import rows
@@ -26,6 +27,7 @@ from pgtg.training.update import Training, Where, update
 from pgtg.types import Loss, TokenBatch, Window
 
 COUNT = 2
+START: dict[str, Any] = {"decoder_start_token_id": 0}
 DIVIDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -53,7 +55,7 @@ def member(rank: int, port: int, told: dict[str, str], layers: int, width: int, 
 
     def train() -> None:
         config = T5Config(
-            decoder_start_token_id=0,
+            **START,
             d_model=width,
             d_kv=64,
             d_ff=4 * width,

@@ -31,7 +31,7 @@ from pgtg.runs.log import RunLog
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    asked = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     asked.add_argument("--tokenizer", required=True, help="Transformers folder or hub id")
     asked.add_argument("--articles", type=int, default=287_113)
     asked.add_argument("--words", type=int, default=690, help="mean words of an article")
@@ -108,7 +108,8 @@ def alone(folder: Path, tokenizer: str, count: int) -> dict[str, Any]:
     made = codec(tokenizer)
     examples, _ = load_split(data(folder), "train")
     texts = [(e.source, e.target) for e in examples[:count]]
-    made.encode_source("once"), made.encode_target("before")
+    for encode in (made.encode_source, made.encode_target):
+        encode("once before")
     began, busy = time.perf_counter(), time.process_time()
     kept = [
         (made.encode_source(source)[0], made.encode_target(target)[0]) for source, target in texts

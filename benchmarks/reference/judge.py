@@ -15,7 +15,7 @@ from measure import Meter, Row, quiet
 from options import K, Options
 from sizes import documents
 
-from pgtg.config import JudgeConfig
+from pgtg.config import TextJudgeConfig
 from pgtg.judges.pool import JudgePool
 
 Pair = tuple[str, str]
@@ -95,10 +95,10 @@ def _score(pool: JudgePool, block: list[Pair]) -> list[float]:
 def row9(options: Options, meter: Meter) -> Row:
     judges = Judges(options)
     label = f"9 METEOR, {judges.size} pairs"
-    with JudgePool(JudgeConfig("meteor", 2)) as pool:
+    with JudgePool(TextJudgeConfig("meteor", 2)) as pool:
         judges.warm(pool)
         workers = judges.measured(meter, f"{label}, 2 workers (wall time counts)", ">=8", pool)
     inline = judges.measured(
-        meter, f"{label}, pgtg inline", "-", JudgePool(JudgeConfig("meteor", 0))
+        meter, f"{label}, pgtg inline", "-", JudgePool(TextJudgeConfig("meteor", 0))
     )
     return {"workers": workers, "inline": inline}

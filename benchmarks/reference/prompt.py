@@ -68,7 +68,7 @@ class Ours:
         self.lm = adapt(LanguageModel(GPT2LMHeadModel(work.config).eval()), 2048, 0)
         backbone = LanguageModel(GPT2LMHeadModel(work.config).eval())
         self.reward = build_reward_model(backbone, HeadSpec("paper", "softplus", 2048), 0)
-        self.codec = PromptCodec(work.writer_tokenizer, False, "", "", "", 8, 8, END)
+        self.codec = PromptCodec(work.writer_tokenizer, False, "", "", "", 8, 8, start_text=END)
         classifier = Classifier(
             work.classifier,
             work.classifier_tokenizer,

@@ -159,7 +159,7 @@ def prompt(
     judging = module("fsc_reward")
     judging.AutoTokenizer, judging.AutoModelForMaskedLM = gives(read), gives(classifier)
     out = _scratch().name
-    policies = _policies(written.eos_token, _judge(judging, verbalizers, template, out))
+    policies = _policies(str(written.eos_token), _judge(judging, verbalizers, template, out))
     return policies, _reward_trainer(policies, out)
 
 

@@ -12,12 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, PreTrainedTokenizerFast, RobertaConfig, T5Config
 
 END = "<|endoftext|>"
+START: dict[str, Any] = {"decoder_start_token_id": 0}
 
 
 def t5_config(tiny: bool) -> T5Config:
     """T5-small's size."""
     if not tiny:
-        return T5Config(decoder_start_token_id=0)
+        return T5Config(**START)
     return T5Config(
         vocab_size=2000,
         d_model=64,
@@ -25,7 +26,7 @@ def t5_config(tiny: bool) -> T5Config:
         num_heads=4,
         d_ff=128,
         num_layers=2,
-        decoder_start_token_id=0,
+        **START,
     )
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from training import Trained, method_config
 from transformers import LogitsProcessorList, T5ForConditionalGeneration, T5Model
 
-from pgtg.config import AggregatorConfig, JudgeConfig
+from pgtg.config import AggregatorConfig, TextJudgeConfig
 from pgtg.data.comparisons import in_passes, of_sources
 from pgtg.judges.pool import JudgePool
 from pgtg.methods.objective import Improvement, SupervisedBatch
@@ -74,7 +74,7 @@ class Ours:
         backbone = LanguageModel(T5ForConditionalGeneration(work.config).eval())
         self.reward = build_reward_model(backbone, HeadSpec("paper", "softplus", 2048), 0)
         self.codec = Codec(work.tokenizer, True, "", "", "", 1024, 128)
-        self.pool = JudgePool(JudgeConfig("meteor", 0))
+        self.pool = JudgePool(TextJudgeConfig("meteor", 0))
         self.ids = [str(i) for i in range(self.number)]
         self.aligning = PlackettLuce(
             self.reward, Aggregator.of(AggregatorConfig("avg", 2.0, False))
