@@ -1,9 +1,10 @@
 """What kept states of frozen layers save: `python benchmarks/frozen.py MODEL [--top 4] [--rows 8]`
 
 A training update (forward, backward, Adam) of a causal model's top layers, and a pass that gives
-log-probabilities, each on the same rows: as ever, with states that are computed for it (each row
-alone through the layers below), and with kept ones. The three in turn, one thread; printed is time
-over that of the usual pass, median (lowest to highest), in wall and in CPU time.
+log-probabilities, each on the same rows, `--share` of them (1) on one source: as ever, with states
+that are computed for it (each text alone through the layers below), and with kept ones. The three
+in turn, one thread; printed is time over that of the usual pass, median (lowest to highest), in
+wall and in CPU time.
 """
 
 import argparse
@@ -32,7 +33,14 @@ def seconds(run: Callable[[], object]) -> tuple[float, float]:
 def main() -> None:
     asked = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     asked.add_argument("model")
-    for name, value in {"top": 4, "rows": 8, "source": 260, "target": 40, "repeats": 7}.items():
+    for name, value in {
+        "top": 4,
+        "rows": 8,
+        "source": 260,
+        "target": 40,
+        "share": 1,
+        "repeats": 7,
+    }.items():
         asked.add_argument(f"--{name}", type=int, default=value)
     args = asked.parse_args()
     torch.set_num_threads(1)
@@ -45,8 +53,10 @@ def main() -> None:
     # of unequal lengths, as texts are
     cut = torch.randint(args.source * 3 // 4, args.source + 1, (args.rows,), generator=generator)
     sources = [row[:end].tolist() for row, end in zip(rows, cut.tolist(), strict=True)]
+    sources = sources[:: args.share]
     targets = rows[:, args.source :].tolist()
-    batch = token_batch(sources, targets, range(args.rows), recurring=True)
+    origin = [row // args.share for row in range(args.rows)]
+    batch = token_batch(sources, targets, origin, recurring=True)
     trained = [p for p in lm.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-6, fused=True)
 

@@ -5,7 +5,9 @@ of a text in every update, in every validation and for every line of a run. Kept
 
 A result must not depend on what happens to be kept. So a text's states are computed from it alone,
 never together with others, by the same operations whoever asks first: whole, without a gradient,
-in eval mode. They are kept under the text and a digest of all weights that they depend on.
+in eval mode. They are kept under the text and a digest of all weights that they depend on. Of a
+text that continues a source, where several do, only its own states are: they come from a pass over
+it alone, on the cache of one over the source alone.
 
 How a model's layers are called is Transformers' business, so nothing is rebuilt here: the model
 makes its pass as always (positions, masks, final norm), but its frozen layers are answered for with
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from pgtg.models.structure import answering, build_of, layers_of
 from pgtg.types import TokenIds
@@ -95,10 +98,19 @@ class FrozenLayers:
         top: Layers above them.
         kept: Where states of texts are kept.
         tuples: Whether the model takes a layer's states out of a tuple.
+        shared: Whether rows of one source can share its states above.
     """
 
-    def __init__(self, model: Any, top: int, kept: KeptStates, *, tuples: bool = False):
-        self.model, self.kept, self.tuples = model, kept, tuples
+    def __init__(
+        self,
+        model: Any,
+        top: int,
+        kept: KeptStates,
+        *,
+        tuples: bool = False,
+        shared: bool = False,
+    ):
+        self.model, self.kept, self.tuples, self.shared = model, kept, tuples, shared
         self.below, self.above = layer_list(model)[:-top], top_of(model, top)
         self._mark: tuple[Any, ...] = ()
         self._digest = b""
@@ -125,6 +137,36 @@ class FrozenLayers:
                 self.kept.put(name, states)
             found.append(states)
         return found
+
+    def states_of_group(
+        self,
+        source: TokenIds,
+        texts: Sequence[TokenIds],
+        read: Callable[[TokenIds, DynamicCache, int], object],
+    ) -> tuple[Float[Tensor, "S D"], list[Float[Tensor, "T D"]]]:
+        """The layers' states of a source, and of texts that each continue it.
+
+        Args:
+            read: Makes a pass over tokens alone on a cache of so many others, which it adds to.
+        """
+        begun = self.digest() + array("q", [len(source), *source]).tobytes()
+        names = [begun, *(begun + array("q", text).tobytes() for text in texts)]
+        found = [self.kept.get(name) for name in names]
+        if None in found:
+            cache = DynamicCache(config=self.model.config)
+            own = self._read(source, lambda ids: read(ids, cache, 0))
+            if found[0] is None:
+                found[0] = own
+                self.kept.put(begun, own)
+        for place, (name, text) in enumerate(zip(names[1:], texts, strict=True), 1):
+            if found[place] is None:
+                made = self._read(text, lambda ids: read(ids, cache, len(source)))
+                cache.crop(-len(text))
+                if self.kept.get(name) is None:  # two rows may have the same text
+                    self.kept.put(name, made)
+                found[place] = made
+        first, *rest = (states for states in found if states is not None)
+        return first, rest
 
     def _read(self, text: TokenIds, read: Callable[[TokenIds], object]) -> Float[Tensor, "L D"]:
         try:

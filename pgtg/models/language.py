@@ -90,10 +90,12 @@ def reading_passes(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None
 
 STATES = "last_hidden_state"
 PROBE = [[1, 3, 2, 1], [2, 1]], [[3, 1], [1, 2], [2]]  # ids of two sources, and of what continues
+SHARED = PROBE[0], [*PROBE[1], [1], [3, 1, 2]]
 _proved: dict[tuple[type, str], bool] = {}
 _proved_compiled: set[tuple[type, str, str, torch.dtype]] = set()
-_proved_frozen: dict[tuple[type, str, int], bool | None] = {}  # whether in tuples; None: not at all
-MOST_SHARED = 2  # rows of a source; more are cheaper read on its cache than from kept states
+# of frozen layers: whether states go in tuples, and whether rows can share a source; or None
+_proved_frozen: dict[tuple[type, str, int], tuple[bool, bool] | None] = {}
+MOST_APART = 2  # rows of a source that each read it again above kept states; more cost too much
 CPU_SLICE = 1024  # source tokens that a CPU encodes at a time
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -237,26 +239,34 @@ class LanguageModel(nn.Module):
         key = (*build_of(self.model), top)
         if key not in _proved_frozen:
             _proved_frozen[key] = self._prove_frozen(top)
-        tuples = _proved_frozen[key]
-        if tuples is not None:
-            self.frozen = FrozenLayers(self.model, top, kept, tuples=tuples)
-        return tuples is not None
+        proved = _proved_frozen[key]
+        if proved is not None:
+            tuples, shared = proved
+            self.frozen = FrozenLayers(self.model, top, kept, tuples=tuples, shared=shared)
+        return proved is not None
 
     @torch.no_grad()
-    def _prove_frozen(self, top: int) -> bool | None:
-        """Whether the model takes its layers' states out of tuples; None if it does neither."""
-        batch = token_batch(*PROBE, [0, 1, 1], self.device, recurring=True)
+    def _prove_frozen(self, top: int) -> tuple[bool, bool] | None:
+        """Whether the model takes its layers' states out of tuples, and whether rows can share a
+        source above kept states; None if passes that begin there give something else."""
+        apart = token_batch(*PROBE, [0, 1, 1], self.device, recurring=True)
+        together = token_batch(*SHARED, [0, 1, 1, 0, 0], self.device, recurring=True)
+
+        def gives(batch: TokenBatch, *, tuples: bool, shared: bool) -> bool:
+            self.frozen = None
+            with suppress(*ODD):
+                expected, kept = self.states(batch), KeptStates(0)
+                self.frozen = FrozenLayers(self.model, top, kept, tuples=tuples, shared=shared)
+                assert self._beginning_above(batch) is not None
+                return _alike(self.states(batch), expected, batch.mask)
+            return False
+
         training = self.model.training
         self.model.eval()
         try:
-            with suppress(*ODD):
-                expected = self.states(batch)
-                for tuples in (False, True):
-                    self.frozen = FrozenLayers(self.model, top, KeptStates(0), tuples=tuples)
-                    assert self._beginning_above(batch) is not None
-                    with suppress(*ODD):
-                        if _alike(self.states(batch), expected, batch.mask):
-                            return tuples
+            for tuples in (False, True):
+                if gives(apart, tuples=tuples, shared=False):
+                    return tuples, gives(together, tuples=tuples, shared=True)
             return None
         finally:
             self.frozen = None
@@ -325,6 +335,8 @@ class LanguageModel(nn.Module):
 
     def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
         if (frozen := self._beginning_above(batch)) is not None:
+            if frozen.shared and len(batch.tokens) > len(batch.source):
+                return self._read_twice_above(frozen, batch, tokens, mask, logits)
             width = batch.source.shape[1] + tokens.shape[1]
             with frozen.giving(self._kept_states(frozen, batch, width)):
                 return self._read_at_once(batch, tokens, mask, logits)
@@ -346,8 +358,8 @@ class LanguageModel(nn.Module):
         frozen, grad = self.frozen, torch.is_grad_enabled()
         if frozen is None or not batch.recurring or self.device.type != "cpu":
             return None
-        shared = len(batch.tokens) > MOST_SHARED * len(batch.source)
-        if shared or not bool(batch.source_mask.any(-1).all()):
+        apart = not frozen.shared and len(batch.tokens) > MOST_APART * len(batch.source)
+        if apart or not bool(batch.source_mask.any(-1).all()):
             return None
         plain = self.autocast is None and not torch.is_autocast_enabled("cpu")
         if not plain or self.checkpointing or is_sharded(self.model):
@@ -368,11 +380,51 @@ class LanguageModel(nn.Module):
         with evaluating(self.model):
             return placed(frozen.states(texts, self._read_alone), starts, width)
 
-    def _read_alone(self, ids: TokenIds) -> None:
-        """A pass over a text alone; `FrozenLayers` takes from it what it wants."""
+    def _read_twice_above(
+        self, frozen: FrozenLayers, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool
+    ) -> Float[Tensor, "N T+1 D"]:
+        """`_read_twice` from kept states: each source once, then the tokens on its cache, which
+        holds the layers above alone."""
+        source, source_mask = batch.source, batch.source_mask
+        read = [ids[real].tolist() for ids, real in zip(source, source_mask, strict=True)]
+        texts = [ids[real].tolist() for ids, real in zip(batch.tokens, batch.mask, strict=True)]
+        rows = batch.rows()
+        with torch.no_grad(), evaluating(self.model):
+            whole, own = list[Tensor](), dict[int, Tensor]()
+            for number, ids in enumerate(read):
+                places = [row for row, of in enumerate(rows) if of == number and texts[row]]
+                continued = [texts[row] for row in places]
+                states, found = frozen.states_of_group(ids, continued, self._read_alone)
+                whole.append(states)
+                own |= zip(places, found, strict=True)
+            starts = [source.shape[1] - len(ids) for ids in read]
+            nothing = whole[0][:0]
+            before = placed(whole, starts, source.shape[1])
+            each = [own.get(row, nothing) for row in range(len(texts))]
+            after = placed(each, [0] * len(each), tokens.shape[1])
+        with frozen.giving(before):
+            reading = self.prefill(source, source_mask, logits=logits)
+        reading = reading.select(rows)
+        if tokens.shape[1] == 0:
+            return reading.output
+        with frozen.giving(after):  # the output before the first token is the sources'
+            return torch.cat(
+                [reading.output, self.extend(reading, tokens, mask, logits=logits)], dim=1
+            )
+
+    def _read_alone(
+        self, ids: TokenIds, cache: DynamicCache | None = None, before: int = 0
+    ) -> None:
+        """A pass over a text alone; `FrozenLayers` takes from it what it wants.
+
+        Args:
+            cache: What it continues, and is added to.
+            before: Tokens that were read into the cache.
+        """
         tokens = torch.tensor([ids])
-        positions = torch.arange(len(ids))[None]
-        self._continue(tokens, None, tokens >= 0, positions, False, cached=False)
+        whole = torch.ones(1, before + len(ids), dtype=torch.bool)
+        positions = torch.arange(before, before + len(ids))[None]
+        self._continue(tokens, cache, whole, positions, False, cached=cache is not None)
 
     def _read_simply(
         self, batch: TokenBatch, tokens: Tensor, mask: Tensor, logits: bool
