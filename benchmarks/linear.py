@@ -1,4 +1,5 @@
-"""A linear layer by torch and by oneDNN, forward and with its gradients, over shapes.
+"""A linear layer by torch and by oneDNN, forward and with its gradients, over shapes; and forward
+by oneDNN with weights that were brought into its own order beforehand.
 
     python benchmarks/linear.py [--threads 1] [--repeats 5]
 
@@ -41,7 +42,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     taken = "oneDNN" if linear.onednn_is_faster() else "torch"
     print(f"pgtg takes {taken} here, from {linear.WORTHWHILE} multiplications on")
-    print(f"{'rows':>5} {'in':>5} {'out':>6}  GFLOPS forward: torch, oneDNN   with gradients: same")
+    print(f"{'rows':>5} {'in':>5} {'out':>6}  GFLOPS forward: torch, oneDNN, ordered", end="   ")
+    print("with gradients: torch, oneDNN")
     for rows, inputs, outputs in SHAPES:
         x = torch.rand(rows, inputs, requires_grad=True)
         weight = torch.rand(outputs, inputs, requires_grad=True)
@@ -54,17 +56,24 @@ def main() -> None:
         def both(way: Callable, x=x, weight=weight, grad=grad) -> None:
             torch.autograd.grad(way(x, weight, None), [x, weight], grad)
 
+        with torch.no_grad():
+            ready = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+        def ordered(x, _, bias, ready=ready):
+            return linear._product(x, ready, bias)
+
         ways = [functional.linear, linear._Linear.apply]
         found = {(run, way): [] for run in (forward, both) for way in ways}
+        found[forward, ordered] = []
         for _ in range(args.repeats):
             for run, way in found:
                 found[run, way].append(seconds(lambda run=run, way=way: run(way)))
         one, two = [
-            [work * n / min(found[run, way]) for way in ways]
-            for run, n in ((forward, 1), (both, 3))
+            [work * n / min(found[run, way]) for way in own]
+            for run, n, own in ((forward, 1, [*ways, ordered]), (both, 3, ways))
         ]
         print(
-            f"{rows:5} {inputs:5} {outputs:6}  {one[0]:20.0f} {one[1]:7.0f}"
+            f"{rows:5} {inputs:5} {outputs:6}  {one[0]:20.0f} {one[1]:7.0f} {one[2]:8.0f}"
             f" {two[0]:17.0f} {two[1]:7.0f}"
         )
 
