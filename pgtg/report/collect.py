@@ -44,6 +44,8 @@ class System:
     absent: Mapping[str, str]  # name -> reason
     extra: Mapping[str, float]  # what a search spent, e.g. judged_prompts
     scores: Mapping[str, Scores]  # by decoding
+    # of a search: how many prompts it had had judged on train, and the best score until then
+    found: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ def _system(folder: RunFolder, split: str, name: str, config: Mapping[str, Any])
     spent = {**results, **(results.get("search") or {})}
     extra = {k: v for k, v in spent.items() if k.startswith("judged_") and isinstance(v, int)}
     described = _metrics(results.get("metrics") or [], config, absent)
-    return System(name, str(results.get("data")), described, absent, extra, scores)
+    curve = spent.get("curve") or []
+    found = [(int(point["prompts"]), float(point["best"])) for point in curve]
+    return System(name, str(results.get("data")), described, absent, extra, scores, found)
 
 
 def _scores(

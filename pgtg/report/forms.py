@@ -167,6 +167,10 @@ def as_json(report: Report) -> dict[str, Any]:
         "reward_curves": {label: asdict(c) for label, c in report.reward_curves.items()},
         "policy_curves": {label: asdict(c) for label, c in report.policy_curves.items()},
         "sampled_curves": {label: asdict(c) for label, c in report.sampled_curves.items()},
+        "searches": {
+            row.label: {seed: system.found for seed, system in row.systems.items() if system.found}
+            for row in report.rows
+        },
         "absent": dict(report.absent),
         "left_out": dict(report.left_out),
         "notes": list(report.notes),

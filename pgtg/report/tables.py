@@ -23,6 +23,7 @@ ABSENT = "n/a"
 SELDOM = ("trained texts", "gradient sequences", "forward equivalents")  # shown where there are any
 BUDGETED = ("judged generations", "forward equivalents")  # in which rows are to be equal
 OVER = "†"
+JUDGED = (40, 80, 160, 320)  # prompts after which searches are compared
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def tables(report: Report) -> list[Table]:
             made.append(_tests(report, decoding))
     questions = _questions(report)
     made += [questions] if questions.rows else []
+    if (searches := _searches(report)).rows:
+        made.append(searches)
     made.append(_costs(report))
     if report.quality:
         made.append(_quality(report))
@@ -209,6 +212,30 @@ def _tested(found: Comparison) -> list[str]:
 
 def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _searches(report: Report) -> Table:
+    """How searches for prompts went, since one that ends first may not be the one that leads."""
+    rows = []
+    for row in report.rows:
+        curves = [system.found for system in row.systems.values()]
+        if any(curves):
+            best = [_mean([_best(curve, most) for curve in curves]) for most in JUDGED]
+            rows.append([row.label, *(ABSENT if b is None else f"{b:.2f}" for b in best)])
+    return Table(
+        "searches",
+        "best score on train after so many judged prompts, mean over seeds",
+        ["row", *map(str, JUDGED)],
+        rows,
+        "As the search saw it: what it had judged on the training texts until then, a prompt as "
+        f"often as it asked. {ABSENT}: it had not yet judged any, or (a method in rounds) not yet "
+        "ended one.",
+    )
+
+
+def _best(curve: Sequence[tuple[int, float]], most: int) -> float | None:
+    """The best score of a search that had at most so many prompts judged."""
+    return max((best for prompts, best in curve if prompts <= most), default=None)
 
 
 def _costs(report: Report) -> Table:

@@ -298,7 +298,9 @@ def test_means_without_examples_are_shown_and_not_tested(tmp_path: Path):
         artifact = RunFolder(run).artifact("eval", "test", name)
         results = artifact.manifest()["extra"]["results"]
         results["decodings"] = {"top": {"decoding": {"prompts": 3}, "mean": {"accuracy": mean}}}
-        results["search"] = {"judged_prompts": 224}
+        points = [(32, 1.0), (64, 2.5), (224, 4.0 + len(name))]
+        curve = [{"prompts": prompts, "best": best, "mean": 0.0} for prompts, best in points]
+        results["search"] = {"judged_prompts": 224, "curve": curve}
         artifact.working("y")
         artifact.commit(inputs="y", results=results)
     made = built(run)
@@ -306,7 +308,12 @@ def test_means_without_examples_are_shown_and_not_tested(tmp_path: Path):
     assert all(r.comparison is None for r in made.results)
     lines = report([run], tmp_path / "out")
     assert any("91.00" in line for line in lines)
-    assert "judged prompts" in (tmp_path / "out" / "report.md").read_text()
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "judged prompts" in page
+    assert "| pgtg | 1.00 | 2.50 | 2.50 | 8.00 |" in page  # after 40, 80, 160, 320
+    assert "| uniform | 1.00 | 2.50 | 2.50 | 11.00 |" in page
+    read = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert read["searches"]["pgtg"]["0"] == [[32, 1.0], [64, 2.5], [224, 8.0]]
 
 
 def test_poster_leaves_a_column_empty_where_data_or_model_are_others(tmp_path: Path):
