@@ -31,6 +31,14 @@ OF_PROMPTS = {
     ("best", "accuracy"): "accuracy of the best prompt [%]",
     ("best", "score"): "its gap",
 }
+ON_FLAWED_TEXT = {
+    ("references", "nll"): "NLL of clean references",
+    ("sample", "rouge1"): "ROUGE-1 of samples",
+}
+ON_MARKS = {
+    ("greedy", "rest_over_errors"): "log-probability of the rest over that of errors",
+    ("greedy", "errors_log_prob"): "log-probability of errors",
+}
 
 
 def commits(report: Path) -> str:
@@ -65,7 +73,9 @@ def short(name: str, report: Path, command: str) -> str:
     told = json.loads((report / "report.json").read_text())
     found = {(r["decoding"], r["metric"], r["row"]): r for r in told["results"]}
     names = [row["label"] for row in told["rows"]]
-    instruments = INSTRUMENTS if "sample" in told["decodings"] else OF_PROMPTS
+    there = {(decoding, metric) for decoding, metric, _ in found}
+    sets = (INSTRUMENTS, OF_PROMPTS, ON_FLAWED_TEXT, ON_MARKS)
+    instruments = next(those for those in sets if those.keys() <= there)
     baseline = told["baseline"]
     said = "Mean (sd) over seeds; in brackets the 95 % interval of the difference over seeds"
     lines = [
@@ -85,7 +95,7 @@ def short(name: str, report: Path, command: str) -> str:
             DOCS / "images" / picture, bbox_inches="tight", metadata={"Date": None}
         )
     said = f"Both instruments by row: a tick a seed, the marker their mean ({name})"
-    costs = [] if instruments is INSTRUMENTS else ["", "What a run costs:", "", *_costs(report)]
+    costs = [] if instruments is not OF_PROMPTS else ["", "What a run costs:", "", *_costs(report)]
     return "\n".join([*lines, "", f"![{said}](images/{picture})", *costs, ""])
 
 
