@@ -103,11 +103,10 @@ results-summarize: $(READY) ## every summarization row, newswire, 5 seeds
 	$(BIN)/pgtg train summarize $(ROWS) method=nlpo $(ON_POLICY) sweep_dir=$(SUMMARIES)/nlpo
 	$(BIN)/pgtg train summarize $(ROWS) method=rto $(ON_POLICY) \
 		'method.dpo="$(SUMMARIES)/fixed/method=dpo,seed=$${seed}"' sweep_dir=$(SUMMARIES)/rto
-	$(BIN)/pgtg train summarize $(ROWS) method=self_distill sweep_dir=$(SUMMARIES)/self_distill
 	$(BIN)/pgtg train summarize $(ROWS) method=ppo,nlpo policy=pretrained $(ON_POLICY) \
 		'policy.path="$(SUMMARIES)/fixed/method=mle,seed=$${seed}"' sweep_dir=$(SUMMARIES)/supervised
 	$(BIN)/pgtg report $(SUMMARIES)/fixed $(SUMMARIES)/ppo $(SUMMARIES)/nlpo $(SUMMARIES)/rto \
-		$(SUMMARIES)/self_distill --baseline method=pgtg --metrics nll,meteor_stem \
+		--baseline method=pgtg --metrics nll,meteor_stem \
 		--out outputs/results/summarize-report
 	$(BIN)/pgtg report $(SUMMARIES)/supervised --metrics nll,meteor_stem \
 		--out outputs/results/supervised-report
