@@ -31,34 +31,30 @@ def theirs(release: Path, cfg: Any, texts: list[str], labels: list[int]) -> Call
     """A step of the released trainer, as run_fsc.py builds it with fsc_config.yaml."""
     import shim
     import torch
-    from transformers import AutoModelForMaskedLM, AutoTokenizer, GPT2LMHeadModel
 
     for folder in (release, release / "examples" / "few-shot-classification"):
         if not folder.is_dir():
             raise SystemExit(f"--release {release}: {folder} is missing")
         sys.path.append(str(folder.resolve()))
     sys.meta_path.insert(0, shim.OnCpu())
+    trainer = _trainer(shim, _module(shim, _policy(shim, cfg), _judge(shim, cfg)))
+    batch = {"source_texts": texts, "class_labels": torch.tensor(labels)}
+    steps = iter(range(10**9))
+    return lambda: trainer._train_step(next(steps), batch)
+
+
+def _policy(shim: Any, cfg: Any) -> Any:
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
     writer = GPT2LMHeadModel.from_pretrained(cfg.policy.path).eval()
-    judge = AutoModelForMaskedLM.from_pretrained(cfg.judge.classifier.path).eval()
-    written, read = (
-        AutoTokenizer.from_pretrained(path) for path in (cfg.policy.path, cfg.judge.classifier.path)
+    tokenizer = AutoTokenizer.from_pretrained(cfg.policy.path)
+    adaptor, models = (
+        shim.module("rlprompt.models.lm_adaptor_model"),
+        shim.module("rlprompt.models"),
     )
-    adaptor, judging = shim.module("rlprompt.models.lm_adaptor_model"), shim.module("fsc_reward")
-    adaptor.AutoTokenizer = shim.gives(written)
+    adaptor.AutoTokenizer = shim.gives(tokenizer)
     adaptor.LM_HIDDEN_SIZES = {"distilgpt2": writer.config.n_embd}
-    adaptor.pipeline = lambda *_, **__: SimpleNamespace(model=writer, tokenizer=written)
-    judging.AutoTokenizer, judging.AutoModelForMaskedLM = shim.gives(read), shim.gives(judge)
-    reward = judging.PromptedClassificationReward(
-        task_lm="roberta-base",
-        is_mask_lm=None,
-        compute_zscore=True,
-        incorrect_coeff=180.0,
-        correct_coeff=200.0,
-        num_classes=2,
-        verbalizers=["terrible", "great"],
-        template="{sentence_1} {prompt} <mask> .",
-    )
-    models = shim.module("rlprompt.models")
+    adaptor.pipeline = lambda *_, **__: SimpleNamespace(model=writer, tokenizer=tokenizer)
     policy = models.LMAdaptorModel(
         policy_lm="distilgpt2",
         hidden_size=2048,
@@ -68,8 +64,30 @@ def theirs(release: Path, cfg: Any, texts: list[str], labels: list[int]) -> Call
         max_decoding_length=5,
         eos_token_id=None,
     )
-    module = shim.module("rlprompt.modules.sql_module").SQLModule(
-        model=models.SinglePromptModel(policy, 5, PROMPTS, 1, "<s>"),
+    return models.SinglePromptModel(policy, 5, PROMPTS, 1, "<s>")
+
+
+def _judge(shim: Any, cfg: Any) -> Any:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    judging, path = shim.module("fsc_reward"), cfg.judge.classifier.path
+    judging.AutoTokenizer = shim.gives(AutoTokenizer.from_pretrained(path))
+    judging.AutoModelForMaskedLM = shim.gives(AutoModelForMaskedLM.from_pretrained(path).eval())
+    return judging.PromptedClassificationReward(
+        task_lm="roberta-base",
+        is_mask_lm=None,
+        compute_zscore=True,
+        incorrect_coeff=180.0,
+        correct_coeff=200.0,
+        num_classes=2,
+        verbalizers=["terrible", "great"],
+        template="{sentence_1} {prompt} <mask> .",
+    )
+
+
+def _module(shim: Any, policy: Any, reward: Any) -> Any:
+    return shim.module("rlprompt.modules.sql_module").SQLModule(
+        model=policy,
         target_model=None,
         reward=reward,
         sql_loss_impl="v2_v2r_v3_v3r",
@@ -87,7 +105,10 @@ def theirs(release: Path, cfg: Any, texts: list[str], labels: list[int]) -> Call
         top_p=1.0,
         num_beams=1,
     )
-    trainer = shim.module("rlprompt.trainers.trainer").Trainer(
+
+
+def _trainer(shim: Any, module: Any) -> Any:
+    return shim.module("rlprompt.trainers.trainer").Trainer(
         module=module,
         train_dataset=None,
         train_batch_size=TEXTS,
@@ -111,9 +132,6 @@ def theirs(release: Path, cfg: Any, texts: list[str], labels: list[int]) -> Call
         project_name=None,
         run_name=None,
     )
-    batch = {"source_texts": texts, "class_labels": torch.tensor(labels)}
-    steps = iter(range(10**9))
-    return lambda: trainer._train_step(next(steps), batch)
 
 
 def ours(ctx: Any, working: Path) -> Callable[[], object]:

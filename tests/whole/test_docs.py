@@ -173,7 +173,7 @@ def test_no_install_line_would_fetch_anothers_package():
     wrong = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in files
-        if path.suffix in (".py", ".md", ".yaml", ".toml", "")
+        if path.is_file() and path.suffix in (".py", ".md", ".yaml", ".toml", "")
         for line in path.read_text(encoding="utf-8").splitlines()
         if re.search(r"(pip|uv|pipx) [a-z ]*install[^`]*[ '\"]pgtg(\[|['\"`, ]|$)", line)
     ]

@@ -63,7 +63,7 @@ def test_sampling_halves_its_batches(monkeypatch: pytest.MonkeyPatch, kind: str)
     """A batch of more than 2 sources does not fit: the same generations, said once."""
     expected, real, sizes, warned = tokens_of(), generating.generate_batch, [], []
 
-    def small(lm: Any, source: torch.Tensor, *more: Any) -> Any:
+    def small(lm: Any, source: torch.Tensor, *more: Any, compiled: bool) -> Any:
         sizes.append(len(source))
         if len(source) > 2:
             raise ERRORS[kind]
@@ -80,7 +80,7 @@ def test_sampling_halves_its_batches(monkeypatch: pytest.MonkeyPatch, kind: str)
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_one_source_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch, kind: str):
-    def never(*_: Any) -> Any:
+    def never(*_: Any, **how: Any) -> Any:
         raise ERRORS[kind]
 
     monkeypatch.setattr(generating, "_share", 1.0)
@@ -90,7 +90,7 @@ def test_one_source_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_errors_of_sampling_are_not_hidden(monkeypatch: pytest.MonkeyPatch):
-    def wrong(*_: Any) -> Any:
+    def wrong(*_: Any, **how: Any) -> Any:
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(generating, "generate_batch", wrong)
