@@ -202,7 +202,7 @@ def read_rankings(
         tally: Where to count, for who wants the prompts' fingerprints afterwards.
 
     Raises:
-        ConfigError: No path, or an unknown format.
+        ConfigError: No path, an unknown format, or a fold where nothing is shared out.
         DataError: Missing file, split or column; unpaired feedback; conversations among plain
             texts; no usable row.
         MissingResourceError: A hub data set that is neither in the cache nor within reach.
@@ -211,6 +211,11 @@ def read_rankings(
         raise ConfigError(f"data.name={cfg.name!r} is not read from rows: give files or hub")
     if cfg.path is None:
         raise ConfigError("data.path is not set: give a file, a folder or a hub id")
+    if cfg.validation_fold and not splits_train(cfg):
+        raise ConfigError(
+            f"data.validation_fold={cfg.validation_fold}: no share of the training prompts "
+            "validates here (data.validation_share is null, or there is a validation split)"
+        )
     divided = split in ("train", "validation") and splits_train(cfg)
     published = cfg.format not in (None, "auto")
     cfg = replace(cfg, columns=COLUMNS) if published else cfg

@@ -149,7 +149,7 @@ class FrozenLayers:
         Args:
             read: Makes a pass over tokens alone on a cache of so many others, which it adds to.
         """
-        begun = self.digest() + array("q", [len(source), *source]).tobytes()
+        begun = self.digest() + b"group" + array("q", [len(source), *source]).tobytes()
         names = [begun, *(begun + array("q", text).tobytes() for text in texts)]
         found = [self.kept.get(name) for name in names]
         if None in found:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from pgtg.errors import ConfigError
 from pgtg.models.backends.compiled import size
 from pgtg.models.cache import fix_length, make_room
 from pgtg.models.sharing import Layout, indices
@@ -111,20 +112,22 @@ class Reading:
             return []
         return make_room(getattr(self.cache, "self_attention_cache", self.cache), tokens)
 
-    def fix(self, tokens: int) -> list[str]:
+    def fix(self, tokens: int) -> None:
         """Make room for that many further tokens, to be read one after another in steps of one
         shape; rows share no source any more.
 
-        Returns:
-            The kinds of the cache's layers for which that is not possible; then nothing changes.
+        Raises:
+            ConfigError: There is no cache, or layers of it cannot have a fixed length.
         """
         own = getattr(self.cache, "self_attention_cache", self.cache)
-        if own is None:
-            return ["no cache"]
-        filled = own.get_seq_length()
+        filled = 0 if own is None else own.get_seq_length()
         length = size(filled + tokens + 1)  # never full, so masks are never left out
-        if left := fix_length(own, length):
-            return left
+        left = ["there is none"] if own is None else fix_length(own, length)
+        if left:
+            raise ConfigError(
+                f"sample.compile: this model's cache has no fixed length ({', '.join(left)}); "
+                "sample.compile=false goes without"
+            )
         if self.sources is not None:
             self.sources = self.sources.apart(self.cache.cross_attention_cache)
         if self.mask is not None:
@@ -132,4 +135,3 @@ class Reading:
             mask[:, :filled] = self.mask
             self.mask = mask
         self.filled = filled
-        return []

@@ -143,15 +143,15 @@ def build(
         for row in made
         if _scored(row, decoding, metric)
     ]
-    folds = {run.fold: run for run in runs}
+    examples = _examples(runs)
     if base is not None:
-        tested = _tested(results, base, resamples, apart=len(folds) > 1)
+        tested = _tested(results, base, resamples, apart=len(examples) > 1)
         results = _corrected(tested, _splits(runs))
         shown = _in_order(shown, results)
     costs = {row.label: {s: cost(run, row.system) for s, run in row.runs.items()} for row in made}
     return Report(
         split=runs[0].split,
-        examples=sum(map(_examples, folds.values())),
+        examples=sum(examples.values()),
         rows=made,
         groups=groups,
         baseline=base,
@@ -253,9 +253,14 @@ def _corrected(results: Sequence[Result], splits: int) -> list[Result]:
     return [r if r.comparison is None else replace(r, comparison=next(found)) for r in results]
 
 
-def _examples(run: Run) -> int:
-    """How many a run was evaluated on."""
-    return max(len(one.ids) for system in run.systems.values() for one in system.scores.values())
+def _examples(runs: Sequence[Run]) -> dict[str, int]:
+    """How many there are of each data that runs were evaluated on: of one, but for folds."""
+    found: dict[str, int] = {}
+    for run in runs:
+        for system in run.systems.values():
+            for scores in system.scores.values():
+                found[system.data] = max(found.get(system.data, 0), len(scores.ids))
+    return found
 
 
 def _splits(runs: Sequence[Run]) -> int:

@@ -65,8 +65,8 @@ class Run:
 
     @property
     def fold(self) -> int:
-        """Which share of the data validates: runs of other folds are evaluated on other texts."""
-        return self.config.get(FOLD) or 0
+        """Which share of the data validates: on it runs of other folds have other texts."""
+        return (self.config.get(FOLD) or 0) if self.split == "validation" else 0
 
     @property
     def identity(self) -> tuple[tuple[str, str], ...]:

@@ -75,10 +75,14 @@ def _total(manifests: Sequence[Mapping[str, Any]], metric: str) -> float:
 
 def _trained(manifests: Sequence[Mapping[str, Any]]) -> float | None:
     """Texts of all trainings; None where one was made by a pgtg that did not count them."""
-    names = "improve/trained_texts", "align/trained_texts"
-    found = [sum(one["metrics"][name] for name in names if name in one["metrics"])
-             for one in manifests if any(name in one["metrics"] for name in names)]  # fmt: skip
-    return float(sum(found)) if len(found) == len(manifests) else None
+    total = 0.0
+    for metrics in (found["metrics"] for found in manifests):
+        for stage in ("align", "improve"):
+            if metrics.get(f"{stage}/updates"):
+                if f"{stage}/trained_texts" not in metrics:
+                    return None
+                total += metrics[f"{stage}/trained_texts"]
+    return total
 
 
 def _drawn(metric: str) -> bool:

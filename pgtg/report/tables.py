@@ -285,8 +285,8 @@ def _spent(report: Report, row: Row) -> dict[str, float | None]:
     judged, gradient = _mean([cost.judged for cost in costs]), _mean([c.gradient for c in costs])
     trained = _mean([cost.trained for cost in costs])
     searched = "judged_sequences" in extra
-    passes = (extra["judged_sequences"], gradient) if searched else (judged, trained)
-    forward = None if None in passes else (passes[0] or 0) + 3 * (passes[1] or 0)
+    once, thrice = (extra["judged_sequences"], gradient) if searched else (judged, trained)
+    forward = None if once is None or thrice is None else once + 3 * thrice
     return {
         "policy updates": _mean([cost.policy_updates for cost in costs]),
         "reward updates": _mean([cost.reward_updates for cost in costs]),

@@ -18,7 +18,7 @@ from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.config.groups import CONF
 from pgtg.data.adapters import COLUMNS
 from pgtg.data.pairs import Chosen, Ranking, Rankings, read_rankings
-from pgtg.errors import DataError
+from pgtg.errors import ConfigError, DataError
 from pgtg.types import DataCounts
 
 Row = dict[str, Any]
@@ -454,6 +454,8 @@ def test_folds_share_out_all_prompts(tmp_path: Path):
         folds.append(held)
     assert sorted(id for held in folds for id in held) == sorted(map(str, range(60)))
     assert set(read(tmp_path, rows, "validation", validation_share=0.2)[0].ids()) == folds[0]
+    with pytest.raises(ConfigError, match="validation_fold=1: no share of the training prompts"):
+        read(tmp_path, rows, validation_fold=1)
 
 
 def test_a_prompt_is_on_one_side_however_its_row_is_written(tmp_path: Path):

@@ -131,6 +131,16 @@ def test_rows_of_a_source_read_it_once_and_each_text_once():
         assert torch.equal(states, kept_by(other)._states[name])
 
 
+def test_a_source_is_not_taken_for_a_text_that_begins_with_its_length():
+    """What is kept of groups has names of its own."""
+    lm, plain = keeping(), build("llama", LAYERS)
+    alone = token_batch([[2, 5, 6]], [[3, 9]], [0], recurring=True)
+    group = token_batch([[5, 6], [7]], [[3, 9], [4, 1], [8, 1]], [0, 0, 1], recurring=True)
+    with torch.no_grad():
+        for one in (alone, group):
+            assert_close(lm.states(one), plain.states(replace(one, recurring=False)), **CLOSE)
+
+
 def test_each_text_goes_through_the_frozen_layers_once_and_alone():
     lm = keeping()
     with torch.no_grad(), passes(lm) as found:

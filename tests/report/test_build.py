@@ -149,6 +149,7 @@ def test_folds_are_replicates_with_texts_of_their_own(seeds: tuple[int, ...], tm
         }
         ours, other = ([50.0 + fold + i + up for i in range(3 + fold)] for up in (2.0, 0.0))
         systems = {"pgtg": {"rougeLsum": ours}, "uniform": {"rougeLsum": other}}
+        texts |= {"split": "validation"}
         make_run(tmp_path / f"fold{fold}", systems, seed=seed, **texts)
     made = build(*load([tmp_path], None), baseline="uniform")
     assert [row.label for row in made.rows] == ["pgtg", "uniform"] and made.examples == 3 + 4 + 5
@@ -156,6 +157,18 @@ def test_folds_are_replicates_with_texts_of_their_own(seeds: tuple[int, ...], tm
     assert found is not None and (found.seeds, found.examples) == (3, 12)
     assert found.difference == pytest.approx(2.0)
     make_run(tmp_path / "other", systems, seed=9, **{**texts, "data": "something else"})
+    with pytest.raises(ConfigError, match="data differs"):
+        build(*load([tmp_path], None))
+
+
+def test_a_test_split_is_the_same_for_all_folds(tmp_path: Path):
+    for fold in range(3):
+        systems = {"pgtg": scores(fold), "uniform": scores(fold + 9)}
+        make_run(tmp_path / f"fold{fold}", systems, data__validation_fold=fold)
+    made = build(*load([tmp_path], None), baseline="uniform")
+    found = made.results[0].comparison
+    assert found is not None and (found.seeds, found.examples) == (3, made.examples)
+    make_run(tmp_path / "fold3", systems, data__validation_fold=3, data="something else")
     with pytest.raises(ConfigError, match="data differs"):
         build(*load([tmp_path], None))
 

@@ -119,10 +119,12 @@ def _at_errors(
     """Mean log-probabilities under marked errors and next to them; NaN where a prompt's texts lack
     one of them, nothing where no prompt has both."""
     rows, tokens, errors, rest = list[int](), list[TokenIds](), list[Marked](), list[Marked]()
+    cut = 0
     for row, one in enumerate(_ranked(ctx, examples)):
         for completion, spans in zip(one.completions, one.marks or (), strict=False):
             if spans:
-                text, parts, _ = of_text(codec, completion)
+                text, parts, was_cut = of_text(codec, completion)
+                cut += was_cut
                 wrong = under(text, parts, spans)
                 rows.append(row)
                 tokens.append([part.id for part in parts])
@@ -130,6 +132,11 @@ def _at_errors(
                 rest.append(shown(text, parts) & ~wrong)
     if not tokens:
         return {}
+    if cut:
+        ctx.log.warn(
+            f"{cut} of {len(tokens)} texts with marked errors were cut to policy.max_target_tokens="
+            f"{ctx.cfg.policy.max_target_tokens}: errors behind that are not read"
+        )
     log_probs, found = _log_probs(ctx, lm, [sources[row] for row in rows], tokens), {}
     for name, which in (("errors_log_prob", errors), ("rest_log_prob", rest)):
         own: list[list[float]] = [[] for _ in sources]
