@@ -76,8 +76,12 @@ class Improvement:
         )
 
     def _of_targets(self, batch: SupervisedBatch, window: Window) -> Loss:
-        logits = self.policy.logits(batch.batch).float()
-        log_probs = log_probability(logits, batch.batch.tokens)
+        logits = self.policy.logits(batch.batch).float() if self.cfg.entropy > 0 else None
+        log_probs = (
+            self.policy.log_probabilities(batch.batch)
+            if logits is None
+            else log_probability(logits, batch.batch.tokens)
+        )
         mask, weights = batch.batch.mask, batch.weights
         terms = weighted_nll(log_probs, weights.clamp(min=0), mask)
         if self.cfg.below < 0:
@@ -86,7 +90,7 @@ class Improvement:
         mean_nll = -masked_sum(log_probs.detach(), mask) / window.tokens
         metrics = {"weighted_nll": nll.detach(), "token_nll": mean_nll}
         value = nll
-        if self.cfg.entropy > 0:
+        if logits is not None:
             found = entropy(logits)
             bonus = masked_sum(entropy_bonus(found, self.cfg.entropy_target), mask)
             value = value - self.cfg.entropy * bonus / window.tokens

@@ -88,6 +88,9 @@ class AdaptedLanguageModel(LanguageModel):
     def logits_of(self, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T V"]:
         return self.speak(states)
 
+    def _scaled_head(self) -> None:
+        """There is an MLP between."""
+
     def speak(
         self, states: Float[Tensor, "*N D"], tokens: Int[Tensor, "*N C"] | None = None
     ) -> Float[Tensor, "*N V"]:

@@ -5,9 +5,9 @@ of a text in every update, in every validation and for every line of a run. Kept
 
 A result must not depend on what happens to be kept. So a text's states are computed from it alone,
 never together with others, by the same operations whoever asks first: whole, without a gradient,
-in eval mode. They are kept under the text and a digest of all weights that they depend on. Of a
-text that continues a source, where several do, only its own states are: they come from a pass over
-it alone, on the cache of one over the source alone.
+in eval mode. They are kept under the text, a digest of all weights that they depend on, and the
+type of products. Of a text that continues a source, where several do, only its own states are: they
+come from a pass over it alone, on the cache of one over the source alone.
 
 How a model's layers are called is Transformers' business, so nothing is rebuilt here: the model
 makes its pass as always (positions, masks, final norm), but its frozen layers are answered for with
@@ -128,7 +128,7 @@ class FrozenLayers:
         Args:
             read: Makes a pass of the model over a text alone.
         """
-        digest, found = self.digest(), list[Tensor]()
+        digest, found = self.digest() + _arithmetic(), list[Tensor]()
         for text in texts:
             name = digest + array("q", text).tobytes()
             states = self.kept.get(name)
@@ -149,7 +149,9 @@ class FrozenLayers:
         Args:
             read: Makes a pass over tokens alone on a cache of so many others, which it adds to.
         """
-        begun = self.digest() + b"group" + array("q", [len(source), *source]).tobytes()
+        begun = (
+            self.digest() + _arithmetic() + b"group" + array("q", [len(source), *source]).tobytes()
+        )
         names = [begun, *(begun + array("q", text).tobytes() for text in texts)]
         found = [self.kept.get(name) for name in names]
         if None in found:
@@ -198,6 +200,12 @@ class FrozenLayers:
     def trained(self) -> bool:
         """Whether a weight that states depend on is to get a gradient."""
         return any(weight.requires_grad for weight in self.weights())
+
+
+def _arithmetic() -> bytes:
+    """What passes take products in, if that is not the type of the weights."""
+    autocast = torch.is_autocast_enabled("cpu")
+    return str(torch.get_autocast_dtype("cpu")).encode() if autocast else b""
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:

@@ -38,6 +38,7 @@ from pgtg.errors import ConfigError
 from pgtg.models import masks
 from pgtg.models.backends import compiled
 from pgtg.models.backends.checkpointing import checkpointable_layers, checkpointed
+from pgtg.models.backends.chosen import chosen_log_prob
 from pgtg.models.backends.dropout import OwnDropout
 from pgtg.models.backends.linear import with_fast_linears
 from pgtg.models.backends.sharding import is_sharded, whole
@@ -54,6 +55,7 @@ from pgtg.models.structure import (
     build_of,
     layers_of,
     own_logits,
+    scaled_head,
     structure,
 )
 from pgtg.ops.masking import move_padding
@@ -144,6 +146,8 @@ class LanguageModel(nn.Module):
         self.autocast: torch.dtype | None = None  # these two: see `training_passes`
         self.checkpointing = False
         self.frozen: FrozenLayers | None = None  # see `keep_frozen`
+        with evaluating(model):
+            self._head = scaled_head(model, self.width)
         if not self._proven():
             self._sharing, self._masks = None, masks.NONE_READY
 
@@ -311,7 +315,34 @@ class LanguageModel(nn.Module):
 
     def log_probabilities(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
         """log pi(a_t | s_t) of each of the T right-padded tokens, in float32."""
-        return log_probability(self.logits(batch).float(), batch.tokens)
+        head = self._scaled_head()
+        if head is None:
+            return log_probability(self.logits(batch).float(), batch.tokens)
+        tokens, mask, (weight, factor) = batch.tokens, batch.mask, head
+        states = self._read(batch, tokens[:, :-1], mask[:, :-1], logits=False)
+        states = states[:, : tokens.shape[1]]
+        states, dtype = states if factor == 1 else factor * states, self._products(weight)
+        if self.device.type != "cpu":  # where to look for padding is to wait for the device
+            found = chosen_log_prob(states.flatten(0, 1), weight, tokens.flatten(), dtype)
+            return found.view(tokens.shape).float()
+        found = chosen_log_prob(states[mask], weight, tokens[mask], dtype).float()
+        return torch.zeros(tokens.shape).masked_scatter(mask, found)
+
+    def _scaled_head(self) -> tuple[Tensor, float] | None:
+        """Weights of the LM head and a factor, where logits are no more than their product with the
+        states; None where they are, or where the weights are not to be had outside of a pass."""
+        if self._head is None or is_sharded(self.model):
+            return None
+        head, factor = self._head
+        changed = self.model.get_output_embeddings() is not head or "forward" in vars(head)
+        return None if changed or head.bias is not None else (head.weight, factor)
+
+    def _products(self, weight: Tensor) -> torch.dtype:
+        """The type that products with these weights are taken in."""
+        if self.autocast is not None and self.training and torch.is_grad_enabled():
+            return self.autocast
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
     def entropies(self, batch: TokenBatch) -> Float[Tensor, "N T"]:
         """Entropy [nats] of pi(. | s_t), which each of the T right-padded tokens was, or would be,
@@ -330,16 +361,17 @@ class LanguageModel(nn.Module):
             return states, self.logits_of(states[:, :-1])
 
     def _read(self, batch: TokenBatch, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
-        if (frozen := self._beginning_above(batch)) is not None:
-            if frozen.shared and len(batch.tokens) > len(batch.source):
-                return self._read_twice_above(frozen, batch, tokens, mask, logits)
-            width = batch.source.shape[1] + tokens.shape[1]
-            with frozen.giving(self._kept_states(frozen, batch, width)):
-                return self._read_at_once(batch, tokens, mask, logits)
-        if not (self.training and torch.is_grad_enabled()):
-            return self._read_simply(batch, tokens, mask, logits)
-        device, dtype = self.device.type, self.autocast
+        gradients = self.training and torch.is_grad_enabled()
+        device, dtype = self.device.type, self.autocast if gradients else None
         with nullcontext() if dtype is None else torch.autocast(device, dtype):
+            if (frozen := self._beginning_above(batch)) is not None:
+                if frozen.shared and len(batch.tokens) > len(batch.source):
+                    return self._read_twice_above(frozen, batch, tokens, mask, logits)
+                width = batch.source.shape[1] + tokens.shape[1]
+                with frozen.giving(self._kept_states(frozen, batch, width)):
+                    return self._read_at_once(batch, tokens, mask, logits)
+            if not gradients:
+                return self._read_simply(batch, tokens, mask, logits)
             if self.checkpointing:
                 with checkpointed(self.model, self._contexts):
                     return self._read_at_once(batch, tokens, mask, logits)
@@ -357,8 +389,7 @@ class LanguageModel(nn.Module):
         apart = not frozen.shared and len(batch.tokens) > MOST_APART * len(batch.source)
         if apart or not bool(batch.source_mask.any(-1).all()):
             return None
-        plain = self.autocast is None and not torch.is_autocast_enabled("cpu")
-        if not plain or self.checkpointing or is_sharded(self.model):
+        if self.checkpointing or is_sharded(self.model):
             return None
         return None if grad and frozen.trained() else frozen
 

@@ -175,9 +175,16 @@ def own_logits(model: Any, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T
 
 @torch.no_grad()
 def bare_head(model: Any, width: int) -> nn.Linear | None:
-    """The LM head, if a causal LM's logits are its product with the state and nothing else.
+    """The LM head, if an LM's logits are its product with the state and nothing else."""
+    head = scaled_head(model, width)
+    return head[0] if head is not None and head[1] == 1 else None
 
-    Proved on a probe: states far enough from 0 that a bound or a factor shows.
+
+@torch.no_grad()
+def scaled_head(model: Any, width: int) -> tuple[nn.Linear, float] | None:
+    """The LM head and c, if an LM's logits are c times its product with the state (T5: 1/sqrt(D)).
+
+    Proved on a probe: states far enough from 0 that a bound or a shift shows.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.in_features != width:
@@ -188,7 +195,13 @@ def bare_head(model: Any, width: int) -> nn.Linear | None:
     own, found = own_logits(model, states).float(), head(states).float()
     precise = head.weight.dtype in (torch.float32, torch.float64)
     bound = (1e-5 if precise else 1e-2) * max(1.0, own.abs().max().item())
-    return head if (own - found).abs().max().item() <= bound else None
+
+    def gives(factor: float) -> bool:
+        return (own - factor * found).abs().max().item() <= bound
+
+    factor = (own * found).sum().item() / max((found * found).sum().item(), 1e-30)
+    exact = next((c for c in (1.0, width**-0.5) if gives(c)), factor)
+    return (head, exact) if gives(exact) else None
 
 
 @contextmanager

@@ -22,6 +22,7 @@ SMALL = {
     ],
     "paper_runs.py": ["--size", "tiny", "--updates", "4", "--device", "cpu"],
     "sharded.py": ["--layers", "1", "--width", "64"],
+    "chosen.py": ["--largest", "1000", "--repeats", "1"],
     "compiled.py": ["--only", "Llama, 64 wide", "--repeats", "1"],
 }
 

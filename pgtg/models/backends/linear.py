@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
@@ -99,6 +100,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if rows > MOST_ROWS or torch.is_grad_enabled():
         return functional.linear(x, weight, bias)
     return _by_blocks(x, weight, bias)
+
+
+def multiply(x: Float[Tensor, "R I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "R O"]:
+    """x W^T without gradients, for a weight that may lie either way."""
+    plain = x.dtype == torch.float32 and x.device.type == "cpu"
+    if plain and len(x) * weight.numel() >= WORTHWHILE and onednn_is_faster():
+        return _product(x, weight)
+    return x @ weight.t()
 
 
 def _by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
