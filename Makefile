@@ -17,7 +17,7 @@ RESULTS ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup train train-preferences test bench results-claim results-null \
 	results-questions results-summarize results-prompt results-quickstart results-scitldr results-scitldr-flawed \
-	results-qa-feedback \
+	results-qa-feedback results-prompt-smollm2 results-scitldr-rivals \
 	docs torture check lint format types clean
 
 help: ## show this list
@@ -144,6 +144,35 @@ results-scitldr: $(READY) ## real text: SMOLLM2, MINILM, DATA, WordNet
 		--out outputs/results/scitldr-report
 	$(BIN)/python benchmarks/results.py scitldr outputs/results/scitldr-report \
 		"make results-scitldr"
+
+SMALL = -m seed=0,1 'data_seed=$${seed}' $(RESULTS) policy.path=$(SMOLLM2) \
+	judge.classifier.path=$(SMOLLM2) prompt.first=160 sample.sources=32 method.controls=[] \
+	keep_rounds=last
+SEARCHES = method=pgtg,sparse,random,rlprompt,autoprompt,bbt,grips,soft_prompt,finetune
+REAL_PROMPTS = outputs/results/prompt-smollm2
+results-prompt-smollm2: $(READY) ## every prompt row on SST-2 and AG News: SMOLLM2, FEWSHOT
+	$(BIN)/pgtg train prompt $(SMALL) experiment=sst2_smollm2 $(SEARCHES) data.path=$(FEWSHOT)/sst-2 \
+		sweep_dir=$(REAL_PROMPTS)/sst2
+	$(BIN)/pgtg train prompt $(SMALL) experiment=agnews_smollm2 $(SEARCHES) data.path=$(FEWSHOT)/agnews \
+		sweep_dir=$(REAL_PROMPTS)/agnews
+	$(BIN)/pgtg report $(REAL_PROMPTS)/sst2 --baseline method=pgtg --out $(REAL_PROMPTS)-report/sst2
+	$(BIN)/pgtg report $(REAL_PROMPTS)/agnews --baseline method=pgtg --out $(REAL_PROMPTS)-report/agnews
+	$(BIN)/python benchmarks/results.py prompt-sst2 $(REAL_PROMPTS)-report/sst2 \
+		"make results-prompt-smollm2" --short
+	$(BIN)/python benchmarks/results.py prompt-agnews $(REAL_PROMPTS)-report/agnews \
+		"make results-prompt-smollm2" --short
+
+RIVALS = outputs/results/scitldr-rivals
+ONE = -m seed=0 $(RESULTS) experiment=scitldr_smollm2 metrics=text policy.path=$(SMOLLM2) \
+	data.path=$(DATA) sample.k=3 sample.heldout_sources=0 schedule.retrain_until=0 method.controls=[]
+results-scitldr-rivals: $(READY) ## rows on SciTLDR, 288 judged generations each: SMOLLM2, DATA
+	$(BIN)/pgtg train summarize $(ONE) method=pgtg,mle,best_of_k,dpo sweep_dir=$(RIVALS)/fixed
+	$(BIN)/pgtg train summarize $(ONE) method=ppo method.rollouts=24 method.epochs=2 \
+		schedule.total=72 sweep_dir=$(RIVALS)/ppo
+	$(BIN)/pgtg report $(RIVALS)/fixed $(RIVALS)/ppo --baseline method=pgtg --split validation \
+		--metrics nll,meteor_stem --out $(RIVALS)-report
+	$(BIN)/python benchmarks/results.py scitldr-rivals $(RIVALS)-report \
+		"make results-scitldr-rivals" --short
 
 FLAWED = outputs/results/scitldr-flawed
 REAL = experiment=scitldr_flawed_smollm2 seed=61,62,63 data.path=$(DATA) $(RESULTS)
