@@ -139,7 +139,8 @@ class PairLoss:
     """The mean over pairs of a loss of both texts' log-probabilities."""
 
     policy: LanguageModel
-    loss: Callable[[Tensor, Tensor, PairBatch], tuple[Tensor, Tensor]]  # -> losses, margins [P]
+    loss: Callable[[Tensor, PairBatch, Tensor | None], tuple[Tensor, Tensor]]  # see `PairTrainer`
+    reads_logits: bool
 
     def count(self, batch: PairBatch) -> Window:
         read, tokens = batch.batch.counted()
@@ -147,9 +148,12 @@ class PairLoss:
         return Window(texts // 2, tokens, 0, read, places, texts)
 
     def __call__(self, batch: PairBatch, window: Window) -> Loss:
-        logits = self.policy.logits(batch.batch).float()
-        log_probs = log_probability(logits, batch.batch.tokens)
-        losses, margins = self.loss(logits, log_probs, batch)
+        if self.reads_logits:
+            logits = self.policy.logits(batch.batch).float()
+            log_probs = log_probability(logits, batch.batch.tokens)
+        else:
+            logits, log_probs = None, self.policy.log_probabilities(batch.batch)
+        losses, margins = self.loss(log_probs, batch, logits)
         value, margins = losses.sum() / window.sequences, margins.detach()
         nll = -masked_sum(log_probs.detach(), batch.batch.mask) / window.tokens
         metrics = {
@@ -169,9 +173,11 @@ def _right(margins: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
 class PairTrainer(JudgedTrainer):
     """Pairs of a source's generations: the best and the worst, or all that are told apart."""
 
+    reads_logits = False  # whether the loss reads more than log-probabilities
+
     def __init__(self, method: Method, given: Improving):
         super().__init__(method, given)
-        self.objective = PairLoss(self.lm, self.loss)
+        self.objective = PairLoss(self.lm, self.loss, self.reads_logits)
         self.start: list[np.ndarray] | None = None
         if self.options.keeps_start:
             self.start = self.read_once(self.start_policy().log_probabilities)
@@ -182,8 +188,11 @@ class PairTrainer(JudgedTrainer):
         return lm.requires_grad_(False).eval()
 
     @abstractmethod
-    def loss(self, logits: Tensor, log_probs: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Loss and reward margin of each pair, from both texts' logits and log-probabilities."""
+    def loss(
+        self, log_probs: Tensor, batch: PairBatch, logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and reward margin of each pair, from both texts' log-probabilities, and their logits
+        where it reads them."""
 
     def chosen(self, groups: Comparisons) -> Comparisons:
         rows, values = [], []
@@ -218,7 +227,9 @@ class PairTrainer(JudgedTrainer):
 class DPOTrainer(PairTrainer):
     kind = named.DPO
 
-    def loss(self, logits: Tensor, log_probs: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, log_probs: Tensor, batch: PairBatch, logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         better, worse = self._ratios(log_probs, batch)
         beta = self.options.beta
         if self.options.loss == "ipo":
@@ -231,7 +242,9 @@ class DPOTrainer(PairTrainer):
 class SimPOTrainer(PairTrainer):
     kind = named.SimPO
 
-    def loss(self, logits: Tensor, log_probs: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, log_probs: Tensor, batch: PairBatch, logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         mask = batch.batch.mask
         mean = sums_of_rows(log_probs, mask) / mask.sum(-1).clamp(min=1)
         better, worse, beta = mean[::2], mean[1::2], self.options.beta
@@ -241,12 +254,16 @@ class SimPOTrainer(PairTrainer):
 
 class TDPOTrainer(PairTrainer):
     kind = named.TDPO
+    reads_logits = True
 
     def __init__(self, method: Method, given: Improving):
         super().__init__(method, given)
         self.reference = self.start_policy()
 
-    def loss(self, logits: Tensor, log_probs: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, log_probs: Tensor, batch: PairBatch, logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        assert logits is not None
         better, worse = self._ratios(log_probs, batch)
         with torch.no_grad():
             start = self.reference.logits(batch.batch).float().log_softmax(-1)
