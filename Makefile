@@ -184,6 +184,8 @@ results-scitldr-flawed: $(READY) ## real text, planted flaws: SMOLLM2, DATA, Wor
 		sweep_dir=$(FLAWED)/arms
 	$(BIN)/pgtg report $(FLAWED)/arms --baseline pgtg --split validation --metrics nll,rouge1 \
 		--out $(FLAWED)-report
+	$(BIN)/python benchmarks/results.py scitldr-flawed $(FLAWED)-report \
+		"make results-scitldr-flawed" --short
 
 QA = experiment=qa_feedback_weighting policy.path=$(SMOLLM2) data.path=$(QA_FEEDBACK) $(RESULTS)
 results-qa-feedback: $(READY) ## human preferences, five folds: SMOLLM2, QA_FEEDBACK
@@ -191,6 +193,8 @@ results-qa-feedback: $(READY) ## human preferences, five folds: SMOLLM2, QA_FEED
 	$(BIN)/pgtg report outputs/results/qa-feedback --baseline uniform --split validation \
 		--metrics rest_over_errors,errors_log_prob,rest_log_prob \
 		--out outputs/results/qa-feedback-report
+	$(BIN)/python benchmarks/results.py qa-feedback outputs/results/qa-feedback-report \
+		"make results-qa-feedback" --short
 
 docs: $(READY) ## docs/configuration.md, and a site in docs/_build
 	$(BIN)/python docs/make_configuration.py

@@ -16,7 +16,7 @@ class TextTrainer(PolicyTrainer):
     """A policy, validated by the judge's score of its greedy text, or without a judge by the
     log-likelihood of held-out targets."""
 
-    validates = True
+    validates: bool
 
     def __init__(self, given: Improving):
         super().__init__(given)
@@ -24,6 +24,7 @@ class TextTrainer(PolicyTrainer):
         assert ctx.task.targets is not None  # what the method needs
         self.task, self.targets = ctx.task, ctx.task.targets
         self.lm, self.codec = given.lm, given.codec
+        self.validates = ctx.cfg.sample.heldout_sources > 0
         self.heldout = "log-likelihood of held-out targets, a token"
         if ctx.task.judge is not None:
             self.heldout = f"{ctx.cfg.judge.name} of greedy text on held-out sources"

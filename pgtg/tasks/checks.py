@@ -66,9 +66,9 @@ def preferences(cfg: RunConfig) -> Iterator[str]:
             f"data.validation_fold: found {data.validation_fold}, expected 0 to {last} with "
             f"data.validation_share={data.validation_share}"
         )
-    held, fit = cfg.sample.heldout_sources, cfg.reward.fit
-    watched = fit.keep == "best" or fit.patience or fit.schedule == "plateau"
-    if not held and (watched or cfg.improve.keep == "best"):
+    held, fits = cfg.sample.heldout_sources, (cfg.reward.fit, cfg.improve)
+    watched = any(f.keep == "best" or f.patience or f.schedule == "plateau" for f in fits)
+    if not held and watched:
         yield "sample.heldout_sources: found 0, but keep=best, patience and plateau need some"
 
 

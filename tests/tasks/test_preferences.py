@@ -251,6 +251,20 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
     assert kept <= set(own.texts) and (samples / "heldout").is_dir()
 
 
+def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path: Path):
+    """A whole run, its report and its rewards; no figure of held-out rankings."""
+    own = ["reward.fit.keep=last", "reward.fit.patience=0", "reward.fit.schedule=constant"]
+    own += ["reward.fit.validate_every=0", "evaluate.diagnose=0", "improve.keep=last"]
+    own += ["data.targets=all", "sample.heldout_sources=0", "method.controls=[uniform,sequence]"]
+    cfg = tiny_preferences(*own)
+    train(cfg, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not any("heldout_pair" in name for name in summary)
+    with session(cfg, tmp_path / "run", False) as ctx:
+        found = ctx.artifact(0, "aggregate").manifest()["metrics"]
+    assert found["aggregate/heldout_groups"] == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

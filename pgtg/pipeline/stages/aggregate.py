@@ -45,6 +45,11 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
         table = read_table(scored.file(f"{part}.parquet"))
         if part == "targets":
             found = token_truth(table)
+        elif not table["reward"]:  # sample.heldout_sources=0
+            found = {"groups": 0.0}
+            write_table(
+                working / f"{part}.parquet", {"source_id": [], "evaluation": [], "score": []}
+            )
         else:
             generations = read_generations(samples, part)
             evaluations = _evaluations(ctx, generations, table)
