@@ -43,13 +43,12 @@ def aggregate(ctx: Context, round: int, *, head: str = "") -> Artifact:
     metrics: dict[str, float] = {}
     for part in ctx.cfg.reward.score:
         table = read_table(scored.file(f"{part}.parquet"))
-        if part == "targets":
-            found = token_truth(table)
-        elif not table["reward"]:  # sample.heldout_sources=0
+        if not table["reward"]:  # sample.heldout_sources=0
             found = {"groups": 0.0}
-            write_table(
-                working / f"{part}.parquet", {"source_id": [], "evaluation": [], "score": []}
-            )
+            empty: dict[str, list] = {"source_id": [], "evaluation": [], "score": []}
+            write_table(working / f"{part}.parquet", empty)
+        elif part == "targets":
+            found = token_truth(table)
         else:
             generations = read_generations(samples, part)
             evaluations = _evaluations(ctx, generations, table)
