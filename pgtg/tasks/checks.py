@@ -27,9 +27,18 @@ def _compared(key: str, found: int) -> Iterator[str]:
         yield f"{key}: found 1, expected at least 2 (the reward model learns from comparisons)"
 
 
+def _held_out(cfg: RunConfig) -> Iterator[str]:
+    """Texts to choose the best weights by, where that is asked for."""
+    fits = (cfg.reward.fit, cfg.improve)
+    watched = any(f.keep == "best" or f.patience or f.schedule == "plateau" for f in fits)
+    if not cfg.sample.heldout_sources and watched:
+        yield "sample.heldout_sources: found 0, but keep=best, patience and plateau need some"
+
+
 def summarize(cfg: RunConfig) -> Iterator[str]:
     """What the summarize task needs."""
     yield from _compared("sample.k", cfg.sample.k)
+    yield from _held_out(cfg)
     yield from _judge(cfg, needed=True)
     if cfg.data.format is not None:
         yield "data.format: preferences are for `pgtg train preferences`; choose data=files"
@@ -66,10 +75,7 @@ def preferences(cfg: RunConfig) -> Iterator[str]:
             f"data.validation_fold: found {data.validation_fold}, expected 0 to {last} with "
             f"data.validation_share={data.validation_share}"
         )
-    held, fits = cfg.sample.heldout_sources, (cfg.reward.fit, cfg.improve)
-    watched = any(f.keep == "best" or f.patience or f.schedule == "plateau" for f in fits)
-    if not held and watched:
-        yield "sample.heldout_sources: found 0, but keep=best, patience and plateau need some"
+    yield from _held_out(cfg)
 
 
 def prompt(cfg: RunConfig) -> Iterator[str]:
