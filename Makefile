@@ -165,7 +165,8 @@ results-prompt-smollm2: $(READY) ## every prompt row on SST-2 and AG News: SMOLL
 RIVALS = outputs/results/scitldr-rivals
 ONE = -m seed=0 $(RESULTS) experiment=scitldr_smollm2 metrics=text policy.path=$(SMOLLM2) \
 	data.path=$(DATA) sample.k=3 sample.sources=88 sample.heldout_sources=8 \
-	schedule.retrain_until=0 method.controls=[]
+	schedule.retrain_until=0 method.controls=[] evaluate.decodings=[sample] \
+	'metrics.names=[rouge,meteor,meteor_stem]'
 results-scitldr-rivals: $(READY) ## rows on SciTLDR, 288 judged generations each: SMOLLM2, DATA
 	$(BIN)/pgtg train summarize $(ONE) method=pgtg,mle,best_of_k,dpo sweep_dir=$(RIVALS)/fixed
 	$(BIN)/pgtg train summarize $(ONE) method=ppo method.rollouts=24 method.epochs=2 \

@@ -16,8 +16,6 @@ class TextTrainer(PolicyTrainer):
     """A policy, validated by the judge's score of its greedy text, or without a judge by the
     log-likelihood of held-out targets."""
 
-    validates: bool
-
     def __init__(self, given: Improving):
         super().__init__(given)
         ctx = given.ctx

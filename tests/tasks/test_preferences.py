@@ -252,7 +252,7 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
 
 
 def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path: Path):
-    """A whole run, its report and its rewards; no figure of held-out rankings."""
+    """A whole run; no figure of held-out rankings."""
     own = ["reward.fit.keep=last", "reward.fit.patience=0", "reward.fit.schedule=constant"]
     own += ["reward.fit.validate_every=0", "evaluate.diagnose=0", "improve.keep=last"]
     own += ["reward.score=[heldout,targets]"]

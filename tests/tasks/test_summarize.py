@@ -107,6 +107,15 @@ def test_flaws_that_cannot_be_planted(more: str, said: str, tmp_path: Path):
         config(tmp_path, more)
 
 
+def test_nothing_held_out_is_nothing_to_choose_by():
+    cfg = tiny()
+    cfg = replace(cfg, sample=replace(cfg.sample, heldout_sources=0))
+    cfg = replace(cfg, improve=replace(cfg.improve, keep="best"))
+    assert any(
+        one.startswith("sample.heldout_sources: found 0, but keep=best") for one in check(cfg)
+    )
+
+
 def test_flaws_of_other_data_are_refused():
     for task, cfg in {"summarize": tiny(), "preferences": tiny_preferences()}.items():
         cfg = replace(cfg, data=replace(cfg.data, flaws=FlawsConfig(0.9, 0.3, "more", 0)))

@@ -34,6 +34,8 @@ def chosen_log_prob(
     Args:
         dtype: What products are taken in; all else is in float32 (float64 where the products are).
     """
+    if not torch.is_grad_enabled():  # inside, needs_input_grad would say what the inputs ask for
+        states, weight = states.detach(), weight.detach()
     return _Chosen.apply(states, weight, tokens, dtype)  # type: ignore[no-any-return]
 
 
@@ -56,10 +58,11 @@ class _Chosen(torch.autograd.Function):
         pulls = torch.empty_like(states) if for_states and not for_weight else None
         every = multiply(inputs, head) if for_weight else None
         for rows in _parts(len(states), weight, dtype):
-            logits = multiply(inputs[rows], head) if every is None else every[rows].clone()
-            logits, own = logits.to(exact), tokens[rows, None]
+            product = multiply(inputs[rows], head) if every is None else every[rows]
+            logits = product.to(exact, copy=every is not None)
+            own = tokens[rows, None]
             found[rows] = logits.gather(-1, own).squeeze(-1)
-            shares, totals[rows] = _shares(logits)
+            shares, totals[rows] = _shares(logits, divided=pulls is not None)
             if pulls is not None:
                 pulls[rows] = multiply(_pull(shares, own).to(dtype), head.t())
         ctx.dtype, ctx.pulled = dtype, pulls is not None
@@ -85,11 +88,12 @@ class _Chosen(torch.autograd.Function):
         return for_states, for_weight.to(weight.dtype), None, None
 
 
-def _shares(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities in the place of logits, and log sum exp of each row."""
+def _shares(logits: Tensor, *, divided: bool) -> tuple[Tensor, Tensor]:
+    """Probabilities (or a multiple of them) in the place of logits, log sum exp of each row."""
     highest = logits.amax(-1, keepdim=True)
     total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
-    return logits.div_(total), total.log_().add_(highest).squeeze(-1)
+    shares = logits.div_(total) if divided else logits
+    return shares, total.log_().add_(highest).squeeze(-1)
 
 
 def _pull(shares: Tensor, tokens: Tensor) -> Tensor:

@@ -67,6 +67,22 @@ def test_nothing_is_kept_where_nothing_is_trained():
     assert_close(found, log_probability(h @ w.t(), tokens))
 
 
+def test_without_gradients_no_array_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch):
+    """Whatever the weights ask for elsewhere."""
+    h, w, tokens = inputs(torch.float32)
+    monkeypatch.setattr(chosen, "CPU_BYTES", 2 * WORDS * 4)
+    rows, multiply = list[int](), chosen.multiply
+
+    def noted(x: Tensor, weight: Tensor) -> Tensor:
+        rows.append(len(x))
+        return multiply(x, weight)
+
+    monkeypatch.setattr(chosen, "multiply", noted)
+    with torch.no_grad():
+        chosen_log_prob(h.requires_grad_(), w.requires_grad_(), tokens, torch.float32)
+    assert rows == [2, 2, 2, 1]
+
+
 def test_no_rows():
     h, w, tokens = inputs(torch.float32)
     found = chosen_log_prob(h[:0].requires_grad_(), w.requires_grad_(), tokens[:0], torch.float32)
