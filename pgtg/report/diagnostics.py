@@ -74,15 +74,15 @@ def reward_rounds(path: Path) -> list[tuple[int, str, Path]]:
 
 
 def generations(aggregate: Artifact, score: Artifact, part: str) -> dict[str, list] | None:
-    """A part's generations: source_id, evaluation, judge's score, token rewards. None if absent."""
+    """A part's generations: source_id, evaluation, judge's score, token rewards. None if none."""
     file = f"{part}.parquet"
     for artifact in (aggregate, score):
         if not artifact.exists() or not artifact.file(file).is_file():
             return None
     evaluations = read_table(aggregate.file(file), ["source_id", "evaluation", "score"])
     rewards = read_table(score.file(file), ["reward"])["reward"]
-    if len(rewards) != len(evaluations["score"]):
-        return None  # made from other samples
+    if not rewards or len(rewards) != len(evaluations["score"]):
+        return None  # nothing was held out, or made from other samples
     return {**evaluations, "reward": rewards}
 
 

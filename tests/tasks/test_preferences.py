@@ -30,6 +30,7 @@ from pgtg.ops.sampling import derive_seed, log_probability
 from pgtg.pipeline.evaluation.preferences import heldout_reward
 from pgtg.pipeline.plan import describe, needs
 from pgtg.pipeline.run import run_stage, session, train
+from pgtg.report.write import report
 from pgtg.runs.files import read_jsonl
 from pgtg.runs.folder import RunFolder
 from pgtg.tasks.preferences import PreferencesTask
@@ -252,7 +253,7 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
 
 
 def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path: Path):
-    """A whole run; no figure of held-out rankings."""
+    """A whole run and its report; no figure of held-out rankings."""
     own = ["reward.fit.keep=last", "reward.fit.patience=0", "reward.fit.schedule=constant"]
     own += ["reward.fit.validate_every=0", "evaluate.diagnose=0", "improve.keep=last"]
     own += ["reward.score=[heldout,targets]"]
@@ -264,6 +265,8 @@ def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path: Path):
     with session(cfg, tmp_path / "run", False) as ctx:
         found = ctx.artifact(0, "aggregate").manifest()["metrics"]
     assert found["aggregate/heldout_groups"] == 0
+    report([tmp_path / "run"], tmp_path / "report")
+    assert (tmp_path / "report" / "report.csv").is_file()
 
 
 @pytest.mark.parametrize(
