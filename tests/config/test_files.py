@@ -16,9 +16,17 @@ from pgtg.errors import ConfigError
     ("task", "overrides"),
     [
         pytest.param("summarize", [], marks=pytest.mark.slow),
-        ("summarize", ["method=mle", "seed=3", "improve.lr=1e-05", "sample.k=4"]),
+        pytest.param(
+            "summarize",
+            ["method=mle", "seed=3", "improve.lr=1e-05", "sample.k=4"],
+            marks=pytest.mark.slow,
+        ),
         ("summarize", ["experiment=cnn_dm_t5_small", "policy.suffix=a, 'b' # c\n", "cache=off"]),
-        ("summarize", ["data=hub", "data.path=o/n", "experiment=none", "policy=t5_small"]),
+        pytest.param(
+            "summarize",
+            ["data=hub", "data.path=o/n", "experiment=none", "policy=t5_small"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param("prompt", ["method=pgtg", "aggregator=max"], marks=pytest.mark.slow),
         ("preferences", ["experiment=preferences_example", "data.limit={train: 7}"]),
     ],

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
 from pgtg.cli.listing import names
-from pgtg.config import TextJudgeConfig
+from pgtg.cli.main import app
+from pgtg.config import TextJudgeConfig, plugins
 from pgtg.config.compose import register, run_config
 from pgtg.config.groups import CONF
 from pgtg.config.registry import JUDGES, TASKS, Registry
@@ -135,20 +137,23 @@ def test_a_plugins_judge_and_settings_are_shown(pgtg: Callable[..., Said], plugi
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_one_line(
-    text: str | None, said: str, pgtg: Callable[..., Said], tmp_path: Path
+    text: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv(plugins.FILES, "")
     if text is not None:
         (tmp_path / "bad.py").write_text(text)
-    found = pgtg("ls", "judges", "--plugin", "bad.py", code=2).stderr
-    assert found.startswith("error: ") and said in found and found.count("\n") == 1
+    call = ["ls", "judges", "--plugin", str(tmp_path / "bad.py")]
+    result = CliRunner().invoke(app, call, prog_name="pgtg")
+    assert result.exit_code == 2 and result.stderr.startswith("error: ")
+    assert said in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_neither_config_nor_run_folder_names_code(pgtg: Callable[..., Said]):
+def test_neither_config_nor_run_folder_names_code():
     """There is no key for it, in any config file or schema."""
     text = "".join(path.read_text() for path in CONF.rglob("*.yaml"))
     assert "plugin" not in text
-    found = pgtg("train", "summarize", "plugin=own.py", "--dry-run", code=2)
-    assert "there is no such key" in found.stderr
+    with pytest.raises(ConfigError, match="there is no such key"):
+        run_config("summarize", ["plugin=own.py"])
 
 
 PACKAGE = """

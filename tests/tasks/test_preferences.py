@@ -252,6 +252,7 @@ def test_the_heldout_reward_model_has_seen_validation_alone(finished: Path):
     assert kept <= set(own.texts) and (samples / "heldout").is_dir()
 
 
+@pytest.mark.slow
 def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path: Path):
     """A whole run and its report; no figure of held-out rankings."""
     own = ["reward.fit.keep=last", "reward.fit.patience=0", "reward.fit.schedule=constant"]
