@@ -86,25 +86,22 @@ class Mould:
         self.tensors: list[Tensor] = []
         places: dict[int, int] = {}
 
-        class Pickler(pickle.Pickler):
-            def persistent_id(_, part: Any) -> int | None:
-                if not isinstance(part, Tensor):
-                    return None
-                if id(part) not in places:  # tied weights stay one
-                    places[id(part)] = len(self.tensors)
-                    self.tensors.append(part)
-                return places[id(part)]
+        def place(part: Any) -> int | None:
+            if not isinstance(part, Tensor):
+                return None
+            if id(part) not in places:  # tied weights stay one
+                places[id(part)] = len(self.tensors)
+                self.tensors.append(part)
+            return places[id(part)]
 
         buffer = io.BytesIO()
-        Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(model)
+        pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+        pickler.persistent_id = place
+        pickler.dump(model)
         self.rest = buffer.getvalue()
         self.tensors = copy.deepcopy(self.tensors)
 
     def cast(self) -> Any:
-        copies = copy.deepcopy(self.tensors)
-
-        class Unpickler(pickle.Unpickler):
-            def persistent_load(_, place: int) -> Any:
-                return copies[place]
-
-        return Unpickler(io.BytesIO(self.rest)).load()
+        unpickler = pickle.Unpickler(io.BytesIO(self.rest))
+        unpickler.persistent_load = copy.deepcopy(self.tensors).__getitem__
+        return unpickler.load()
