@@ -7,7 +7,8 @@ python benchmarks/results.py question-head outputs/results/questions-reports/hea
 The commit is that of the runs, as their folders tell. Of the paired tests only those rows are shown
 that show a difference; intervals of means, costs and reward diagnostics stay in the report. With
 `--short` a section is one table of the two instruments of docs/log.md, with the difference to the
-report's baseline, and a figure of them in docs/images; of prompt rows their cost as well.
+report's baseline, and a figure of them in docs/images; of prompt rows their own choice and their
+cost as well.
 """
 
 import argparse
@@ -31,6 +32,7 @@ OF_PROMPTS = {
     ("best", "accuracy"): "accuracy of the best prompt [%]",
     ("best", "score"): "its gap",
 }
+OWN_CHOICE = {("policy", "accuracy"): "accuracy of what it ends with [%]"}  # by a method's own rule
 ON_FLAWED_TEXT = {
     ("references", "nll"): "NLL of clean references",
     ("sample", "rouge1"): "ROUGE-1 of samples",
@@ -76,17 +78,18 @@ def short(name: str, report: Path, command: str) -> str:
     there = {(decoding, metric) for decoding, metric, _ in found}
     sets = (INSTRUMENTS, OF_PROMPTS, ON_FLAWED_TEXT, ON_MARKS)
     instruments = next(those for those in sets if those.keys() <= there)
+    columns = instruments | (OWN_CHOICE if instruments is OF_PROMPTS else {})
     baseline = told["baseline"]
     said = "Mean (sd) over seeds; in brackets the 95 % interval of the difference over seeds"
     lines = [
         f"`{command}`, commit {commits(report)}. {said}, to `{_brief(baseline)}`.\n",
-        "| row | seeds | " + " | ".join(instruments.values()) + " | differences |",
-        "|---|---:|---:|---:|---|",
+        "| row | seeds | " + " | ".join(columns.values()) + " | differences |",
+        "|---|---:|" + "---:|" * len(columns) + "---|",
     ]
     for row in names:
         there = [found.get((*instrument, row)) for instrument in instruments]
         seeds = max((r["summary"]["n"] for r in there if r), default=0)
-        cells = " | ".join(_mean(r) for r in there)
+        cells = " | ".join(_mean(found.get((*column, row))) for column in columns)
         apart = "" if row == baseline else "; ".join(_apart(r) for r in there)
         lines.append(f"| `{_brief(row)}` | {seeds} | {cells} | {apart} |")
     picture = f"results-{name}.svg"
