@@ -98,14 +98,15 @@ def short(name: str, report: Path, command: str) -> str:
             DOCS / "images" / picture, bbox_inches="tight", metadata={"Date": None}
         )
     said = f"Both instruments by row: a tick a seed, the marker their mean ({name})"
-    costs = [] if instruments is not OF_PROMPTS else ["", "What a run costs:", "", *_costs(report)]
+    costs = _costs(report, baseline) if instruments is OF_PROMPTS else []
     return "\n".join([*lines, "", f"![{said}](images/{picture})", *costs, ""])
 
 
-def _costs(report: Path) -> list[str]:
-    """The table of the report's section on cost."""
+def _costs(report: Path, baseline: str) -> list[str]:
+    """The table of the report's section on cost, with its title."""
     text = (report / "report.md").read_text(encoding="utf-8").split("\n## cost of a run")[1]
-    return [line for line in text.split("\n## ")[0].splitlines() if line.startswith("|")]
+    table = [line for line in text.split("\n## ")[0].splitlines() if line.startswith("|")]
+    return ["", f"What a run costs (†: more than `{_brief(baseline)}`):", "", *table]
 
 
 def _brief(label: str) -> str:
