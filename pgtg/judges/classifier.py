@@ -186,12 +186,31 @@ class Classifier:
         candidate: Candidate,
         examples: Sequence[Labelled],
         vectors: Float[Tensor, "L D"],
+        among: Sequence[Labelled] | None = None,
     ) -> Float[Tensor, "E V"]:
         """Logits of all words at the place of the answer, with gradients to vectors on top of the
-        prompt's tokens (`candidate.offset` is not read)."""
+        prompt's tokens (`candidate.offset` is not read).
+
+        Args:
+            among: Examples of which these are some, for calls that draw others each time: where
+                texts stand before the prompt, a causal LM reads those of all of them once.
+        """
         self._vocabulary = self._vocabulary or VocabularyReader(self._model)
         rows = self.renderer.render(candidate.prompt, [example.text for example in examples])
-        return self._vocabulary.read(rows, vectors, block=candidate.block)
+        answers: list[tuple[list[int], Tensor]] = []
+        if self._causal is not None and self._causal.caches and self._texts_first:
+            texts = [*dict.fromkeys(example.text for example in among or examples)]
+            place = {text: i for i, text in enumerate(texts)}
+            of = [place[example.text] for example in examples]
+            args = self.renderer, texts, rows, of, vectors, self._batch_tokens
+            answers += self._causal.words_after_texts(*args, block=candidate.block)
+        done = {row for places, _ in answers for row in places}
+        left = [i for i in range(len(rows)) if i not in done]
+        if left:
+            own = [rows[i] for i in left]
+            answers += [(left, self._vocabulary.read(own, vectors, block=candidate.block))]
+        order = torch.tensor([row for places, _ in answers for row in places]).argsort()
+        return torch.cat([found for _, found in answers])[order.to(vectors.device)]
 
     @property
     def word_embeddings(self) -> Float[Tensor, "V D"]:
@@ -273,11 +292,17 @@ class Classifier:
             own = [places[i] for i in batch]
             yield own, self._reader.read([rows[i] for i in own])
 
+    @property
+    def _texts_first(self) -> bool:
+        """Whether prompts follow texts, which a causal LM reads once for all of them."""
+        shares = self._prefix_cache and self.template.takes_prompt
+        return shares and self.template.before(Slot.SENTENCE, Slot.PROMPT)
+
     def _shared(self, prompt: Prompt, texts: Sequence[str], demos: Demos, rows: list) -> Any:
         """Answers of the rows whose start a causal LM need not read for each of them."""
         if self._causal is None or not self._prefix_cache or not self.template.takes_prompt:
             return ()
-        if self.template.before(Slot.SENTENCE, Slot.PROMPT):
+        if self._texts_first:
             args = self.renderer, texts, demos, rows, self._batch_tokens
             return self._causal.read_after_texts(*args)
         if demos is not None:  # they stand before the prompt, and are each row's own

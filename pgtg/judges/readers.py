@@ -3,17 +3,18 @@
 The LM head is applied to the one state that answers, and to the label words' rows only: of a large
 vocabulary's head next to nothing is left.
 
-A causal LM reads what stands before the prompt once per list of texts and keeps the key-value
-cache, up to `cache_bytes`; beyond that it is read again for each prompt, to the same bits. Where
-the prompt stands before the sentence, all up to the sentence is read once per prompt. A row whose
-ids do not begin with what was read (tokens may merge across the border in string rendering, a
-sentence may be cut) is read plainly.
+A causal LM reads what stands before the prompt once per list of texts, for gradients to the prompt
+as well, and keeps the key-value cache, up to `cache_bytes`; beyond that it is read again for each
+prompt, to the same bits. Where the prompt stands before the sentence, all up to the sentence is
+read once per prompt. A row whose ids do not begin with what was read (tokens may merge across the
+border in string rendering, a sentence may be cut) is read plainly.
 """
 
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -111,10 +112,13 @@ class CausalReader:
 
     Args:
         cache_bytes: Key-value cache that is kept between prompts; what came first stays.
+
+    `caches`: whether the model has one.
     """
 
     def __init__(self, model: PreTrainedModel, label_ids: Int[Tensor, " C"], cache_bytes: int):
         self._lm, self._ids = LanguageModel(model), label_ids
+        self.caches = self._lm.structure.caches
         self.offset = Offset(model)
         self._head = _proven(
             _label_head(model, label_ids),
@@ -142,21 +146,57 @@ class CausalReader:
         """Answers of the rows that begin with what stands before the prompt, which is kept."""
         shown = demos or [()] * len(texts)
         leads = [renderer.lead(Slot.PROMPT, None, *each) for each in zip(texts, shown, strict=True)]
-        usable = [i for i, lead in enumerate(leads) if 0 < len(lead) < renderer.max_tokens]
+        for tails in self._after(leads, rows, range(len(rows)), renderer.max_tokens, budget):
+            yield tails.rows, self._answer(self._extend(tails))
+
+    def words_after_texts(
+        self,
+        renderer: Renderer,
+        texts: Sequence[str],
+        rows: Sequence[Rendered],
+        of: Sequence[int],
+        vectors: Float[Tensor, "L D"],
+        budget: int,
+        *,
+        block: bool,
+    ) -> Answers:
+        """Logits of all words, with gradients to vectors on top of the prompt: the texts do not see
+        the prompt that follows, so their part is kept as it is.
+
+        Args:
+            of: For each row the number of its text.
+        """
+        leads = [renderer.lead(Slot.PROMPT, None, text, ()) for text in texts]
+        with self.offset.added(vectors, block=block):
+            for tails in self._after(leads, rows, of, renderer.max_tokens, budget):
+                yield tails.rows, self._all_words(self._extend(tails))
+
+    def _after(
+        self,
+        leads: list[list[int]],
+        rows: Sequence[Rendered],
+        of: Sequence[int],
+        longest: int,
+        budget: int,
+    ) -> Iterator["Tails"]:
+        """What follows in the rows that begin with their text's lead, batch by batch of leads."""
+        usable = [i for i, lead in enumerate(leads) if 0 < len(lead) < longest]
         key = content_hash(leads)
         batches = length_sorted([len(leads[i]) for i in usable], budget=budget)
         # the batches do not depend on the prompt, so that what is kept fits the next one
         for number, batch in enumerate([[usable[i] for i in batch] for batch in batches]):
-            hits = [n for n, i in enumerate(batch) if _continues(rows[i], leads[i])]
-            if hits:
-                reading = self._once((key, number), [leads[i] for i in batch])
-                if len(hits) < len(batch):
-                    reading = reading.select(torch.tensor(hits, device=self._lm.device))
-                places = [batch[n] for n in hits]
-                starts = [rows[i].prompt - len(leads[i]) for i in places]  # 0, if it is known
-                with self.offset.at(starts):
-                    found = self._extend(reading, [_after(rows[i], leads[i]) for i in places])
-                yield places, found
+            place = {i: n for n, i in enumerate(batch)}
+            hits = [r for r, i in enumerate(of) if i in place and _continues(rows[r], leads[i])]
+            if not hits:
+                continue
+            hits.sort(key=lambda r: place[of[r]])
+            reading = self._once((key, number), [leads[i] for i in batch])
+            kept = [place[of[r]] for r in hits]
+            if kept != [*range(len(batch))]:
+                reading = reading.select(torch.tensor(kept, device=self._lm.device))
+            after = [_after(rows[r], leads[of[r]]) for r in hits]
+            # where the prompt begins in them: 0, if it is known
+            yield Tails(hits, reading, after, [rows[r].prompt - len(leads[of[r]]) for r in hits])
 
     def read_after_prompt(
         self, renderer: Renderer, prompt: Prompt, rows: Sequence[Rendered], budget: int
@@ -172,7 +212,8 @@ class CausalReader:
             places = [hits[n] for n in batch]
             same = torch.zeros(len(places), dtype=torch.long, device=self._lm.device)
             own = _copied(reading).select(same)
-            yield places, self._extend(own, [_after(rows[i], lead) for i in places])
+            tails = Tails(places, own, [_after(rows[i], lead) for i in places], None)
+            yield places, self._answer(self._extend(tails))
 
     def _once(self, key: tuple[str, int], leads: list[list[int]]) -> Reading:
         """The leads' reading, free to be changed: kept from before, or made and kept if it fits."""
@@ -185,18 +226,50 @@ class CausalReader:
             self._kept[key], self.kept_bytes = reading, self.kept_bytes + size
         return _copied(reading)
 
+    @torch.no_grad()
     def _prefill(self, rows: Sequence[list[int]]) -> Reading:
         ids, mask = (part.to(self._lm.device) for part in pad(rows, side="left"))
         return self._lm.prefill(ids, mask, logits=self._head is None)
 
-    def _extend(self, reading: Reading, tails: list[list[int]]) -> Float[Tensor, "N C"]:
-        ids, mask = (part.to(self._lm.device) for part in pad(tails))
-        output = self._lm.extend(reading, ids, mask, logits=self._head is None)
+    def _extend(self, tails: "Tails") -> Float[Tensor, "N D"]:
+        """Of each row's last token its state, or logits where the head is not ours."""
+        ids, mask = (part.to(self._lm.device) for part in pad(tails.ids))
+        with contextlib.nullcontext() if tails.starts is None else self.offset.at(tails.starts):
+            output = self._lm.extend(tails.reading, ids, mask, logits=self._head is None)
         last = mask.sum(-1) - 1
-        return self._answer(output[torch.arange(len(tails), device=ids.device), last])
+        return output[torch.arange(len(ids), device=ids.device), last]
 
     def _answer(self, output: Tensor) -> Float[Tensor, "N C"]:
         return output[:, self._ids].float() if self._head is None else self._head(output)
+
+    def _all_words(self, output: Tensor) -> Float[Tensor, "N V"]:
+        return output.float() if self._head is None else self._words(output)
+
+    @cached_property
+    def _words(self) -> Head:
+        """As `_head`, which has been compared with the model's own, for all words."""
+        model = self._lm.model
+        size = model.config.get_text_config().vocab_size
+        head = _label_head(model, torch.arange(size, device=model.device))
+        assert head is not None
+        return head
+
+
+@dataclass(frozen=True)
+class Tails:
+    """The rest of some rows, and the reading of what stands before it.
+
+    Args:
+        rows: Their numbers.
+        reading: Free to be changed.
+        ids: The tokens that follow.
+        starts: Where in them the prompt begins; None where it has been read.
+    """
+
+    rows: list[int]
+    reading: Reading
+    ids: list[list[int]]
+    starts: list[int] | None
 
 
 def _continues(row: Rendered, lead: list[int]) -> bool:

@@ -155,7 +155,7 @@ def embedding_gradient(
     for start in range(0, len(examples), ROWS):
         own = examples[start : start + ROWS]
         vectors = torch.zeros(total.shape, device=table.device, requires_grad=True)
-        log_probs = classifier.word_logits(candidate, own, vectors).log_softmax(-1)
+        log_probs = classifier.word_logits(candidate, own, vectors, examples).log_softmax(-1)
         labels = words[[example.label for example in own]].to(log_probs.device)
         loss = -log_probs.gather(-1, labels[:, None]).sum() / len(examples)
         total += torch.autograd.grad(loss, vectors)[0].cpu()

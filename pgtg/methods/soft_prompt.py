@@ -88,7 +88,9 @@ class SoftPromptTrainer(FewShotTrainer):
         self.tokens = SoftTokens(table[ids])
         self.module: Any = self.tokens
         self.objective = LabelLoss(
-            lambda rows: classifier.word_logits(self.candidate, rows, self.tokens.on_top),
+            lambda rows: classifier.word_logits(
+                self.candidate, rows, self.tokens.on_top, self.examples
+            ),
             classifier.label_ids,
             options.label_words_only,
         )

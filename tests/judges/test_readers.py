@@ -10,6 +10,7 @@ from pgtg.judges.candidate import Candidate
 from pgtg.judges.classifier import Classifier
 from pgtg.judges.readers import MaskedReader, VocabularyReader
 from pgtg.judges.template import Prompt, Template
+from pgtg.models.language import LanguageModel
 from tests.data.copy_goldens import RIVALS
 from tests.ops.test_goldens import cases, tensor
 from tests.support.classifiers import MAX_TOKENS, labelled, model, tokenizer, words
@@ -90,6 +91,32 @@ def test_logits_of_all_words_and_their_gradient(family: str, template: str):
     with torch.no_grad():
         slope = (loss(vectors + step) - loss(vectors - step)).item() / 8e-3
     assert (gradient * direction).sum().item() == pytest.approx(slope, rel=2e-2, abs=1e-4)
+
+
+def test_gradients_to_a_prompt_after_texts_are_those_of_whole_rows(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Of any of the texts, in any order, twice; the texts themselves are read once."""
+    judge, ids = classifier("gpt2", "{sentence}{prompt}"), (20, 21)
+    passes: list[int] = []
+    prefill = LanguageModel.prefill
+    monkeypatch.setattr(
+        LanguageModel,
+        "prefill",
+        lambda lm, ids, *rest, **how: passes.append(len(ids)) or prefill(lm, ids, *rest, **how),
+    )
+    for chosen in (TEXTS[::-1], [TEXTS[1], TEXTS[0], TEXTS[1]]):
+        given = judge.renderer.render(Prompt("", ids), [example.text for example in chosen])
+        vectors = torch.randn(2, judge.word_embeddings.shape[1], requires_grad=True)
+        found = judge.word_logits(Candidate(Prompt("", ids)), chosen, vectors, TEXTS)
+        whole = VocabularyReader(judge._model).read(given, vectors)
+        assert_close(found, whole, rtol=0, atol=2e-5)
+        weights = torch.randn(found.shape)
+        own, expected = (
+            torch.autograd.grad((logits * weights).sum(), vectors)[0] for logits in (found, whole)
+        )
+        assert_close(own, expected, rtol=1e-4, atol=2e-5)
+    assert passes == [len(TEXTS)]
 
 
 @pytest.mark.parametrize("case", cases("bbt_forward", RIVALS))
