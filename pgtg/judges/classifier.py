@@ -49,6 +49,7 @@ BIASES_KEPT = 4096  # prompts whose calibration is remembered, a few bytes each
 # keys of a model's config that saving or loading sets, and that change no answer
 BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 BATCH_TOKENS, CPU_BATCH_TOKENS = 8192, 256
+CPU_LEAD_TOKENS = 4096  # of texts that are read once: what follows them is short, and needs rows
 MIXED_PROMPTS = 128  # prompts whose rows are read together where batches are mixed
 RENDERERS = 16  # threads at most that tokenise these rows
 VERSION = 1  # to be raised whenever the same classifier would answer otherwise
@@ -111,6 +112,7 @@ class Classifier:
         self._calibration = list(calibration)
         on_cpu = model.device.type == "cpu"
         self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS)
+        self._lead_tokens = batch_tokens or (CPU_LEAD_TOKENS if on_cpu else BATCH_TOKENS)
         self._prefix_cache = prefix_cache
         self._mixed = template.masked and (not on_cpu if mixed is None else mixed)
         self._causal = None if template.masked else CausalReader(model, ids, cache_bytes)
@@ -202,7 +204,7 @@ class Classifier:
             texts = [*dict.fromkeys(example.text for example in among or examples)]
             place = {text: i for i, text in enumerate(texts)}
             of = [place[example.text] for example in examples]
-            args = self.renderer, texts, rows, of, vectors, self._batch_tokens
+            args = self.renderer, texts, rows, of, vectors, self._lead_tokens
             answers += self._causal.words_after_texts(*args, block=candidate.block)
         done = {row for places, _ in answers for row in places}
         left = [i for i in range(len(rows)) if i not in done]
@@ -248,6 +250,8 @@ class Classifier:
         self._fingerprint = self._fingerprint or fingerprint(self._model, self._tokenizer)
         device = self._model.device.type
         about = {"mixed": MIXED_PROMPTS} if self._mixed else {}
+        if self._causal is not None and self._texts_first:
+            about["lead_tokens"] = self._lead_tokens
         return about | {
             "version": VERSION,
             "model": self._fingerprint,
@@ -303,7 +307,7 @@ class Classifier:
         if self._causal is None or not self._prefix_cache or not self.template.takes_prompt:
             return ()
         if self._texts_first:
-            args = self.renderer, texts, demos, rows, self._batch_tokens
+            args = self.renderer, texts, demos, rows, self._lead_tokens
             return self._causal.read_after_texts(*args)
         if demos is not None:  # they stand before the prompt, and are each row's own
             return ()
