@@ -23,6 +23,7 @@ SMALL = {
     "paper_runs.py": ["--size", "tiny", "--updates", "4", "--device", "cpu"],
     "sharded.py": ["--layers", "1", "--width", "64"],
     "chosen.py": ["--largest", "1000", "--repeats", "1"],
+    "judged_prompts.py": ["--layers", "1", "--texts", "8", "--repeats", "1"],
     "compiled.py": ["--only", "Llama, 64 wide", "--repeats", "1"],
 }
 
