@@ -1,6 +1,7 @@
 """Generations of prescribed lengths on both sides: random weights end none of themselves."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,26 +30,34 @@ class Stops(LogitsProcessor):
 
 @contextlib.contextmanager
 def stops_in_pgtg(lengths: list[int], eos: int) -> Iterator[None]:
-    """The same for `generate`, which drops a batch's rows as they end."""
-    plain = generate_file.choose
+    """The same for one call of `generate`, whose batches take the rows in their order (sources of
+    one length) and drop rows as they end."""
+    batch, choose = generate_file.generate_batch, generate_file.choose
+    to_come = iter(lengths)
     state: dict[str, Any] = {}
 
-    def choose(logits: Tensor, *rest: Any) -> Tensor:
-        if len(logits) == len(lengths) and state.get("step", 10**9) >= max(lengths) - 1:
-            state.update(live=list(range(len(logits))), done=set(), step=-1)
+    def batch_with_lengths(
+        lm: Any, source: Tensor, mask: Tensor, noise: Any, k: int, *rest: Any, **options: Any
+    ) -> Any:
+        own = list(itertools.islice(to_come, len(source) * k))
+        state.update(step=0, lengths=own, live=list(range(len(own))))
+        return batch(lm, source, mask, noise, k, *rest, **options)
+
+    def choose_with_stops(logits: Tensor, *rest: Any) -> Tensor:
         state["step"] += 1
-        if len(logits) < len(state["live"]):
-            state["live"] = [row for row in state["live"] if row not in state["done"]]
+        step, own, live = state["step"], state["lengths"], state["live"]
+        if len(logits) < len(live):
+            live = state["live"] = [row for row in live if own[row] >= step]
         logits[:, eos] = -torch.inf
-        chosen = plain(logits, *rest)
-        for place, row in enumerate(state["live"]):
-            if lengths[row] <= state["step"] + 1:
+        chosen = choose(logits, *rest)
+        for place, row in enumerate(live):
+            if own[row] <= step:
                 chosen[place] = eos
-                state["done"].add(row)
         return chosen
 
-    generate_file.choose = choose
+    generate_file.generate_batch = batch_with_lengths
+    generate_file.choose = choose_with_stops
     try:
         yield
     finally:
-        generate_file.choose = plain
+        generate_file.generate_batch, generate_file.choose = batch, choose

@@ -4,6 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import judge
@@ -67,19 +68,22 @@ class Summarize:
         return row
 
     def row3(self) -> Row:
-        """The generations alone: of one length, then of lengths as summaries have them."""
+        """The generations alone: of one length, then of lengths as summaries have them; of a
+        micro-batch, which both sides decode at once, then of an update, which pgtg decodes in its
+        stage's batches and the reference a micro-batch after another."""
         full, spread = self.work.full, self.work.spread
         rows = {}
         for name, title, lengths in (
             ("full", f"all {self.options.tokens} tokens", full),
             ("spread", "lengths N(60, 20)", spread),
         ):
-            rows[name] = self.meter.compare(
-                f"3 summarize, generation, {title}",
-                ">=2.0",
-                lambda lengths=lengths: self.reference.sample(lengths),
-                lambda lengths=lengths: self.ours.sample(lengths),
-            )
+            for whole in ("", "_update"):
+                rows[name + whole] = self.meter.compare(
+                    f"3 summarize, {'an update' if whole else 'generation'}, {title}",
+                    ">=2.0",
+                    partial(getattr(self.reference, f"sample{whole}"), lengths),
+                    partial(getattr(self.ours, f"sample{whole}"), lengths),
+                )
         print(f"   spread lengths: mean {statistics.mean(spread):.0f}, longest {max(spread)}")
         return rows
 

@@ -32,6 +32,7 @@ from pgtg.pipeline.stages.align import PlackettLuce, group_batch
 from pgtg.types import Generations
 
 EOS = 1
+MICRO_BATCHES = 4  # of an update
 
 
 class Work:
@@ -44,10 +45,12 @@ class Work:
         assert options.texts is not None
         self.options = options
         self.tokenizer = t5_tokenizer(size, options.texts)
-        self.sources = token_rows(number, options.source_tokens, 0, size)
         self.targets = token_rows(number, options.tokens, 1, size)
-        self.full = [options.tokens] * (number * K)
-        drawn = np.rint(np.random.default_rng(0).normal(60, 20, number * K))
+        # sources of an update, and lengths of their generations: of one length, then of a spread
+        self.update = token_rows(MICRO_BATCHES * number, options.source_tokens, 0, size)
+        self.sources = self.update[:number]
+        self.full = [options.tokens] * (MICRO_BATCHES * number * K)
+        drawn = np.rint(np.random.default_rng(0).normal(60, 20, len(self.full)))
         self.spread = np.clip(drawn, 8, options.new).astype(int).tolist()
         self.references = [str(self.tokenizer.decode(ids)) for ids in self.targets]
 
@@ -90,17 +93,28 @@ class Ours:
         self.calls = itertools.count(1)
 
     def sample(self, lengths: list[int]) -> dict[int, list[list[int]]]:
+        """A micro-batch's generations in one batch, as the reference makes them."""
+        return self._generated(self.work.sources, lengths, 10**6)
+
+    def sample_update(self, lengths: list[int]) -> None:
+        """An update's generations in the batches that the sample stage takes."""
+        self._generated(self.work.update, lengths, "auto")
+
+    def _generated(
+        self, sources: list[list[int]], lengths: list[int], batch_tokens: int | str
+    ) -> dict[int, list[list[int]]]:
         self.lm.eval()
+        lengths = lengths[: len(sources) * K]
         with stops_in_pgtg(lengths, EOS):
             return dict(
                 generate(
                     self.lm,
-                    self.work.sources,
-                    self.ids,
+                    sources,
+                    [str(i) for i in range(len(sources))],
                     k=K,
                     eos_ids=[EOS],
                     decoding=Decoding(False, max(lengths), top_k=50),
-                    batch_tokens=10**6,
+                    batch_tokens=batch_tokens,
                     seed_key=(next(self.calls),),
                 )
             )
@@ -189,17 +203,30 @@ class Reference:
         }
 
     def sample(self, lengths: list[int]) -> None:
+        """A micro-batch's generations."""
+        self._generate(self.work.sources, lengths)
+
+    def sample_update(self, lengths: list[int]) -> None:
+        """An update's generations, a micro-batch after another."""
+        number = self.work.options.sources
+        for start in range(0, len(self.work.update), number):
+            sources = self.work.update[start : start + number]
+            self._generate(sources, lengths[start * K : (start + number) * K])
+
+    def _generate(self, sources: list[list[int]], lengths: list[int]) -> None:
         self.policy.eval()
-        self._set_lengths(lengths)
+        self._set_lengths(lengths[: len(sources) * K])
+        ids = torch.tensor(sources)
+        batch = self.batch | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
-            self.rewards.get_sample_summaries(dict(self.batch))
+            self.rewards.get_sample_summaries(batch)
 
     def reward_step(self) -> None:
         """One pass of the body of RewardModelTrainer.train with one micro-batch."""
         model = self.rewards.module
         model.train()
         self.policy.eval()
-        self._set_lengths(self.work.full)
+        self._set_lengths(self.work.full[: self.work.options.sources * K])
         loss = self.rewards.get_loss(dict(self.batch))
         loss.backward()
         float(loss.item())
