@@ -113,9 +113,9 @@ class Classifier:
         on_cpu = model.device.type == "cpu"
         self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS)
         self._lead_tokens = batch_tokens or (CPU_LEAD_TOKENS if on_cpu else BATCH_TOKENS)
-        self._prefix_cache = prefix_cache
         self._mixed = template.masked and (not on_cpu if mixed is None else mixed)
         self._causal = None if template.masked else CausalReader(model, ids, cache_bytes)
+        self._prefix_cache = prefix_cache and (self._causal is None or self._causal.caches)
         self._reader = self._causal or MaskedReader(model, ids)
         self._vocabulary: VocabularyReader | None = None
         self._biases: dict[Prompt, Tensor] = {}
@@ -200,7 +200,7 @@ class Classifier:
         self._vocabulary = self._vocabulary or VocabularyReader(self._model)
         rows = self.renderer.render(candidate.prompt, [example.text for example in examples])
         answers: list[tuple[list[int], Tensor]] = []
-        if self._causal is not None and self._causal.caches and self._texts_first:
+        if self._causal is not None and self._texts_first:
             texts = [*dict.fromkeys(example.text for example in among or examples)]
             place = {text: i for i, text in enumerate(texts)}
             of = [place[example.text] for example in examples]

@@ -113,7 +113,7 @@ class CausalReader:
     Args:
         cache_bytes: Key-value cache that is kept between prompts; what came first stays.
 
-    `caches`: whether the model has one.
+    `caches`: whether the model has one; without it only `read` is of use.
     """
 
     def __init__(self, model: PreTrainedModel, label_ids: Int[Tensor, " C"], cache_bytes: int):
@@ -131,8 +131,10 @@ class CausalReader:
         self.kept_bytes = 0
 
     def read(self, rows: Sequence[Rendered]) -> Float[Tensor, "N C"]:
-        longest = max(len(row.ids) for row in rows)  # padding goes to the left
-        with self.offset.at([row.prompt + longest - len(row.ids) for row in rows]):
+        # with a cache padding goes to the left
+        longest = max(len(row.ids) for row in rows)
+        before = [longest - len(row.ids) if self.caches else 0 for row in rows]
+        with self.offset.at([row.prompt + n for row, n in zip(rows, before, strict=True)]):
             return self._answer(self._prefill([row.ids for row in rows]).output[:, 0])
 
     def read_after_texts(

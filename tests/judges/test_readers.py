@@ -22,6 +22,7 @@ TEMPLATES = {
     "bert": ("{sentence} {prompt} {mask} .",),
     "gpt2": ("{sentence}{prompt}", "{prompt} {sentence} was", "{sentence}{prompt} was"),
     "llama": ("{sentence}{prompt}", "{prompt} {sentence} was"),
+    "mamba": ("{sentence}{prompt}", "{prompt} {sentence} was"),
 }
 
 
@@ -90,7 +91,7 @@ def test_logits_of_all_words_and_their_gradient(family: str, template: str):
     step = 4e-3 * direction
     with torch.no_grad():
         slope = (loss(vectors + step) - loss(vectors - step)).item() / 8e-3
-    assert (gradient * direction).sum().item() == pytest.approx(slope, rel=2e-2, abs=1e-4)
+    assert (gradient * direction).sum().item() == pytest.approx(slope, rel=2e-2, abs=2e-4)
 
 
 def test_gradients_to_a_prompt_after_texts_are_those_of_whole_rows(

@@ -1,4 +1,4 @@
-"""Tiny random classifier LMs of the four families, with tokenisers built in code."""
+"""Tiny random classifier LMs of five families, with tokenisers built in code."""
 
 from typing import Any
 
@@ -13,6 +13,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -102,6 +104,9 @@ def model(family: str, vocabulary: int, seed: int = 0) -> PreTrainedModel:
     elif family == "gpt2":
         sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
         made = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=MAX_TOKENS, **sizes))
+    elif family == "mamba":  # it has no cache of keys and values
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+        made = MambaForCausalLM(MambaConfig(vocab_size=vocabulary, initializer_range=0.3, **sizes))
     else:
         config = LlamaConfig(
             vocab_size=vocabulary,
