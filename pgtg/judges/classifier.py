@@ -241,6 +241,11 @@ class Classifier:
         texts = [example.text for example in examples]
         return sum(row.cut for row in self.renderer.render(prompt or Prompt(""), texts, demos))
 
+    def shown_fewer(self, examples: Sequence[Labelled], demos: Demos) -> int:
+        """Number of examples for whose demonstrations there is not enough room."""
+        rows = self.renderer.render(Prompt(""), [example.text for example in examples], demos)
+        return sum(row.dropped > 0 for row in rows)
+
     def identity(self, prompt: Prompt) -> Prompt:
         """What of a prompt the numbers depend on; prompts with the same one are the same prompt."""
         return self.renderer.identity(prompt)

@@ -260,6 +260,14 @@ class PromptTask:
         assert isinstance(classifier, Classifier)
         return classifier.truncated(examples, candidate.prompt)
 
+    def shown_fewer(
+        self, template: str, split: str, demos: Sequence[Sequence[Labelled]]
+    ) -> int:
+        """Texts of a split for whose demonstrations the classifier has not enough room."""
+        classifier = self.scorer(template).classifier
+        assert isinstance(classifier, Classifier)
+        return classifier.shown_fewer(self.labelled(split) or [], demos)
+
     def label_ids(self, template: str) -> list[int]:
         """The token of each label word of a template."""
         classifier = self.scorer(template).classifier

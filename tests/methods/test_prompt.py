@@ -266,6 +266,17 @@ def test_cut_texts_are_counted_and_said(finished: Path, capsys: pytest.CaptureFi
     assert "texts are cut to judge.classifier.max_tokens=13" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_texts_with_fewer_demonstrations_are_counted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    own = ["judge.classifier.max_tokens=24", "prompt.baselines=[icl]", "evaluate.splits=[test]"]
+    train(tiny_prompt("method=random", "method.controls=[]", *own), tmp_path)
+    found = json.loads((tmp_path / "eval" / "results_test.json").read_text())["icl"]
+    number = found["texts_with_fewer_demonstrations"]["test"]
+    assert number > 0 and f"icl: {number} of 10 test texts are shown" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_evaluated_again(finished: Path):
     found = evaluate_saved(finished, split="dev", metrics=None, overrides=[], cfg=None)
     assert (

@@ -42,7 +42,7 @@ from pgtg.pipeline.stages.improve import kept_policy
 from pgtg.pipeline.stages.match import SPENDING, judged_prompts
 from pgtg.runs.folder import Artifact, content_hash
 from pgtg.tasks.prompt import PromptTask
-from pgtg.types import TokenIds
+from pgtg.types import Labelled, TokenIds
 
 DEV = {"validation": "dev"}  # other names of splits
 OPTIMUM = "optimum"  # of the generated world, found by search over its words
@@ -113,6 +113,8 @@ class PromptEvaluation:
                 values = self._baseline(ctx, system.name, split)
                 results["decodings"]["best"] = _of(task, values, split)
                 asked.add(1, split)
+            if system.name == "icl":
+                results["texts_with_fewer_demonstrations"] = _report_left_out(ctx, split)
         else:
             judged: dict[tuple[int, ...], float] = {}
             found = system.policy if (system.policy and has_found(system.policy)) else None
@@ -269,18 +271,12 @@ class PromptEvaluation:
     def _baseline(self, ctx: Context, name: str, split: str) -> np.ndarray:
         """[E, C] answers of a template that needs no prompt; `icl` shows demonstrations."""
         task = prompt_task(ctx)
-        examples, train = task.labelled(split), task.labelled("train")
-        assert examples is not None and train is not None
         if name != "icl":
             return task.log_probs([Prompt("")], split, name)[0]
-        classes = range(len(task.fewshot.labels))
-        demonstrations = []
-        for example in examples:  # one of each class for each query, in the order of the classes
-            seed = derive_seed(ctx.cfg.seed, "icl", split, example.id)
-            order = np.random.default_rng(seed).permutation(len(train))
-            shown = [next(train[i] for i in order if train[i].label == c) for c in classes]
-            demonstrations.append(shown)
-        return task.scorer(name)([Prompt("")], split, examples, demonstrations)[0]
+        examples = task.labelled(split)
+        assert examples is not None
+        shown = _demonstrations(task, ctx.cfg.seed, split)
+        return task.scorer(name)([Prompt("")], split, examples, shown)[0]
 
     def _scored(self, ctx: Context, name: str, split: str) -> dict[str, float]:
         task = prompt_task(ctx)
@@ -373,6 +369,35 @@ def _report_cut(ctx: Context, first: Candidate, split: str) -> dict[str, int]:
             if first.tuned is not None:
                 key, limit = "method.max_tokens", first.tuned.max_tokens
             ctx.log.warn(f"{name}: {number} of {total} {part} texts are cut to {key}={limit}")
+    return found
+
+
+def _demonstrations(task: PromptTask, seed: int, split: str) -> list[list[Labelled]]:
+    """For each query of a split a training example of each class, in the order of the classes."""
+    examples, train = task.labelled(split), task.labelled("train")
+    assert examples is not None and train is not None
+    shown = []
+    for example in examples:
+        own = derive_seed(seed, "icl", split, example.id)
+        order = np.random.default_rng(own).permutation(len(train))
+        classes = range(len(task.fewshot.labels))
+        shown.append([next(train[i] for i in order if train[i].label == c) for c in classes])
+    return shown
+
+
+def _report_left_out(ctx: Context, split: str) -> dict[str, int]:
+    """Texts that the judge reads with fewer demonstrations than classes, by split; said where
+    there are any."""
+    task, found = prompt_task(ctx), {}
+    for part in dict.fromkeys(("dev", split)):
+        shown = _demonstrations(task, ctx.cfg.seed, part) if task.labelled(part) else []
+        found[part] = task.shown_fewer("icl", part, shown)
+        if found[part]:
+            ctx.log.warn(
+                f"icl: {found[part]} of {len(shown)} {part} texts are shown fewer "
+                "demonstrations than there are classes, for want of room: "
+                f"judge.classifier.max_tokens={task.classifier.max_tokens}"
+            )
     return found
 
 
