@@ -260,9 +260,7 @@ class PromptTask:
         assert isinstance(classifier, Classifier)
         return classifier.truncated(examples, candidate.prompt)
 
-    def shown_fewer(
-        self, template: str, split: str, demos: Sequence[Sequence[Labelled]]
-    ) -> int:
+    def shown_fewer(self, template: str, split: str, demos: Sequence[Sequence[Labelled]]) -> int:
         """Texts of a split for whose demonstrations the classifier has not enough room."""
         classifier = self.scorer(template).classifier
         assert isinstance(classifier, Classifier)
