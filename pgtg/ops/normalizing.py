@@ -101,15 +101,44 @@ def huber_line(
     Args:
         k: rho(u) is u^2/2 up to |u| = k, and k (|u| - k/2) above; 0: all of it is (least squares).
 
-    Source: Huber 1964; by iteratively reweighted least squares.
+    Source: Huber 1964; by iteratively reweighted least squares, with longer steps and Newton's.
     """
+
+    def loss(line: tuple[float, float]) -> float:
+        size = np.abs(y - line[0] - line[1] * x)
+        return float(weight @ np.where(size <= k, size**2 / 2, k * (size - k / 2)))
+
     line = _least_squares(x, y, weight)
     for _ in range(ITERATIONS if k > 0 else 0):
         sizes = np.abs(y - line[0] - line[1] * x)
         before, line = line, _least_squares(x, y, weight * k / np.maximum(sizes, k))
+        line = min([line, *_newton(line, x, y, weight, k), *_further(before, line)], key=loss)
         if np.allclose(before, line, rtol=1e-12, atol=1e-15):
             break
     return line
+
+
+def _newton(
+    line: tuple[float, float], x: np.ndarray, y: np.ndarray, weight: np.ndarray, k: float
+) -> list[tuple[float, float]]:
+    """Newton's step on the loss of `huber_line`, whole, halved, ...: reweighting alone creeps where
+    few points lie within k. None where these do not fix a line (`_further` helps there)."""
+    rest = y - line[0] - line[1] * x
+    inside, pull = weight * (np.abs(rest) <= k), weight * rest.clip(-k, k)
+    total, first, second = inside.sum(), inside @ x, inside @ x**2
+    spread = total * second - first**2
+    if spread <= 1e-12 * total * second:
+        return []
+    up, along = pull.sum(), pull @ x
+    step = float(second * up - first * along), float(total * along - first * up)
+    step = step[0] / float(spread), step[1] / float(spread)
+    return [(line[0] + step[0] * 0.5**n, line[1] + step[1] * 0.5**n) for n in range(6)]
+
+
+def _further(before: tuple[float, float], line: tuple[float, float]) -> list[tuple[float, float]]:
+    """2, 4, 8, ... of the step from `before` to the line."""
+    step = line[0] - before[0], line[1] - before[1]
+    return [(before[0] + step[0] * 2**n, before[1] + step[1] * 2**n) for n in range(1, 20)]
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[float, float]:

@@ -1,13 +1,15 @@
 """Lines against scipy's robust fit, normalised rewards against the numbers they were made from."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize
+from scipy.special import huber
 
 from pgtg.errors import DataError
 from pgtg.ops.masking import pad
@@ -30,9 +32,11 @@ def planted() -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(st.integers(0, 2**32 - 1))
+@example(13569)
 @settings(max_examples=25, deadline=None)
 def test_a_line_is_scipys_robust_fit(seed: int):
-    """Weights are whole numbers here, so that a point can be given to scipy as often."""
+    """Weights are whole numbers here, so that a point can be given to scipy as often. What is
+    compared is the loss: where few points lie within k its least place is flat."""
     rng = np.random.default_rng(seed)
     number = int(rng.integers(5, 40))
     x = np.log(np.arange(1, number + 1))
@@ -51,7 +55,11 @@ def test_a_line_is_scipys_robust_fit(seed: int):
         ftol=1e-15,
         gtol=1e-12,
     )
-    assert found == pytest.approx(tuple(expected.x), rel=1e-5, abs=1e-6)
+
+    def loss(line: Sequence[float]) -> float:
+        return (weight * huber(k, y - line[0] - line[1] * x)).sum()
+
+    assert loss(found) <= loss(expected.x) * (1 + 1e-5)
 
 
 def test_an_outlier_moves_a_line_no_further_than_a_bound():
