@@ -62,6 +62,18 @@ def test_a_line_is_scipys_robust_fit(seed: int):
     assert loss(found) <= loss(expected.x) * (1 + 1e-5)
 
 
+def test_a_line_between_few_near_points_is_the_best_one():
+    """Most points lie beyond k, where reweighting alone creeps: at the end the forces cancel."""
+    rng = np.random.default_rng(13569)
+    number = int(rng.integers(5, 40))
+    x = np.log(np.arange(1, number + 1))
+    y = rng.normal() + rng.normal() * x + rng.standard_t(1.5, number)
+    weight = rng.integers(1, 6, number)
+    intercept, slope = huber_line(x, y, weight, 0.1)
+    force = weight * (y - intercept - slope * x).clip(-0.1, 0.1)
+    assert abs(force.sum()) < 1e-12 and abs(force @ x) < 1e-12
+
+
 def test_an_outlier_moves_a_line_no_further_than_a_bound():
     x = np.log(np.arange(1, 31))
     y = 2 - 0.5 * x + 0.01 * np.cos(7 * x)
