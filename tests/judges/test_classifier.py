@@ -284,14 +284,14 @@ def test_demonstrations_are_each_examples_own(family: str, template: str, readou
     assert np.abs(together[:2] - judge.log_probs(PROMPT, EXAMPLES[:2])).max() > 1e-3
 
 
-# --- what is refused
-
-
 def test_examples_with_too_little_room_for_demonstrations_are_counted():
     judge, examples = classifier("llama", "{sentence} is"), labelled("the film", "x")
     few, many = labelled("bad"), labelled("bad", "great " * MAX_TOKENS)
     assert judge.shown_fewer(examples, [few, many]) == 1
     assert judge.shown_fewer(examples, [[], few]) == 0
+
+
+# --- what is refused
 
 
 @pytest.mark.parametrize(
