@@ -13,7 +13,7 @@ from itertools import combinations, groupby
 from typing import Any
 
 from pgtg.config import ColumnsConfig
-from pgtg.data.splits import cell, require_columns
+from pgtg.data.columns import cell, require_columns
 from pgtg.data.tables import Row
 
 Adapter = Callable[[Iterable[Any]], Iterable[Any]]

@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pgtg.config import DataConfig, FewshotConfig
-from pgtg.data.splits import Tally, cell, fingerprint, read_rows, require_columns, text_problem
+from pgtg.data.columns import cell, require_columns
+from pgtg.data.splits import Tally, fingerprint, read_rows, text_problem
 from pgtg.data.tables import SOURCES, Row, Table, saved_splits, split_files
 from pgtg.errors import ConfigError, DataError
 from pgtg.types import DataCounts, Labelled

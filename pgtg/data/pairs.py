@@ -37,9 +37,10 @@ import pyarrow as pa
 
 from pgtg.config import ColumnsConfig, DataConfig
 from pgtg.data.adapters import ADAPTERS, COLUMNS
+from pgtg.data.columns import cell
 from pgtg.data.marks import NO_SPAN, Span, spans_of, within
 from pgtg.data.rows import Rows, RowWriter, Stored
-from pgtg.data.splits import OddRows, Tally, cell, fingerprint, has_split, read_rows, text_problem
+from pgtg.data.splits import OddRows, Tally, fingerprint, has_split, read_rows, text_problem
 from pgtg.data.tables import SOURCES, Row, Table, has_file
 from pgtg.errors import ConfigError, DataError
 from pgtg.types import DataCounts, Example

@@ -25,9 +25,10 @@ from typing import Any
 from pgtg.config import DataConfig
 from pgtg.config.registry import look_up
 from pgtg.data import adapters
+from pgtg.data.columns import cell, require_columns
 from pgtg.data.marks import NO_SPAN, Span, covered, spans_of, within
 from pgtg.data.pairs import Ranking, canonical, rankings_of
-from pgtg.data.splits import Tally, cell, read_rows, require_columns, text_problem
+from pgtg.data.splits import Tally, read_rows, text_problem
 from pgtg.data.tables import SOURCES, Row, Table, of_file
 from pgtg.errors import ConfigError, DataError
 from pgtg.types import DataCounts

@@ -24,7 +24,6 @@ order: no shuffling, so that a limit means the same rows in every run.
 `tables` reads the formats; `fewshot` makes labelled texts of rows in the same way.
 """
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +32,7 @@ from itertools import combinations
 from typing import Any, Protocol, TypeVar
 
 from pgtg.config import ColumnsConfig, DataConfig
+from pgtg.data.columns import cell, require_columns
 from pgtg.data.examples import ExampleWriter, StoredExamples
 from pgtg.data.tables import SOURCES, Row, Table
 from pgtg.data.worlds.flaws import plant
@@ -275,19 +275,6 @@ def _references(row: Row, columns: Sequence[str]) -> tuple[list[str], list[str |
     return found, spare, problem
 
 
-def cell(row: Row, column: str) -> Any:
-    """The value of a column, or of a field within one, as `article.text`; None where it is not."""
-    if column in row or "." not in column:
-        return row.get(column)
-    value: Any = row
-    for name in column.split("."):
-        if isinstance(value, list | tuple):
-            value = [item.get(name) for item in value if isinstance(item, Mapping)]
-        else:
-            value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
 def repeated_between(seen: Mapping[str, frozenset[bytes]]) -> list[str]:
     """Which splits share texts, one line a pair; by the fingerprints of each split's texts."""
     lines = []
@@ -368,15 +355,3 @@ def _require_new_id(tally: Tally, name: str, number: int, where: str) -> None:
             "choose another data.columns.id, or null to number the rows"
         )
     tally.ids[name] = number
-
-
-def require_columns(named: Sequence[str], columns: Sequence[str], where: str) -> None:
-    for name in named:
-        if name not in columns and name.split(".")[0] not in columns:
-            close = difflib.get_close_matches(name, columns, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            if f'"{name}"' in columns:
-                hint = "its cells stand in quotes: data.quoting=standard; "
-            elif len(columns) == 1 and (mark := next((c for c in "\t;|," if c in columns[0]), "")):
-                hint = f"cells are separated by {mark!r}: a .csv needs commas, a .tsv tabs; "
-            raise DataError(f"{where} has no column {name!r}: {hint}columns: {', '.join(columns)}")

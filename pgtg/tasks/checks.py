@@ -96,6 +96,13 @@ def prompt(cfg: RunConfig) -> Iterator[str]:
             yield f"judge.classifier.readout: found '{found}', expected raw or calibrated"
     if cfg.data.fewshot is None:
         yield "data.fewshot: no values; choose dataset=..., or write a yaml like conf/dataset/sst2"
+    elif judge is not None:  # which of the two is asked for, the loaded model says
+        known = {**cfg.data.fewshot.masked, **cfg.data.fewshot.causal}
+        if judge.template not in known:
+            yield (
+                f"judge.classifier.template: the data set has no '{judge.template}'"
+                f"{nearest(judge.template, known)}"
+            )
     if cfg.prompt is None:
         yield "prompt: no values; see conf/prompt.yaml"
         return

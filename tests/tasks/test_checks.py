@@ -8,6 +8,12 @@ from pgtg.config.compose import completed, run_config
 from pgtg.errors import ConfigError
 
 
+def test_a_template_that_the_data_set_lacks_is_said_before_anything_is_made():
+    said = "judge.classifier.template: the data set has no 'manul'; did you mean 'manual'"
+    with pytest.raises(ConfigError, match=said):
+        run_config("prompt", ["judge.classifier.template=manul"])
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

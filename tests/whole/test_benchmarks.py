@@ -24,6 +24,7 @@ SMALL = {
     "sharded.py": ["--layers", "1", "--width", "64"],
     "chosen.py": ["--largest", "1000", "--repeats", "1"],
     "judged_prompts.py": ["--layers", "1", "--texts", "8", "--repeats", "1"],
+    "versions.py": [str(SCRIPTS.parent), "--only", "judge, METEOR exact + stem", "--repeats", "1"],
     "compiled.py": ["--only", "Llama, 64 wide", "--repeats", "1"],
 }
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pgtg
 
 PACKAGE = Path(pgtg.__file__).parent
@@ -78,8 +80,28 @@ def test_command_line_and_judges_import_nothing_heavy():
     """Help and completion must not wait for torch or Hydra, nor judge workers for torch."""
     code = (
         "import sys, pgtg.cli.main; heavy = {'torch', 'transformers', 'datasets', 'nltk', 'wandb'};"
-        "assert not heavy & set(sys.modules) and 'hydra' not in sys.modules;"
+        "assert not (heavy | {'hydra', 'omegaconf', 'yaml'}) & set(sys.modules);"
         "import pgtg.cli.calls, pgtg.cli.listing, pgtg.judges.pool, pgtg.metrics;"
         "found = heavy & set(sys.modules); assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("summarize", "sample.k=1"),
+        ("prompt", "judge.classifier.template=none"),
+        ("preferences", "data.format=hh"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_refused_config_imports_nothing_heavy(arguments: tuple[str, ...]):
+    code = (
+        "import sys\nfrom pgtg.cli.main import app\n"
+        "try: app()\nexcept SystemExit as ended: assert ended.code == 2, ended.code\n"
+        "else: assert False\n"
+        "found = {'torch', 'transformers', 'datasets', 'nltk', 'wandb'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code, "train", *arguments], check=True)

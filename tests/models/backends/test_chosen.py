@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import ProphetNetConfig, ProphetNetForCausalLM, ProphetNetForConditionalGeneration
 
 from pgtg.models.adaptor import AdaptedLanguageModel
 from pgtg.models.backends import chosen
 from pgtg.models.backends.chosen import chosen_log_prob
 from pgtg.models.language import LanguageModel, training_passes
+from pgtg.models.structure import scaled_head
 from pgtg.ops.sampling import log_probability
 from tests.support.tiny_models import batch, build
 
@@ -133,6 +135,25 @@ def test_heads_that_are_more_than_a_product_give_their_own_logits():
         one = batch()
         plain = log_probability(lm.logits(one).float(), one.tokens)
         assert torch.equal(lm.log_probabilities(one), plain)
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_a_head_that_reads_more_than_the_last_states_is_no_product(encoder: bool):
+    """Of ProphetNet several states of a token, which the model asks its layers for by place."""
+    config = ProphetNetConfig(
+        vocab_size=23,
+        hidden_size=16,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        num_encoder_attention_heads=2,
+        num_decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        is_decoder=not encoder,
+        is_encoder_decoder=encoder,
+    )
+    family = ProphetNetForConditionalGeneration if encoder else ProphetNetForCausalLM
+    assert scaled_head(family(config).eval(), 16) is None
 
 
 def head_of(lm: LanguageModel) -> torch.nn.Linear:
