@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pgtg.judges.rendering import Prompt, Rendered, Renderer, Slot
-from pgtg.models.backends.linear import with_fast_linears
+from pgtg.models.backends.layers import with_fast_layers
 from pgtg.models.language import LanguageModel
 from pgtg.models.reading import Reading
 from pgtg.ops.masking import length_sorted, pad
@@ -86,7 +86,7 @@ class MaskedReader:
     """Reads each row as a whole and answers at its mask."""
 
     def __init__(self, model: PreTrainedModel, label_ids: Int[Tensor, " C"]):
-        self._model, self._ids = with_fast_linears(model), label_ids
+        self._model, self._ids = with_fast_layers(model), label_ids
         self.offset = Offset(model)
         self._head = _proven(_label_head(model, label_ids), self._states, self._logits, label_ids)
 

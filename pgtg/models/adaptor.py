@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pgtg.errors import ArtifactError, DivergedError
-from pgtg.models.backends.linear import with_fast_linears
+from pgtg.models.backends.layers import with_fast_layers
 from pgtg.models.backends.rows import products_with_rows
 from pgtg.models.generate import Decoding, drawable
 from pgtg.models.language import LanguageModel, evaluating
@@ -59,7 +59,7 @@ class AdaptedLanguageModel(LanguageModel):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight, gain=1e-4)
             nn.init.constant_(layer.bias, -1e-4)
-        with_fast_linears(self.adaptor)
+        with_fast_layers(self.adaptor)
         self.forbidden: Tensor | None
         self.register_buffer("forbidden", None, persistent=False)
         if allowed is not None:

@@ -40,7 +40,7 @@ from pgtg.models.backends import compiled
 from pgtg.models.backends.checkpointing import checkpointable_layers, checkpointed
 from pgtg.models.backends.chosen import chosen_log_prob
 from pgtg.models.backends.dropout import OwnDropout
-from pgtg.models.backends.linear import with_fast_linears
+from pgtg.models.backends.layers import with_fast_layers
 from pgtg.models.backends.sharding import is_sharded, whole
 from pgtg.models.batch import token_batch
 from pgtg.models.cache import fixed_length
@@ -136,7 +136,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = with_fast_linears(model)
+        self.model = with_fast_layers(model)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.structure = structure(model)
         layers = layers_of(model)

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from pgtg.config import RewardConfig
 from pgtg.config.registry import HEADS
 from pgtg.errors import ArtifactError, ConfigError
-from pgtg.models.backends.linear import with_fast_linears
+from pgtg.models.backends.layers import with_fast_layers
 from pgtg.models.backends.sharding import weights_of
 from pgtg.models.batch import right_padded
 from pgtg.models.language import LanguageModel
@@ -219,7 +219,7 @@ class RewardModel(nn.Module):
         super().__init__()
         assert (reference is not None) == HEADS[spec.head].reference
         self.backbone, self.spec = backbone, spec
-        self.head = with_fast_linears(HEADS[spec.head].load()(backbone.width, spec))
+        self.head = with_fast_layers(HEADS[spec.head].load()(backbone.width, spec))
         self.bound = BOUNDS[spec.bound]
         self.reference = None if reference is None else reference.eval().requires_grad_(False)
         self.start = None if start is None else start.eval().requires_grad_(False)

@@ -159,8 +159,8 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(loop, "update", update)
     else:
-        owner: Any = {"reward": RewardModel, "logits": LanguageModel}[where]
-        name = {"reward": "forward", "logits": "logits"}[where]
+        owner: Any = {"reward": RewardModel, "log_probabilities": LanguageModel}[where]
+        name = {"reward": "forward"}.get(where, where)
         real = getattr(owner, name)
 
         def corrupted(self: Any, *more: Any) -> Any:
@@ -176,7 +176,7 @@ def plant(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "loss",
         "reward",
         "weights",
-        "logits",
+        "log_probabilities",
     ],
 )
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import math
 import os
 import platform
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,10 +30,7 @@ WORTHWHILE = 2**21
 FEWEST_ROWS = 4  # with fewer, weights are read faster than either multiplies
 WIDE = 8192  # outputs from which a layer is an LM head, for which blocks pay
 BLOCK = 1024  # outputs of a block, for each thread
-CHANGED = ("_orig_mod", "base_layer")  # attributes of torch.compile's and PEFT's modules
 MOST_ROWS = 400  # rows of a product by blocks; with more, MKL's copy is soon made up for
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @functools.cache
@@ -65,21 +62,6 @@ def _vendor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
-
-
-def with_fast_linears(module: _Module) -> _Module:
-    """The module itself, its linear layers by `linear` from now on where that is faster.
-
-    Left as they are: subclasses, layers with a forward of their own (Accelerate's hooks), and all
-    of a module that torch.compile or PEFT have changed.
-    """
-    if any(hasattr(part, mark) for part in module.modules() for mark in CHANGED):
-        return module
-    for part in module.modules():
-        wide = getattr(part, "out_features", 0) >= WIDE
-        if (wide or onednn_is_faster()) and "forward" not in vars(part):
-            part.__class__ = FAST.get(type(part), type(part))
-    return module
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -159,6 +141,3 @@ class FastConv1D(Conv1D):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight.t(), self.bias)
-
-
-FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear, Conv1D: FastConv1D}

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 from pgtg.models.backends import linear as file
-from pgtg.models.backends.linear import FastConv1D, FastLinear, linear, with_fast_linears
+from pgtg.models.backends.layers import with_fast_layers
+from pgtg.models.backends.linear import FastConv1D, FastLinear, linear
 from tests.support.tiny_models import batch, build
 
 has_onednn = pytest.mark.skipif(
@@ -118,7 +119,7 @@ def test_torchs_products_by_blocks_are_the_definitions(
         monkeypatch.setattr(file, name, value)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(33, outputs, bias=with_bias), nn.Linear(outputs, 3))
-    assert [type(part) for part in with_fast_linears(module)] == [FastLinear, nn.Linear]
+    assert [type(part) for part in with_fast_layers(module)] == [FastLinear, nn.Linear]
     x = torch.randn(2, 7, 33)
     layer: Any = module[0]
     with torch.no_grad():
@@ -157,10 +158,10 @@ def test_copies_and_unknown_layers_stay_what_they_are(onednn):
     class Own(nn.Linear):
         pass
 
-    module = with_fast_linears(nn.Sequential(nn.Linear(4, 4), Own(4, 4), Conv1D(4, 4)))
+    module = with_fast_layers(nn.Sequential(nn.Linear(4, 4), Own(4, 4), Conv1D(4, 4)))
     assert [type(part) for part in module] == [FastLinear, Own, FastConv1D]
     assert [type(part) for part in copy.deepcopy(module)] == [FastLinear, Own, FastConv1D]
-    assert with_fast_linears(module) is module
+    assert with_fast_layers(module) is module
 
 
 def test_the_environment_leaves_all_products_to_torch(monkeypatch: pytest.MonkeyPatch):
@@ -180,16 +181,16 @@ def test_what_others_have_changed_is_left_alone(onednn):
 
     compiled = nn.Module()
     compiled._orig_mod = layers()  # as torch.compile holds it
-    with_fast_linears(compiled)
+    with_fast_layers(compiled)
     assert not any(isinstance(part, FastLinear) for part in compiled.modules())
     adapted = nn.Module()
     adapted.base_layer, adapted.rest = nn.Linear(4, 4), layers()
-    with_fast_linears(adapted)
+    with_fast_layers(adapted)
     assert not any(isinstance(part, FastLinear) for part in adapted.modules())
     hooked = layers()
     own: Any = hooked[0]
     own.forward = lambda x: x
-    assert [type(part) for part in with_fast_linears(hooked)] == [nn.Linear, FastLinear]
+    assert [type(part) for part in with_fast_layers(hooked)] == [nn.Linear, FastLinear]
 
 
 @has_onednn
