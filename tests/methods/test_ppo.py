@@ -336,7 +336,7 @@ def test_a_tiny_t5_learns_to_write_a_rewarded_token(
         "improve.checkpoint_every=0",
         "sample.max_new_tokens=6",
         "sample.heldout_sources=2",
-        "schedule.total=45",
+        "schedule.total=60",
         "schedule.retrain_until=0",
         "evaluate.splits=[]",
     )

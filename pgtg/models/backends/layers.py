@@ -1,12 +1,16 @@
 """Layers of a model by faster code for the same formula.
 
-Linear layers where torch's own product is slow (`linear`), and GELU by its tanh formula, which some
-models spell out: eight passes over the widest states, each kept for the backward pass, where torch
-has one and keeps its input.
+- Linear layers, where torch's own product is slow (`linear`).
+- GELU by its tanh formula, which some models spell out: eight passes over the widest states, each
+  kept for the backward pass, where torch has one and keeps its input.
+- T5's ReLU, which reads what nothing else reads: in place.
+- T5's relative positions, which every layer of a stack brings into another order before it adds
+  them to its scores: in that order from the start.
 """
 
 from typing import Any, TypeVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import FastGELUActivation, NewGELUActivation
@@ -36,10 +40,25 @@ def with_fast_layers(module: _Module) -> _Module:
     """
     if any(hasattr(part, mark) for part in module.modules() for mark in CHANGED):
         return module
-    for part in module.modules():
+    for name, part in module.named_modules():
         if "forward" not in vars(part):
-            part.__class__ = _fast(part)
+            _change(part, name.rpartition(".")[2])
     return module
+
+
+def _change(part: Any, name: str) -> None:
+    part.__class__ = _fast(part)
+    if type(part).__name__.endswith("DenseActDense") and type(part.act) is nn.ReLU:
+        part.act.inplace = True
+    if name == "relative_attention_bias" and not part._forward_hooks:
+        part.register_forward_hook(_heads_first)
+
+
+def _heads_first(
+    module: nn.Module, args: tuple[Tensor, ...], out: Float[Tensor, "Q K H"]
+) -> Float[Tensor, "Q K H"]:
+    """The same, laid out in memory as [H, Q, K]: the order in which scores are."""
+    return out.permute(2, 0, 1).contiguous().permute(1, 2, 0) if out.dim() == 3 else out
 
 
 def _fast(part: Any) -> type[nn.Module]:

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 WORTHWHILE = 2**21
 FEWEST_ROWS = 4  # with fewer, weights are read faster than either multiplies
 WIDE = 8192  # outputs from which a layer is an LM head, for which blocks pay
-BLOCK = 1024  # outputs of a block, for each thread
+BLOCK = 512  # outputs of a block, for each thread: about a megabyte of weights
 MOST_ROWS = 400  # rows of a product by blocks; with more, MKL's copy is soon made up for
 
 

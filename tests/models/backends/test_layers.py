@@ -8,10 +8,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformers import T5Config, T5ForConditionalGeneration
 from transformers.activations import FastGELUActivation, GELUActivation, NewGELUActivation
 
 from pgtg.models.backends.layers import OneGELU, with_fast_layers
 from tests.support.tiny_models import build
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 23,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
+
+
+def t5() -> Any:
+    return T5ForConditionalGeneration(T5Config(**SMALL))
 
 
 @pytest.mark.parametrize("spelt_out", [NewGELUActivation, FastGELUActivation])
@@ -41,6 +56,41 @@ def test_a_model_has_it_from_where_it_is_loaded():
     kinds = {type(part) for part in lm.modules()}
     assert OneGELU in kinds and NewGELUActivation not in kinds
     assert OneGELU in {type(part) for part in copy.deepcopy(lm).modules()}
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_relative_positions_are_laid_out_as_scores_are(length: int):
+    """T5's encoder and decoder: the same values and gradients, and no copy for each layer."""
+    plain = t5().eval()
+    fast: Any = with_fast_layers(copy.deepcopy(plain))
+    for stack in ("encoder", "decoder"):
+        found = []
+        for model in (plain, fast):
+            attention = getattr(model, stack).block[0].layer[0].SelfAttention
+            bias = attention.compute_bias(length, length)
+            (bias * torch.arange(bias.numel()).view_as(bias)).sum().backward()
+            found += [bias, attention.relative_attention_bias.weight.grad]
+        assert found[2].is_contiguous() and found[2].shape == (1, 4, length, length)
+        assert found[2].equal(found[0]) and found[3].equal(found[1])
+
+
+def test_t5s_relu_keeps_no_second_array_and_the_same_bits():
+    plain = T5ForConditionalGeneration(T5Config(**SMALL)).train()
+    fast: Any = with_fast_layers(copy.deepcopy(plain))
+    with_fast_layers(fast)  # once more changes nothing
+    assert (
+        len(fast.encoder.block[0].layer[0].SelfAttention.relative_attention_bias._forward_hooks)
+        == 1
+    )
+    ids = torch.arange(2, 12).view(2, 5)
+    for model in (plain, fast):
+        torch.manual_seed(0)  # dropout
+        model(input_ids=ids, labels=ids).loss.backward()
+    relus = [part for part in fast.modules() if isinstance(part, nn.ReLU)]
+    assert len(relus) == 4 and all(relu.inplace for relu in relus)
+    for want, have in zip(plain.parameters(), fast.parameters(), strict=True):
+        assert want.grad is not None and have.grad is not None
+        assert_close(have.grad, want.grad, rtol=1e-5, atol=1e-7)
 
 
 def test_other_activations_and_changed_layers_are_left_alone():
