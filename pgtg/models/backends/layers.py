@@ -3,13 +3,14 @@
 - Linear layers, where torch's own product is slow (`linear`).
 - GELU by its tanh formula, which some models spell out: eight passes over the widest states, each
   kept for the backward pass, where torch has one and keeps its input.
-- T5's ReLU, which reads what nothing else reads: in place.
+- T5's ReLU, which reads what nothing else reads: in place where no gradients are wanted.
 - T5's relative positions, which every layer of a stack brings into another order before it adds
   them to its scores: in that order from the start.
 """
 
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,6 +33,13 @@ class OneGELU(nn.Module):
         return functional.gelu(input, approximate="tanh")
 
 
+class ReLU(nn.ReLU):
+    """max(x, 0) in place of x, unless gradients are wanted: x may be a view of a product then."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.relu(input, inplace=not torch.is_grad_enabled())
+
+
 def with_fast_layers(module: _Module) -> _Module:
     """The module itself, its layers by the fast ones from now on where those are faster.
 
@@ -48,8 +56,11 @@ def with_fast_layers(module: _Module) -> _Module:
 
 def _change(part: Any, name: str) -> None:
     part.__class__ = _fast(part)
-    if type(part).__name__.endswith("DenseActDense") and type(part.act) is nn.ReLU:
-        part.act.inplace = True
+    if (
+        type(part).__name__.endswith("DenseActDense")
+        and type(getattr(part, "act", None)) is nn.ReLU
+    ):
+        part.act.__class__ = ReLU
     if name == "relative_attention_bias" and not part._forward_hooks:
         part.register_forward_hook(_heads_first)
 
