@@ -13,7 +13,7 @@ from pgtg.config.registry import METHODS, METRICS, REGISTRIES, TASKS, nearest
 from pgtg.config.schema import known_keys
 from pgtg.config.sizes import parse_size, show_size
 from pgtg.errors import ConfigError
-from pgtg.runs import entries, sweeps
+from pgtg.runs import entries
 from pgtg.runs.layout import folded, listed, tabled
 
 
@@ -46,6 +46,8 @@ def show(group: str | None, config_dir: Path | None = None) -> None:
         return
     if group not in LISTS:
         if Path(group).is_dir():  # after the config's names: `./reward` is a folder of that name
+            from pgtg.runs import sweeps  # not read where names are listed
+
             sweeps.show(Path(group))
             return
         known = [*LISTS, *own, "keys", *_sections()]

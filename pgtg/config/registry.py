@@ -11,6 +11,7 @@ here.
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -30,6 +31,12 @@ def resolve(code: Any) -> Any:
     module, _, name = code.partition(":")
     found = import_module(module)
     return getattr(found, name) if name else found
+
+
+@cache
+def installed() -> Any:
+    """What installed packages offer, to `select` from; their files are looked through once."""
+    return entry_points()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -240,7 +247,7 @@ class Registry(Mapping[str, S], Generic[S]):
         """pgtg's own; those of installed packages are found at the first call."""
         if not self._own:
             self._own = list(resolve(self.home))
-            for point in entry_points(group=self.points):
+            for point in installed().select(group=self.points):
                 whose = f"the entry point {point.name} = {point.value} of {self.points}"
                 try:
                     found = point.load()

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from pgtg.cli.main import app
 from pgtg.config import TextJudgeConfig, plugins
 from pgtg.config.compose import register, run_config
 from pgtg.config.groups import CONF
-from pgtg.config.registry import JUDGES, TASKS, Registry
+from pgtg.config.registry import JUDGES, TASKS, Registry, installed
 from pgtg.errors import ConfigError
 from tests.support.forking import Forked
 from tests.support.tiny import TINY
@@ -166,7 +166,7 @@ SPECS = JudgeSpec("short", "the shortest text", short)
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An installed package whose entry points name a judge."""
     about = tmp_path / "site" / "mine-1.0.dist-info"
     about.mkdir(parents=True)
@@ -175,7 +175,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (about.parent / "mine_of_test.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(str(about.parent))
     monkeypatch.delitem(sys.modules, "mine_of_test", raising=False)
-    return about.parent
+    installed.cache_clear()
+    yield about.parent
+    installed.cache_clear()
 
 
 def fresh_judges(monkeypatch: pytest.MonkeyPatch) -> Registry:
