@@ -74,7 +74,7 @@ class Version:
         self.answers: IO[str] = self.process.stdout
         self.phases: list[str] = self.read()
 
-    def read(self):
+    def read(self) -> Any:
         line = self.answers.readline()
         if not line:
             sys.exit(f"{self.process.args}: ended, see above")
@@ -97,7 +97,9 @@ def main() -> None:
     if asked.serve:
         serve(asked.serve)
         return
-    if asked.other is None or not (asked.other / "benchmarks/bench.py").is_file():
+    if asked.other is None:
+        parser.error("name another version's checkout, e.g. ../before")
+    if not (asked.other / "benchmarks/bench.py").is_file():
         parser.error(f"{asked.other}: no checkout of a version (benchmarks/bench.py is not there)")
     here = Version(HERE, asked.threads)
     there = Version(asked.other.resolve(), asked.threads)
