@@ -14,7 +14,7 @@ from statistics import fmean, variance
 
 from pgtg.config.compose import run_config
 from pgtg.data.splits import load_split
-from pgtg.judges import build_judge
+from pgtg.judges.text import build_judge
 
 JUDGES = ("meteor", "meteor_stem", "rouge1", "rouge2", "rougeL", "chrf")
 TEXTS, SENTENCES = 100, 4

@@ -127,9 +127,9 @@ class Call:
         Raises:
             PgtgError: It is not, or will not.
         """
-        from pgtg.pipeline.plan import check_resources, check_room
-
         runs = self.jobs()
+        from pgtg.pipeline.plan import check_resources, check_room  # not for a refused config
+
         _warn([line for run in runs for line in check_resources(run, fetch=True)])
         check_room(runs, self.run_dir or OUTPUTS)
         return runs

@@ -16,7 +16,6 @@ from pgtg.cli.completion import complete_groups, complete_overrides, complete_ta
 from pgtg.cli.reporting import printable, reporting, say
 from pgtg.cli.usage import COLUMNS, examples, short
 from pgtg.errors import ConfigError, PgtgError
-from pgtg.runs.layout import WIDE
 
 HELP = """Preference-grounded token-level guidance: learn a reward for each token from rankings of
 whole texts, and use it to improve a language model.
@@ -112,7 +111,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show results and errors on
 
 def show_wide(ctx: typer.Context, asked: bool) -> None:
     """All columns of this call's tables, jobs in other processes included."""
-    if asked and WIDE not in os.environ:
+    if not asked:
+        return
+    from pgtg.runs.layout import WIDE
+
+    if WIDE not in os.environ:
         os.environ[WIDE] = "1"
         ctx.call_on_close(lambda: os.environ.pop(WIDE, None))
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -12,8 +11,7 @@ from pathlib import Path
 import typer
 
 from pgtg.errors import ConfigError, PgtgError
-from pgtg.runs.layout import folded
-from pgtg.runtime import distributed, signals
+from pgtg.runtime import signals
 
 
 @contextmanager
@@ -26,11 +24,11 @@ def reporting() -> Iterator[None]:
         replace_what_cannot_be_shown()
         yield
     except PgtgError as error:
-        for line in str(error).split("\n") if distributed.tells(error) else ():
+        for line in str(error).split("\n") if tells(error) else ():
             say(f"error: {printable(line)}")
         raise typer.Exit(error.exit_code) from error
     except signals.Interrupted as stop:
-        if distributed.tells(stop):
+        if tells(stop):
             say("; ".join([str(stop), *getattr(stop, "__notes__", ())]))
         raise typer.Exit(stop.exit_code) from stop
     except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -43,8 +41,17 @@ def reporting() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def tells(error: BaseException) -> bool:
+    """Whether this process, of those of its run, is the one that says what was raised."""
+    from pgtg.runtime import distributed  # seldom needed, as what is imported in functions below
+
+    return distributed.tells(error)
+
+
 def say(text: str) -> None:
     """A line on stderr, which a terminal shows broken at spaces."""
+    from pgtg.runs.layout import folded
+
     typer.echo(folded(text, sys.stderr), err=True)
 
 
@@ -63,6 +70,8 @@ def ensure_home() -> None:
     """
     if os.path.expanduser("~") != "~":  # noqa: PTH111 (Path.home raises)
         return
+    import tempfile
+
     home = Path(tempfile.gettempdir()) / f"pgtg-home-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
     if home.is_symlink() or home.stat().st_uid != os.getuid():
@@ -78,7 +87,8 @@ def printable(line: str) -> str:
 
 def unforeseen(error: Exception) -> str:
     """One line for an error that nobody foresaw; its traceback goes to a file of its own."""
-    import traceback  # slow, and seldom needed
+    import tempfile
+    import traceback
 
     first = (str(error).strip() or "no message").splitlines()[0]
     with tempfile.NamedTemporaryFile(

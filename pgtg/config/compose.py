@@ -7,7 +7,6 @@ nearest known name, wrong types, missing values, and the cross-checks of `config
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -27,7 +26,13 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+try:
+    from yaml import CSafeLoader as SafeLoader  # by libyaml, several times as fast
+except ImportError:
+    from yaml import SafeLoader
 
 from pgtg.config import (
     OWNED,
@@ -64,6 +69,7 @@ from pgtg.config.registry import (
 from pgtg.errors import ConfigError
 
 VERSION_BASE = "1.3"
+SCHEMA = "run_schema.yaml"  # which `conf/` has before all else
 # how Hydra and OmegaConf refuse odd input, and what some of it makes them stumble over (`theirs`)
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 STUMBLES = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
@@ -112,12 +118,23 @@ class Shipped(FileConfigSource):
         return "shipped"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        return deepcopy(_parsed(config_path))  # composing takes parts of it over as they are
+        file = self._normalize_file_name(config_path)
+        values, header = _parsed(file)
+        config = OmegaConf.create(values)  # one for each call, that composing takes parts over from
+        return ConfigResult(self.provider, f"{self.scheme()}://{CONF}", config, dict(header))
+
+
+class Fast(SafeLoader):  # pyright: ignore[reportGeneralTypeIssues]
+    """Reads yaml as OmegaConf does, but for a key that is there twice, which it does not refuse."""
+
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
 
 @cache
-def _parsed(config_path: str) -> ConfigResult:
-    return FileConfigSource("main", str(CONF)).load_config(config_path)
+def _parsed(file: str) -> tuple[Any, dict[str, str | None]]:
+    """What a file of `conf/` holds, and its lines of the form `# @key value`; not to be changed."""
+    text = (CONF / file).read_text(encoding="utf-8")
+    return yaml.load(text, Loader=Fast) or {}, FileConfigSource._get_header_dict(text)
 
 
 def register() -> None:
@@ -127,8 +144,8 @@ def register() -> None:
     SourcesRegistry.instance().register(Shipped)
     OmegaConf.register_new_resolver("pgtg_folder", folder_name, replace=True)
     store = ConfigStore.instance()
-    if "run_schema.yaml" not in store.repo:
-        store.store(name="run_schema", node=open_schema(), provider="pgtg")
+    if SCHEMA not in store.repo:  # its place; what we compose gets its types once it is whole
+        store.store(name="run_schema", node={}, provider="pgtg")
     for group, registry in PLUGGABLE.items():
         for spec in registry.others:
             store.store(group=group, name=spec.name, node=_plain_option(spec))
@@ -146,6 +163,12 @@ def _plain_option(spec: Spec) -> dict[str, Any]:
     found = OmegaConf.to_container(options)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
+
+
+def typed_loader(config_dir: Path | None = None) -> ConfigLoaderImpl:
+    """`loader` for what Hydra composes itself, of values as well: it knows all keys and types."""
+    ConfigStore.instance().store(name="run_schema", node=open_schema(), provider="pgtg")
+    return loader(config_dir)
 
 
 def loader(config_dir: Path | None = None) -> ConfigLoaderImpl:
@@ -329,8 +352,10 @@ def _other_task(load: ConfigLoaderImpl, override: Override, task: str) -> str | 
     try:
         with theirs():
             found = load.repository.load_config(f"experiment/{name}")
-    except REFUSALS as error:
+    except (*REFUSALS, OSError) as error:
         return f"experiment={name}: {one_line(error)}"
+    if found is not None and not isinstance(found.config, DictConfig):
+        return f"experiment={name}: expected key: value lines"
     own = OmegaConf.select(found.config, "task", default=task) if found is not None else task
     if own == task:
         return None
@@ -505,13 +530,30 @@ def _composed(load: ConfigLoaderImpl, task: str, overrides: Sequence[str]) -> Di
             run_mode=RunMode.RUN,
             validate_sweep_overrides=False,
         )
-    OmegaConf.set_readonly(cfg.hydra, False)
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
+    try:
+        return _typed(task, _values(cfg))
+    except REFUSALS as error:
+        file = _refused(load, task, overrides)
+        raise ConfigError(f"in '{file}': {one_line(error)}") from error
+
+
+def _values(cfg: Any) -> dict[str, Any]:
+    """The sections of a composed config, or of a file of it, as plain values; not Hydra's."""
     with theirs():
         values = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(values, dict)
-    return _typed(task, {str(key): value for key, value in values.items()})
+    if not isinstance(values, dict):
+        raise ConfigError("expected key: value lines")
+    return {str(key): value for key, value in values.items() if key != "hydra"}
+
+
+def _refused(load: ConfigLoaderImpl, task: str, overrides: Sequence[str]) -> str:
+    """The first of the files that were composed whose own values have no such key or type."""
+    for part in load.compute_defaults_list(task, list(overrides), RunMode.RUN).defaults:
+        try:
+            _typed(task, _values(load._load_single_config(part, load.repository).config))
+        except REFUSALS:
+            return str(part.config_path)
+    return task
 
 
 def _chosen(load: ConfigLoaderImpl, task: str, overrides: Sequence[str]) -> dict[str, str]:

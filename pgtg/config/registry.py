@@ -111,7 +111,7 @@ class JudgeSpec(Spec):
         check: (config, fetch) -> what else is to be said before a run; raises what refuses it.
         prompts: It judges prompts, not texts; the prompt task builds it itself.
         absent: It judges nothing; a task whose preferences are stored needs no judge.
-        options: Its section of the config, a subclass of `JudgeConfig`.
+        options: Its section of the config, a subclass of `JudgeConfig` or where it is, as `code`.
     """
 
     prompts: bool = False
@@ -168,7 +168,7 @@ class MethodSpec(Spec):
         baseline: Whether gains are counted from it.
         question: What a control asks: it is answered where its results are shown.
         controlled: Whether it takes controls; one that is what others are held against does not.
-        options: Its section of the config, a subclass of `MethodConfig`.
+        options: Its section of the config, a subclass of `MethodConfig` or where it is, as `code`.
         chosen_by: An option and its value: of specs that share a name, a run has the one whose
             value its own is. None: whatever the options are.
     """

@@ -108,7 +108,7 @@ def check_judge(cfg: RunConfig, *, fetch: bool = False) -> list[str]:
     if spec.check:
         return list(resolve(spec.check)(cfg, fetch=fetch))
     if not spec.absent and not spec.main:
-        from pgtg.judges import build_judge
+        from pgtg.judges.text import build_judge
 
         build_judge(cfg.judge, cfg.metrics.sentence_splitter, cfg.metrics.tokenizer)
     return []

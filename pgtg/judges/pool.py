@@ -31,7 +31,8 @@ from typing import Any, TypeVar
 
 from pgtg.config import JudgeConfig, TextJudgeConfig
 from pgtg.errors import ConfigError, PgtgError
-from pgtg.judges import TextJudge, build_judge
+from pgtg.judges import TextJudge
+from pgtg.judges.text import build_judge
 from pgtg.runtime import distributed
 
 T = TypeVar("T")

@@ -16,18 +16,20 @@ JUDGES = (
         absent=True,
         options=JudgeConfig,
     ),
-    JudgeSpec("meteor", "METEOR with WordNet synonyms", "pgtg.judges:meteor"),
+    JudgeSpec("meteor", "METEOR with WordNet synonyms", "pgtg.judges.text:meteor"),
     JudgeSpec(
         "meteor_stem",
         "METEOR's exact and stem stages; needs no download",
-        "pgtg.judges:meteor_stem",
+        "pgtg.judges.text:meteor_stem",
     ),
-    JudgeSpec("rouge1", "ROUGE-1 F-measure", "pgtg.judges:rouge1"),
-    JudgeSpec("rouge2", "ROUGE-2 F-measure", "pgtg.judges:rouge2"),
-    JudgeSpec("rougeL", "ROUGE-L F-measure", "pgtg.judges:rougeL"),
-    JudgeSpec("rougeLsum", "ROUGE-Lsum F-measure", "pgtg.judges:rougeLsum"),
+    JudgeSpec("rouge1", "ROUGE-1 F-measure", "pgtg.judges.text:rouge1"),
+    JudgeSpec("rouge2", "ROUGE-2 F-measure", "pgtg.judges.text:rouge2"),
+    JudgeSpec("rougeL", "ROUGE-L F-measure", "pgtg.judges.text:rougeL"),
+    JudgeSpec("rougeLsum", "ROUGE-Lsum F-measure", "pgtg.judges.text:rougeLsum"),
     JudgeSpec(
-        "chrf", "chrF2: character n-grams, for any script; needs no download", "pgtg.judges:chrf"
+        "chrf",
+        "chrF2: character n-grams, for any script; needs no download",
+        "pgtg.judges.text:chrf",
     ),
     JudgeSpec(
         "reward_model",

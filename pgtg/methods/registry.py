@@ -6,21 +6,6 @@ first whose needs its task meets.
 """
 
 from pgtg.config.registry import MethodSpec
-from pgtg.methods.options import (
-    DPO,
-    NLPO,
-    PPO,
-    RTO,
-    TDPO,
-    BestOfK,
-    GroupGradient,
-    Reinforce,
-    SelfDistill,
-    SimPO,
-    Sparse,
-    WeightedMLE,
-)
-from pgtg.methods.prompt_options import BBT, AutoPrompt, FineTune, GrIPS, RLPrompt, SoftPrompt
 
 TARGETS = frozenset({"targets"})
 GUIDED = frozenset({"samples", "reward", "targets"})
@@ -34,21 +19,21 @@ METHODS = (
         "the paper: reward-weighted MLE, or REINFORCE where there are no targets",
         "pgtg.methods.pgtg:METHOD",
         GUIDED,
-        options=WeightedMLE,
+        options="pgtg.methods.options:WeightedMLE",
     ),
     MethodSpec(
         "pgtg",
         "the paper: REINFORCE with the learned token rewards",
         "pgtg.methods.prompt:PGTG",
         SEARCH | {"reward"},
-        options=Reinforce,
+        options="pgtg.methods.options:Reinforce",
     ),
     MethodSpec(
         "reinforce",
         "REINFORCE with learned token rewards on the policy's own generations",
         "pgtg.methods.pgtg:REINFORCE",
         GUIDED,
-        options=WeightedMLE,
+        options="pgtg.methods.options:WeightedMLE",
     ),
     MethodSpec(
         "mle",
@@ -63,7 +48,7 @@ METHODS = (
         "pgtg.methods.prompt:SPARSE",
         SEARCH,
         alongside=True,
-        options=Sparse,
+        options="pgtg.methods.options:Sparse",
     ),
     MethodSpec(
         "random",
@@ -77,42 +62,42 @@ METHODS = (
         "edits of an instruction, kept while they help",
         "pgtg.methods.grips:METHOD",
         ASKING,
-        options=GrIPS,
+        options="pgtg.methods.prompt_options:GrIPS",
     ),
     MethodSpec(
         "bbt",
         "black-box tuning: an evolution strategy over vectors on top of tokens",
         "pgtg.methods.bbt:METHOD",
         ASKING,
-        options=BBT,
+        options="pgtg.methods.prompt_options:BBT",
     ),
     MethodSpec(
         "autoprompt",
         "trigger tokens replaced one at a time, by gradient and trial",
         "pgtg.methods.autoprompt:METHOD",
         ASKING,
-        options=AutoPrompt,
+        options="pgtg.methods.prompt_options:AutoPrompt",
     ),
     MethodSpec(
         "rlprompt",
         "soft Q-learning on the judge's scores of sampled prompts",
         "pgtg.methods.rlprompt:METHOD",
         ASKING,
-        options=RLPrompt,
+        options="pgtg.methods.prompt_options:RLPrompt",
     ),
     MethodSpec(
         "soft_prompt",
         "the embeddings of a prompt's tokens, trained by gradient",
         "pgtg.methods.soft_prompt:METHOD",
         ASKING,
-        options=SoftPrompt,
+        options="pgtg.methods.prompt_options:SoftPrompt",
     ),
     MethodSpec(
         "finetune",
         "the classifier LM itself trained on the few examples",
         "pgtg.methods.finetune:METHOD",
         ASKING,
-        options=FineTune,
+        options="pgtg.methods.prompt_options:FineTune",
     ),
     MethodSpec(
         "uniform",
@@ -209,7 +194,7 @@ METHODS = (
         "pgtg.methods.preferred:BEST_OF_K",
         PREFERRED,
         alongside=True,
-        options=BestOfK,
+        options="pgtg.methods.options:BestOfK",
     ),
     MethodSpec(
         "dpo",
@@ -217,7 +202,7 @@ METHODS = (
         "pgtg.methods.preferred:DPO",
         PREFERRED,
         alongside=True,
-        options=DPO,
+        options="pgtg.methods.options:DPO",
     ),
     MethodSpec(
         "simpo",
@@ -225,7 +210,7 @@ METHODS = (
         "pgtg.methods.preferred:SIMPO",
         PREFERRED,
         alongside=True,
-        options=SimPO,
+        options="pgtg.methods.options:SimPO",
     ),
     MethodSpec(
         "tdpo",
@@ -233,7 +218,7 @@ METHODS = (
         "pgtg.methods.preferred:TDPO",
         PREFERRED,
         alongside=True,
-        options=TDPO,
+        options="pgtg.methods.options:TDPO",
     ),
     MethodSpec(
         "grpo",
@@ -241,7 +226,7 @@ METHODS = (
         "pgtg.methods.groups:GRPO",
         PREFERRED | {"judge"},
         alongside=True,
-        options=GroupGradient,
+        options="pgtg.methods.options:GroupGradient",
     ),
     MethodSpec(
         "rloo",
@@ -249,7 +234,7 @@ METHODS = (
         "pgtg.methods.groups:RLOO",
         PREFERRED | {"judge"},
         alongside=True,
-        options=GroupGradient,
+        options="pgtg.methods.options:GroupGradient",
     ),
     MethodSpec(
         "self_distill",
@@ -257,7 +242,7 @@ METHODS = (
         "pgtg.methods.self_distill:METHOD",
         PREFERRED,
         alongside=True,
-        options=SelfDistill,
+        options="pgtg.methods.options:SelfDistill",
     ),
     MethodSpec(
         "lead3",
@@ -272,7 +257,7 @@ METHODS = (
         "pgtg.methods.ppo:PPO",
         TARGETS | {"judge"},
         alongside=True,
-        options=PPO,
+        options="pgtg.methods.options:PPO",
         chosen_by=("reward", "judge"),
     ),
     MethodSpec(
@@ -280,7 +265,7 @@ METHODS = (
         "proximal policy optimisation with a critic, rewarded by the learned token reward",
         "pgtg.methods.ppo:DENSE_PPO",
         GUIDED,
-        options=PPO,
+        options="pgtg.methods.options:PPO",
         chosen_by=("reward", "learned"),
     ),
     MethodSpec(
@@ -289,7 +274,7 @@ METHODS = (
         "pgtg.methods.nlpo:NLPO",
         TARGETS | {"judge"},
         alongside=True,
-        options=NLPO,
+        options="pgtg.methods.options:NLPO",
         chosen_by=("reward", "judge"),
     ),
     MethodSpec(
@@ -297,7 +282,7 @@ METHODS = (
         "PPO within the tokens that an earlier policy finds likely; learned token rewards",
         "pgtg.methods.nlpo:DENSE_NLPO",
         GUIDED,
-        options=NLPO,
+        options="pgtg.methods.options:NLPO",
         chosen_by=("reward", "learned"),
     ),
     MethodSpec(
@@ -305,6 +290,6 @@ METHODS = (
         "PPO with the token rewards of a policy that DPO has trained, and the judge's score",
         "pgtg.methods.rto:RTO",
         TARGETS | {"judge"},
-        options=RTO,
+        options="pgtg.methods.options:RTO",
     ),
 )

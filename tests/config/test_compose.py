@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
+from pgtg.cli.jobs import show
 from pgtg.config import RunConfig, checks, compose, expected_type, is_open, known_keys
 from pgtg.config.compose import composed, run_config
 from pgtg.config.groups import CONF
@@ -182,6 +184,41 @@ def test_own_config_files_come_first(tmp_path: Path):
     own.write_text("# @package _global_\nname: [mine\n")
     (line,) = problems("experiment=mine", config_dir=tmp_path)
     assert "mine.yaml" in line and "line 2" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sample: {kk: 5}", "in 'experiment/mine': Key 'kk' not in 'SampleConfig'"),
+        ("method: {zz: 1}", "in 'experiment/mine': Key 'zz' not in 'WeightedMLE'"),
+        ("sample: {k: x}", "in 'experiment/mine': Value 'x' of type 'str' could not be converted"),
+        ("sample: 3", "in 'experiment/mine': Merge error"),
+        ("- sample", "experiment=mine: expected key: value lines"),
+        ("3", "experiment=mine: Invalid loaded object type: int"),
+    ],
+)
+def test_what_a_file_of_ones_own_has_wrong_is_said_with_its_name(
+    text: str, said: str, tmp_path: Path
+):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    assert problems("experiment=mine", config_dir=tmp_path)[0].startswith(said)
+
+
+def test_shipped_files_are_read_as_omegaconf_reads_them():
+    """By another parser of yaml, and that one refuses no key that is there twice."""
+    for file in CONF.rglob("*.yaml"):
+        plain = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        assert compose._parsed(str(file.relative_to(CONF)))[0] == plain, file
+    odd = "a: 1e-4\nb: 2020-01-01\nc: .5\nd: no"
+    assert yaml.load(odd, Loader=compose.Fast) == OmegaConf.create(odd)
+
+
+def test_hydra_itself_knows_keys_that_no_file_sets(capsys: pytest.CaptureFixture[str]):
+    """A run is handed to Hydra, which composes it once more."""
+    show("all", "summarize", ["data_seed=3", "policy.start_text=x"], None)
+    shown = capsys.readouterr().out
+    assert "\ndata_seed: 3\n" in shown and "start_text: x" in shown
 
 
 @pytest.mark.parametrize("names", [["1", "0.5"], ["true", "false"]])

@@ -15,9 +15,10 @@ import pytest
 from pgtg.config import MetricsConfig, TextJudgeConfig
 from pgtg.config.registry import JUDGES
 from pgtg.errors import ConfigError, MissingResourceError, PgtgError
-from pgtg.judges import TextJudge, build_judge
+from pgtg.judges import TextJudge
 from pgtg.judges import pool as pool_module
 from pgtg.judges.pool import CHUNK, INLINE_S, JudgePool, free_cores
+from pgtg.judges.text import build_judge
 from pgtg.metrics import build_metrics, compute
 
 ASSETS = Path(os.environ.get("PGTG_ASSETS", "/nonexistent"))
@@ -184,7 +185,7 @@ def test_a_worker_imports_no_torch():
     script = (
         "import sys, pgtg.judges.pool, pgtg.metrics; from pgtg.config import TextJudgeConfig;"
         "early = {'torch', 'nltk', 'numpy', 'transformers'} & set(sys.modules);"
-        "pgtg.judges.build_judge(TextJudgeConfig('rougeLsum', 0)).score(['a'], [['a']]);"
+        "pgtg.judges.text.build_judge(TextJudgeConfig('rougeLsum', 0)).score(['a'], [['a']]);"
         "print(early, {'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
     run = [sys.executable, "-c", script]

@@ -105,3 +105,12 @@ def test_a_refused_config_imports_nothing_heavy(arguments: tuple[str, ...]):
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code, "train", *arguments], check=True)
+
+
+def test_a_list_of_names_needs_no_options_and_no_metrics():
+    code = (
+        "import sys; from pgtg.cli.listing import show; show(None); show('methods');"
+        "late = {'regex', 'hydra', 'pgtg.methods.options', 'pgtg.metrics.rouge'};"
+        "found = late & set(sys.modules); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -87,7 +87,7 @@ def test_a_missing_judge_is_refused(monkeypatch: pytest.MonkeyPatch):
     def build(*args: object) -> None:
         raise MissingResourceError("no WordNet")
 
-    monkeypatch.setattr("pgtg.judges.build_judge", build)
+    monkeypatch.setattr("pgtg.judges.text.build_judge", build)
     with pytest.raises(MissingResourceError, match="no WordNet"):
         plan.check_resources(run_config("summarize"))
     with pytest.raises(MissingResourceError, match="WordNet"):  # MLE keeps its best by the judge
