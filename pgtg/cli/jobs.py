@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pgtg.cli.reporting import say
 from pgtg.config import RunConfig, TextJudgeConfig
-from pgtg.config.compose import register, run_config, typed_loader
+from pgtg.config.compose import loader, register, run_config, typed
 from pgtg.errors import PgtgError, RunError
 from pgtg.runtime import distributed
 from pgtg.runtime.signals import Interrupted, install
@@ -110,10 +110,11 @@ def show(kind: str, task: str, overrides: Sequence[str], config_dir: Path | None
 def _hydra(config_dir: Path | None) -> Iterator[Hydra]:
     """Hydra over `conf/` and the user's own folder, as `hydra.main` makes it: that would parse a
     command line, read all files again, and compose once more to ask for the mode."""
-    app = Hydra("jobs", typed_loader(config_dir))
+    app = Hydra("jobs", loader(config_dir))
     GlobalHydra.instance().initialize(app)
     try:
-        yield app
+        with typed():
+            yield app
     finally:
         GlobalHydra.instance().clear()
 

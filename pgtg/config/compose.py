@@ -165,10 +165,17 @@ def _plain_option(spec: Spec) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
-def typed_loader(config_dir: Path | None = None) -> ConfigLoaderImpl:
-    """`loader` for what Hydra composes itself, of values as well: it knows all keys and types."""
-    ConfigStore.instance().store(name="run_schema", node=open_schema(), provider="pgtg")
-    return loader(config_dir)
+@contextmanager
+def typed() -> Iterator[None]:
+    """Within, Hydra knows all keys and types: where it composes itself, of values as well."""
+    register()
+    store = ConfigStore.instance()
+    place = store.repo[SCHEMA]
+    store.store(name="run_schema", node=open_schema(), provider="pgtg")
+    try:
+        yield
+    finally:
+        store.repo[SCHEMA] = place
 
 
 def loader(config_dir: Path | None = None) -> ConfigLoaderImpl:

@@ -219,6 +219,7 @@ def test_hydra_itself_knows_keys_that_no_file_sets(capsys: pytest.CaptureFixture
     show("all", "summarize", ["data_seed=3", "policy.start_text=x"], None)
     shown = capsys.readouterr().out
     assert "\ndata_seed: 3\n" in shown and "start_text: x" in shown
+    assert compose.ConfigStore.instance().repo[compose.SCHEMA].node == {}  # for it alone
 
 
 @pytest.mark.parametrize("names", [["1", "0.5"], ["true", "false"]])
