@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pgtg.cli.reporting import say
 from pgtg.config import RunConfig, TextJudgeConfig
-from pgtg.config.compose import loader, register, run_config, typed
+from pgtg.config.compose import run_config
+from pgtg.config.sources import loader, register, typed
 from pgtg.errors import PgtgError, RunError
 from pgtg.runtime import distributed
 from pgtg.runtime.signals import Interrupted, install

@@ -1,38 +1,22 @@
-"""From `conf/` and key=value overrides to a checked `RunConfig`. All that composes knows Hydra.
+"""From `conf/` and key=value overrides to a checked `RunConfig`.
 
 Whatever is wrong with a call is collected and reported together: unknown keys and options with the
 nearest known name, wrong types, missing values, and the cross-checks of `config.check`.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
-from functools import cache, lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
-from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-try:
-    from yaml import CSafeLoader as SafeLoader  # by libyaml, several times as fast
-except ImportError:
-    from yaml import SafeLoader
 
 from pgtg.config import (
     OWNED,
@@ -42,42 +26,25 @@ from pgtg.config import (
     expected_type,
     is_open,
     known_keys,
-    open_schema,
     stand_in,
 )
 from pgtg.config.checks import check, planted, value_at
-from pgtg.config.groups import CONF, SECTIONS, groups
-from pgtg.config.overrides import PATHS, as_hydra, folder_name
+from pgtg.config.composition import chosen_options, composed_from, shared_from, with_types
+from pgtg.config.groups import SECTIONS, groups
+from pgtg.config.overrides import PATHS, as_hydra
 from pgtg.config.paths import policy_folder
 from pgtg.config.registry import (
-    AGGREGATORS,
-    JUDGES,
     METHODS,
     TASKS,
-    JudgeSpec,
-    MethodSpec,
-    Registry,
-    Spec,
     controls_of,
     method_spec,
     methods_of,
     nearest,
-    options_of,
     refusal,
-    resolve,
 )
+from pgtg.config.sources import REFUSALS, loader, one_line, theirs
 from pgtg.errors import ConfigError
 
-VERSION_BASE = "1.3"
-SCHEMA = "run_schema.yaml"  # which `conf/` has before all else
-# how Hydra and OmegaConf refuse odd input, and what some of it makes them stumble over (`theirs`)
-REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-STUMBLES = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
-PLUGGABLE: Mapping[str, Registry] = {  # groups whose options may be a plugin's
-    "method": METHODS,
-    "judge": JUDGES,
-    "aggregator": AGGREGATORS,
-}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name
 NAMES_SERVER = {"judge", "judge.base_url"}  # keys by which a user names one
 # what an experiment fits to its data, whatever backbone or method the call chooses
@@ -87,106 +54,12 @@ FITTED = {
 }
 
 
-class Stumbled(HydraException):
-    """Hydra or OmegaConf met odd input by an assertion or a type error of its own."""
-
-
-@contextmanager
-def theirs() -> Iterator[None]:
-    """Around their calls only: there such an error is the input's, elsewhere a fault of ours."""
-    try:
-        yield
-    except REFUSALS:
-        raise
-    except STUMBLES as error:
-        raise Stumbled(str(error)) from error
-
-
 class Composed(NamedTuple):
     """A config, what is wrong with the overrides that are not in it, and what was decided."""
 
     cfg: DictConfig
     problems: list[str]
     notes: list[str]
-
-
-class Shipped(FileConfigSource):
-    """The files of `conf/`, which do not change while a command runs: each is parsed once."""
-
-    @staticmethod
-    def scheme() -> str:
-        return "shipped"
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        file = self._normalize_file_name(config_path)
-        values, header = _parsed(file)
-        config = OmegaConf.create(values)  # one for each call, that composing takes parts over from
-        return ConfigResult(self.provider, f"{self.scheme()}://{CONF}", config, dict(header))
-
-
-class Fast(SafeLoader):  # pyright: ignore[reportGeneralTypeIssues]
-    """Reads yaml as OmegaConf does, but for a key that is there twice, which it does not refuse."""
-
-    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
-
-
-@cache
-def _parsed(file: str) -> tuple[Any, dict[str, str | None]]:
-    """What a file of `conf/` holds, and its lines of the form `# @key value`; not to be changed."""
-    text = (CONF / file).read_text(encoding="utf-8")
-    return yaml.load(text, Loader=Fast) or {}, FileConfigSource._get_header_dict(text)
-
-
-def register() -> None:
-    """Tell Hydra the schema and the resolver of `conf/`; may be called any number of times."""
-    setup_globals()
-    setbase(VERSION_BASE)
-    SourcesRegistry.instance().register(Shipped)
-    OmegaConf.register_new_resolver("pgtg_folder", folder_name, replace=True)
-    store = ConfigStore.instance()
-    if SCHEMA not in store.repo:  # its place; what we compose gets its types once it is whole
-        store.store(name="run_schema", node={}, provider="pgtg")
-    for group, registry in PLUGGABLE.items():
-        for spec in registry.others:
-            store.store(group=group, name=spec.name, node=_plain_option(spec))
-
-
-def _plain_option(spec: Spec) -> dict[str, Any]:
-    """The option of a plugin's thing: its options' own defaults; an aggregator's are avg's."""
-    if isinstance(spec, MethodSpec):
-        options = OmegaConf.structured(resolve(spec.options)(name=spec.name, controls=[]))
-    elif isinstance(spec, JudgeSpec):
-        options = OmegaConf.structured(resolve(spec.options)(name=spec.name))
-    else:
-        options = OmegaConf.load(CONF / "aggregator" / "avg.yaml")
-        OmegaConf.update(options, "name", spec.name)
-    found = OmegaConf.to_container(options)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
-
-
-@contextmanager
-def typed() -> Iterator[None]:
-    """Within, Hydra knows all keys and types: where it composes itself, of values as well."""
-    register()
-    store = ConfigStore.instance()
-    place = store.repo[SCHEMA]
-    store.store(name="run_schema", node=open_schema(), provider="pgtg")
-    try:
-        yield
-    finally:
-        store.repo[SCHEMA] = place
-
-
-def loader(config_dir: Path | None = None) -> ConfigLoaderImpl:
-    """Hydra's loader over `conf/`, with the user's own folder in front of it."""
-    register()
-    search = create_config_search_path(f"{Shipped.scheme()}://{CONF}")
-    if config_dir is not None:
-        if not config_dir.is_dir():
-            raise ConfigError(f"--config-dir: there is no folder {config_dir}")
-        search.prepend(provider="command-line", path=f"file://{config_dir.resolve()}")
-    return ConfigLoaderImpl(config_search_path=search)
 
 
 def run_config(
@@ -318,17 +191,6 @@ def as_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
     return run, problems + [p for p in check(run) if p.split(":")[0] not in missing]
 
 
-def one_line(error: BaseException) -> str:
-    """The message of a Hydra or OmegaConf error, with its cause's, on one line."""
-    parts = [str(error)]
-    while error.__cause__ is not None and error.__cause__ is not error:
-        error = error.__cause__
-        parts.append(str(error))
-    lines = [line.strip() for part in parts for line in part.splitlines()]
-    kept = [line for line in dict.fromkeys(lines) if line and not line.startswith("object_type")]
-    return "; ".join(kept)
-
-
 def _parse(load: ConfigLoaderImpl, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
     parsed, problems = [], []
     for text in overrides:
@@ -422,20 +284,20 @@ def _with_groups(
     others = {o.key_or_group: o for o in chosen if o not in named and not o.is_hydra_override()}
     others = {group: o for group, o in others.items() if "/" not in group and not o.is_delete()}
     if not others:
-        return _compose(load, task, chosen), []
-    choices = _choices(load, task, named)
+        return composed_from(load, task, chosen), []
+    choices = chosen_options(load, task, named)
     changed = [group for group, o in others.items() if str(o.value()) != choices.get(group)]
     if not changed:
-        return _compose(load, task, chosen), []
+        return composed_from(load, task, chosen), []
     name = choices.get("experiment")
     if name == "none":
-        return _compose(load, task, chosen), []
+        return composed_from(load, task, chosen), []
     without = [*(o for o in chosen if o not in named), _override("experiment=none")]
-    plain = _read(load, task, without)
+    plain = shared_from(load, task, without)
     if not named and ({"data", "dataset"} & set(changed)):
         why = f"experiment=none: '{name}' is for {_pair(choices)}; experiment=... chooses another"
         return plain.copy(), [why]
-    cfg = _compose(load, task, chosen)
+    cfg = composed_from(load, task, chosen)
     notes = []
     for section in (SECTIONS.get(group, group) for group in changed):
         lost = _replace(cfg, plain, section)
@@ -472,7 +334,7 @@ def _on_saved(
 ) -> tuple[DictConfig, list[str]]:
     """The saved config with the overrides applied: whole groups first, then single keys."""
     try:
-        base = _typed(task, saved)
+        base = with_types(task, saved)
     except REFUSALS as error:
         raise ConfigError(f"the saved config is of another version: {one_line(error)}") from error
     if base.task != task:
@@ -491,113 +353,6 @@ def _on_saved(
         base[section] = chosen[section]
     values = [o for o in parsed if o not in groups]
     return base, problems + [p for p in (_apply(load, base, o) for o in values) if p]
-
-
-def _compose(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> DictConfig:
-    """The config of the chosen groups, the caller's own."""
-    return _read(load, task, parsed).copy()
-
-
-def _read(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> DictConfig:
-    """The same, which others read as well."""
-    overrides = tuple(str(o.input_line) for o in parsed)
-    return _composed(load, task, overrides) if _has_own(load) else _shipped(task, overrides)
-
-
-def _choices(load: ConfigLoaderImpl, task: str, parsed: Sequence[Override]) -> dict[str, str]:
-    """The option that is taken of each group."""
-    overrides = tuple(str(o.input_line) for o in parsed)
-    return dict(_chosen(load, task, overrides) if _has_own(load) else _as_shipped(task, overrides))
-
-
-def _has_own(load: ConfigLoaderImpl) -> bool:
-    """Whether the user's own folder is looked into, whose files may change."""
-    return any(source.provider == "command-line" for source in load.repository.get_sources())
-
-
-# What `conf/` alone makes of a call: its files do not change while a command runs, and the jobs of
-# a sweep mostly differ in values, which are set later, and not in their groups.
-
-
-@lru_cache(maxsize=64)
-def _shipped(task: str, overrides: tuple[str, ...]) -> DictConfig:
-    return _composed(loader(), task, overrides)
-
-
-@lru_cache(maxsize=64)
-def _as_shipped(task: str, overrides: tuple[str, ...]) -> dict[str, str]:
-    return _chosen(loader(), task, overrides)
-
-
-def _composed(load: ConfigLoaderImpl, task: str, overrides: Sequence[str]) -> DictConfig:
-    with theirs():
-        cfg = load.load_configuration(
-            config_name=task,
-            overrides=list(overrides),
-            run_mode=RunMode.RUN,
-            validate_sweep_overrides=False,
-        )
-    try:
-        return _typed(task, _values(cfg))
-    except REFUSALS as error:
-        file = _refused(load, task, overrides)
-        raise ConfigError(f"in '{file}': {one_line(error)}") from error
-
-
-def _values(cfg: Any) -> dict[str, Any]:
-    """The sections of a composed config, or of a file of it, as plain values; not Hydra's."""
-    with theirs():
-        values = OmegaConf.to_container(cfg, resolve=False)
-    if not isinstance(values, dict):
-        raise ConfigError("expected key: value lines")
-    return {str(key): value for key, value in values.items() if key != "hydra"}
-
-
-def _refused(load: ConfigLoaderImpl, task: str, overrides: Sequence[str]) -> str:
-    """The first of the files that were composed whose own values have no such key or type."""
-    for part in load.compute_defaults_list(task, list(overrides), RunMode.RUN).defaults:
-        try:
-            _typed(task, _values(load._load_single_config(part, load.repository).config))
-        except REFUSALS:
-            return str(part.config_path)
-    return task
-
-
-def _chosen(load: ConfigLoaderImpl, task: str, overrides: Sequence[str]) -> dict[str, str]:
-    """The option that composing would take of each group."""
-    with theirs():
-        found = load.compute_defaults_list(task, list(overrides), RunMode.RUN)
-    known = found.overrides.known_choices
-    return {str(group): str(option) for group, option in known.items()}
-
-
-def _typed(task: str, values: Mapping[str, Any]) -> DictConfig:
-    """A config with the schema's types, owned sections with those of the options that they name.
-
-    What files and saved runs say of the options of other methods or judges is not read.
-    """
-    given = dict(values)
-    base = _schema(RunConfig).copy()
-    for owned in OWNED:
-        section = given.get(owned)
-        if not isinstance(section, Mapping):
-            continue
-        options = options_of(owned, task, str(section.get("name")))
-        base[owned] = _schema(options)
-        own = {option.name for option in fields(options)}
-        others = {key.removeprefix(f"{owned}.") for key in known_keys()} - own
-        given[owned] = {key: value for key, value in section.items() if key not in others}
-    with theirs():
-        cfg = OmegaConf.unsafe_merge(base, given)  # into the base, which is its own
-    assert isinstance(cfg, DictConfig)
-    OmegaConf.set_struct(cfg, True)
-    return cfg
-
-
-@cache
-def _schema(section: type) -> DictConfig:
-    """The types and defaults of a section; not to be changed."""
-    return OmegaConf.structured(section)
 
 
 def _options(load: ConfigLoaderImpl, override: Override) -> list[str]:

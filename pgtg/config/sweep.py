@@ -9,8 +9,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from pgtg.config.compose import loader, one_line
 from pgtg.config.overrides import folder_name
+from pgtg.config.sources import loader, one_line
 from pgtg.errors import ConfigError
 
 LAUNCHERS = (

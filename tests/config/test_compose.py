@@ -9,7 +9,16 @@ import yaml
 from omegaconf import OmegaConf
 
 from pgtg.cli.jobs import show
-from pgtg.config import RunConfig, checks, compose, expected_type, is_open, known_keys
+from pgtg.config import (
+    RunConfig,
+    checks,
+    compose,
+    composition,
+    expected_type,
+    is_open,
+    known_keys,
+    sources,
+)
 from pgtg.config.compose import composed, run_config
 from pgtg.config.groups import CONF
 from pgtg.config.overrides import as_hydra, folder_name
@@ -43,10 +52,10 @@ def test_what_was_composed_before_is_in_no_later_config():
     """The files of `conf/` are parsed once, and no config takes what another made of them."""
 
     def composed_again() -> RunConfig:
-        compose._shipped.cache_clear()
+        composition._shipped.cache_clear()
         return run_config("summarize", ["experiment=null", "policy=pretrained", "policy.path=x"])
 
-    compose._parsed.cache_clear()
+    sources._parsed.cache_clear()
     fresh = composed_again()
     run_config("summarize", ["experiment=xsum_t5_base", "method=mle"])
     assert composed_again() == fresh
@@ -209,9 +218,9 @@ def test_shipped_files_are_read_as_omegaconf_reads_them():
     """By another parser of yaml, and that one refuses no key that is there twice."""
     for file in CONF.rglob("*.yaml"):
         plain = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        assert compose._parsed(str(file.relative_to(CONF)))[0] == plain, file
+        assert sources._parsed(str(file.relative_to(CONF)))[0] == plain, file
     odd = "a: 1e-4\nb: 2020-01-01\nc: .5\nd: no"
-    assert yaml.load(odd, Loader=compose.Fast) == OmegaConf.create(odd)
+    assert yaml.load(odd, Loader=sources.Fast) == OmegaConf.create(odd)
 
 
 def test_hydra_itself_knows_keys_that_no_file_sets(capsys: pytest.CaptureFixture[str]):
@@ -219,7 +228,7 @@ def test_hydra_itself_knows_keys_that_no_file_sets(capsys: pytest.CaptureFixture
     show("all", "summarize", ["data_seed=3", "policy.start_text=x"], None)
     shown = capsys.readouterr().out
     assert "\ndata_seed: 3\n" in shown and "start_text: x" in shown
-    assert compose.ConfigStore.instance().repo[compose.SCHEMA].node == {}  # for it alone
+    assert sources.ConfigStore.instance().repo[sources.SCHEMA].node == {}  # for it alone
 
 
 @pytest.mark.parametrize("names", [["1", "0.5"], ["true", "false"]])

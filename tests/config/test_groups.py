@@ -12,8 +12,8 @@ import yaml
 
 from pgtg.config import RunConfig, known_keys
 from pgtg.config.checks import CHOICES, choices
-from pgtg.config.compose import SECTIONS, composed, run_config
-from pgtg.config.groups import CONF, groups, option_files
+from pgtg.config.compose import composed, run_config
+from pgtg.config.groups import CONF, SECTIONS, groups, option_files
 from pgtg.config.registry import METHODS
 
 FILES = sorted(CONF.rglob("*.yaml"))

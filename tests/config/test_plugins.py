@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from pgtg.cli.listing import names
 from pgtg.cli.main import app
 from pgtg.config import TextJudgeConfig, plugins
-from pgtg.config.compose import register, run_config
+from pgtg.config.compose import run_config
 from pgtg.config.groups import CONF
 from pgtg.config.registry import JUDGES, TASKS, Registry, installed
+from pgtg.config.sources import register
 from pgtg.errors import ConfigError
 from tests.support.forking import Forked
 from tests.support.tiny import TINY
