@@ -1,12 +1,14 @@
 """`make bench`: our side alone, phase by phase, on models of the true sizes with random weights.
 
     python benchmarks/bench.py [--threads 1] [--device cpu] [--repeats 3] [--only NAME] [--save]
+                               [--profile]
 
 Each phase alternates with a calibrating matmul in the same run. What is compared with the last
 saved result (benchmarks/bench.json) is the median of phase time / matmul time: absolute times of
 shared machines say little. Where a phase's work can be counted, its GFLOPS are shown as a share
 of the matmul's (2 FLOPs per weight and token forward, 4 more backward; attention and embeddings are
 left out). A phase's peak memory is what its first call adds to a process of its own (Linux only).
+With --profile each phase is followed by torch's operations that take most of one further call.
 
 With --device the models, and the matmul, are on an accelerator: its clock is read once all that was
 begun has ended, peak memory is the device's own, and passes without gradients have the precision
@@ -19,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import torch
 from memory import MIB, peak_mib
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -63,6 +66,7 @@ SAVED = Path(__file__).with_name("bench.json")
 SOURCES, K, SOURCE, NEW = 8, 3, 512, 64  # summarize: texts, generations of each, tokens
 EXAMPLES, WORDS = 32, 20  # prompt: sentences judged by, words of each
 SIZE, TIMES = 1024, 10  # of the calibrating matmul, float32; how often it is done at once
+SHOWN = 12  # operations of a phase, by --profile
 
 
 @dataclass(frozen=True)
@@ -333,12 +337,26 @@ def measured(phase: Phase, repeats: int, device: torch.device) -> dict[str, floa
     return found
 
 
+def operations(run: Callable[[], object]) -> Iterator[str]:
+    """A line for each of the operations that take most of a call on the CPU, with its inputs."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        run()
+    events = profiled.key_averages(group_by_input_shape=True)
+    whole = sum(event.self_cpu_time_total for event in events)
+    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:SHOWN]:
+        shapes = " ".join("x".join(map(str, shape)) for shape in event.input_shapes if shape)
+        share, took = event.self_cpu_time_total / whole, event.self_cpu_time_total / 1e6
+        yield f"{100 * share:5.1f} %  {took:7.3f} s  {event.count:6} x {event.key}  {shapes}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cuda, cuda:1, ...; auto: a GPU if any")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=PHASES, help="one phase")
+    parser.add_argument("--profile", action="store_true", help="what a phase spends its time on")
     parser.add_argument("--save", action="store_true", help="write benchmarks/bench.json")
     parser.add_argument("--peak", choices=PHASES, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -369,6 +387,8 @@ def main() -> None:
             + (f"  {100 * share:5.0f} % of matmul GFLOPS" if share else "")
             + (f"  {row['over_matmul'] / was:5.2f} x the saved time" if was else "")
         )
+        for line in operations(phase.run) if asked.profile else ():
+            print(f"    {line}")
     if asked.save:
         result = {"threads": asked.threads, "torch": torch.__version__}
         SAVED.write_text(json.dumps(result | {"phases": found}, indent=1) + "\n")

@@ -15,6 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
+from pgtg.models.backends.attention import in_columns
+
 
 class RoomyLayer(DynamicLayer):
     """A dynamic layer whose keys and values are the filled part of longer tensors.
@@ -100,6 +102,13 @@ def make_room(cache: Any, room: int) -> list[str]:
         elif not isinstance(layer, RoomyLayer):
             left.add(type(layer).__name__)
     return sorted(left)
+
+
+def lay_in_columns(cache: Any) -> None:
+    """Bring the values of a cache that a CPU reads into the order for attention of few queries."""
+    for layer in cache.layers:
+        if layer.is_initialized and layer.values.device.type == "cpu":
+            layer.values = in_columns(layer.values)
 
 
 def fix_length(cache: Any, length: int) -> list[str]:

@@ -11,6 +11,7 @@ is said once.
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pgtg.errors import DivergedError, PgtgError
+from pgtg.models.backends.attention import few_queries
 from pgtg.models.backends.compiled import size
 from pgtg.models.budget import token_budget
 from pgtg.models.language import LanguageModel, evaluating
-from pgtg.models.sharing import indices
+from pgtg.models.sharing import WASTE, indices
 from pgtg.ops.masking import length_sorted, pad
 from pgtg.ops.sampling import candidates, draw, restrict, uniforms
 from pgtg.runs.layout import folded
@@ -118,8 +120,8 @@ def generate(
             random stream.
         k: Generations of each source; 1 for greedy decoding.
         eos_ids: Tokens that end a generation; the end token is kept as the last token.
-        batch_tokens: Token budget of a batch: rows times (source + new tokens); "auto": what the
-            device has room for.
+        batch_tokens: Token budget of a batch, see `tokens_held`; "auto": what the device has room
+            for.
         seed_key: (seed, round, purpose, ...).
 
     Raises:
@@ -127,10 +129,14 @@ def generate(
         PgtgError: Not even the generations of one source fit into the memory.
     """
     new, most = decoding.max_new_tokens, token_budget(batch_tokens, lm)
+    once = lm.reads_sources_once and not compiled
+
+    def held(length: int) -> int:
+        return tokens_held(length, new, k, once=once)
 
     def batches(rows: Sequence[int]) -> list[list[int]]:
         lengths, budget = [len(sources[i]) for i in rows], int(most * _share)
-        found = length_sorted(lengths, budget=budget, extra=new, copies=k)
+        found = length_sorted(lengths, budget=budget, held=held)
         return [[rows[place] for place in batch] for batch in found]
 
     def tokens_of(rows: Sequence[int]) -> list[TokenIds]:
@@ -156,6 +162,19 @@ def generate(
             _halve(most, len(rows), warn)
             rest = [i for batch in [rows, *waiting] for i in batch]
             waiting = deque(batches(rest))
+
+
+def tokens_held(source: int, new: int, k: int, *, once: bool) -> int:
+    """The most tokens that k generations of a source hold keys and values of.
+
+    Args:
+        source: Tokens of the source.
+        new: Tokens of a generation.
+        once: Whether generations share their source's keys and values, as they do until the rows
+            that are left of a batch are so few that each has its own.
+    """
+    apart = k * (source + new)
+    return max(source + k * new, -(-apart // WASTE)) if once else apart
 
 
 def _fitting(
@@ -219,6 +238,7 @@ def generate_batch(
         noise = None if noise is None else noise[indices(rows, source.device)]
     else:
         reading.reserve(last - 1)
+        reading.lay_out_for_few_queries()
     done: list[TokenIds] = [[] for _ in live]
     every = 1 if source.device.type == "cpu" else LOOK_EVERY
     ends, unseen = frozenset(eos_ids), Unseen()
@@ -241,7 +261,10 @@ def generate_batch(
                 reading, chosen = reading.select(rows), chosen[index]
                 noise = None if noise is None else noise[index]
                 live = [live[place] for place in kept]
-        lm.extend(reading, chosen[:, None], torch.ones_like(chosen[:, None]).bool(), logits=True)
+        with nullcontext() if compiled else few_queries():
+            lm.extend(
+                reading, chosen[:, None], torch.ones_like(chosen[:, None]).bool(), logits=True
+            )
     return done
 
 

@@ -282,6 +282,11 @@ class LanguageModel(nn.Module):
         return self.structure.width
 
     @property
+    def reads_sources_once(self) -> bool:
+        """Whether rows that continue one source attend to one copy of its keys and values."""
+        return self._sharing is not None
+
+    @property
     def start_id(self) -> int:
         """The token an encoder-decoder's decoder starts with.
 

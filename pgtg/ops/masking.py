@@ -1,6 +1,6 @@
 """Padding, made and moved by position. Ids are never compared with a pad id: pad may equal eos."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,15 +55,14 @@ def masked_mean(values: Float[Tensor, "*N T"], mask: Bool[Tensor, "*N T"]) -> Fl
 
 
 def length_sorted(
-    lengths: Sequence[int], *, budget: int, extra: int = 0, copies: int = 1
+    lengths: Sequence[int], *, budget: int, held: Callable[[int], int] = int
 ) -> list[list[int]]:
     """Batches of rows of similar length, each at most `budget` padded tokens.
 
     Args:
         lengths: Tokens of each row.
         budget: Padded tokens that one batch may hold; a batch has at least one row.
-        extra: Tokens that each copy of a row will grow by (generation).
-        copies: Copies that each row will grow to.
+        held: The tokens that a row of that length comes to (generation); more for a longer one.
 
     Returns:
         Row numbers by batch, longest first, so that running out of memory shows at once.
@@ -73,7 +72,7 @@ def length_sorted(
     size = 0
     for i in order:
         if not batches or len(batches[-1]) >= size:
-            size = max(1, budget // max(1, copies * (lengths[i] + extra)))
+            size = max(1, budget // max(1, held(lengths[i])))
             batches.append([])
         batches[-1].append(i)
     return batches

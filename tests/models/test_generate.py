@@ -21,6 +21,7 @@ from tests.support.tiny_models import EOS, FAMILIES, ORIGIN, SOURCES, TOKENS, VO
 
 NEW = 24
 ENDS = [EOS, 4, 7]
+CACHES = "self_attention_cache", "cross_attention_cache"  # of an encoder-decoder
 SAMPLING = Decoding(False, NEW, temperature=0.8, top_k=12, top_p=0.95)
 
 
@@ -38,6 +39,52 @@ def test_an_accelerator_waits_once_in_eight_tokens_and_says_the_same(family: str
         assert sample(lm, eos_ids=[]) == endless
     assert 0 < syncs.total() <= NEW / LOOK_EVERY, syncs
     assert sample(lm) == ended  # rows that ended between two looks are cut, then dropped
+
+
+@pytest.mark.parametrize("family", some(FAMILIES, "t5", "llama"))
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_a_batch_holds_no_more_tokens_than_its_budget(
+    family: str, k: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Counted in the caches, at each token; an encoder-decoder's sources count once, but for the
+    time when few of most sources' rows are left."""
+    lm, budget, source, held, batches = build(family), 1500, 100, [], []
+    prefill, extend, drawn = lm.prefill, lm.extend, 0
+
+    def tokens_in(cache: Any) -> int:
+        rows, _, tokens, _ = cache.layers[0].keys.shape
+        return rows * tokens
+
+    def begun(source: torch.Tensor, *args: Any, **more: Any) -> Any:
+        nonlocal drawn
+        batches.append(len(source))
+        drawn = 0
+        return prefill(source, *args, **more)
+
+    def counted(read: Any, *args: Any, **more: Any) -> Any:
+        found = extend(read, *args, **more)
+        parts = [getattr(read.cache, name, None) for name in CACHES]
+        held.append(sum(map(tokens_in, filter(None, parts))) or tokens_in(read.cache))
+        return found
+
+    def choose(logits: torch.Tensor, *_: Any) -> torch.Tensor:
+        """The third token ends all rows but the first source's and two of each other's."""
+        nonlocal drawn
+        drawn += 1
+        row = torch.arange(len(logits))
+        ended = (row >= k) & (row % k >= 2) if drawn == 3 else row < 0
+        return torch.where(ended, EOS, 5)
+
+    monkeypatch.setattr(lm, "prefill", begun)
+    monkeypatch.setattr(lm, "extend", counted)
+    monkeypatch.setattr(generating, "choose", choose)
+    texts = [[5 + i % 7] * source for i in range(40)]
+    options = {"eos_ids": [EOS], "decoding": SAMPLING, "seed_key": (1,), "batch_tokens": budget}
+    done = dict(generate(lm, texts, [str(i) for i in range(40)], k=k, **options))
+    assert len(done) == 40 and sum(batches) == 40
+    assert max(held) <= budget
+    apart, shared = k * (source + NEW), max(source + k * NEW, k * (source + NEW) / 2)
+    assert max(batches) == int(budget // (apart if family == "llama" else shared))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

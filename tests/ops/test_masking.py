@@ -45,7 +45,7 @@ def test_masked_mean(rows: list[list[int]], side: str):
 def test_batches_hold_each_row_once_within_the_budget(
     lengths: list[int], budget: int, extra: int, copies: int
 ):
-    batches = length_sorted(lengths, budget=budget, extra=extra, copies=copies)
+    batches = length_sorted(lengths, budget=budget, held=lambda length: copies * (length + extra))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         padded = len(batch) * copies * (max(lengths[row] for row in batch) + extra)
