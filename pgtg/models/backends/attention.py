@@ -90,7 +90,8 @@ def by_products(
 
     Args:
         added: What is added to the scores, broadcast to [B, H, N, S]; true and false: attended to
-            or not.
+            or not. A query that may attend to nothing gets zeros, or, where numbers are added as
+            well, the values' mean: as Transformers has it from the kernel.
         scale: 1 / sqrt(D) if None.
     """
     rows, heads, number, width = query.shape
@@ -98,12 +99,18 @@ def by_products(
     queries = (query * (width**-0.5 if scale is None else scale)).reshape(groups, -1, width)
     keys, values = (part.flatten(0, 1) for part in (key, value))
     scores = torch.bmm(queries, keys.transpose(1, 2)).view(rows, heads, number, -1)
-    for part in added:
-        if part is not None and part.dtype == torch.bool:
+    parts = [part for part in added if part is not None]
+    for part in parts:
+        if part.dtype == torch.bool:
             scores.masked_fill_(~part, torch.finfo(scores.dtype).min)
-        elif part is not None:
+        else:
             scores += part
-    shares = scores.softmax(-1).view(groups, -1, keys.shape[1])
+    shares = scores.softmax(-1)
+    if (
+        len(parts) == 1 and parts[0].dtype == torch.bool
+    ):  # the kernel's answer where nothing is seen
+        shares *= parts[0].any(-1, keepdim=True)
+    shares = shares.view(groups, -1, keys.shape[1])
     if values.stride(1) == 1:
         found = torch.bmm(values.transpose(1, 2), shares.transpose(1, 2)).transpose(1, 2)
     else:

@@ -67,10 +67,21 @@ def test_it_is_the_formula(kind: str, heads: int, groups: int, number: int, scal
     assert_close(by_products(query, key, columns, added, scale=scale), wanted)
 
 
-def test_what_nothing_may_be_attended_to_stays_finite():
-    query, key, value = drawn(2, 2, 1)
-    nothing = torch.zeros(B, 1, 1, S, dtype=torch.bool)
-    assert by_products(query, key, value, [nothing]).isfinite().all()
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_query_that_sees_nothing_gets_what_the_kernel_gives_it(biased: bool):
+    parts, nothing = drawn(2, 2, 1), torch.zeros(B, 1, 1, S, dtype=torch.bool)
+    module: Any = torch.nn.Module()
+    module.num_key_value_groups = 1
+    bias = torch.randn(1, 2, 1, S) if biased else None
+
+    def attended() -> torch.Tensor:
+        attend = ALL_ATTENTION_FUNCTIONS[attention.NAME]
+        return attend(module, *parts, nothing, position_bias=bias)[0]
+
+    wanted = attended()
+    with few_queries():
+        assert_close(attended(), wanted)
+    assert wanted.any() == biased
 
 
 class Called:
