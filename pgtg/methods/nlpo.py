@@ -52,6 +52,10 @@ class _BothRead:
     def reserve(self, tokens: int) -> list[str]:
         return self.policy.reserve(tokens) + self.mask.reserve(tokens)
 
+    def lay_out_for_few_queries(self) -> None:
+        self.policy.lay_out_for_few_queries()
+        self.mask.lay_out_for_few_queries()
+
 
 class MaskedWriter:
     """A policy that can write only what a mask policy leaves open, for `models.generate`."""
@@ -70,6 +74,10 @@ class MaskedWriter:
     @property
     def width(self) -> int:
         return self.policy.width
+
+    @property
+    def reads_sources_once(self) -> bool:
+        return self.policy.reads_sources_once and self.mask.reads_sources_once
 
     def prefill(self, source: Tensor, mask: Tensor, *, logits: bool) -> _BothRead:
         own = self.policy.prefill(source, mask, logits=logits)
