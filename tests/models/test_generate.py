@@ -48,7 +48,7 @@ def test_a_batch_holds_no_more_tokens_than_its_budget(
 ):
     """Counted in the caches, at each token; an encoder-decoder's sources count once, but for the
     time when few of most sources' rows are left."""
-    lm, budget, source, held, batches = build(family), 1500, 100, [], []
+    lm, budget, source, new, held, batches = build(family), 460, 30, 8, [], []
     prefill, extend, drawn = lm.prefill, lm.extend, 0
 
     def tokens_in(cache: Any) -> int:
@@ -79,12 +79,13 @@ def test_a_batch_holds_no_more_tokens_than_its_budget(
     monkeypatch.setattr(lm, "extend", counted)
     monkeypatch.setattr(generating, "choose", choose)
     texts = [[5 + i % 7] * source for i in range(40)]
-    options = {"eos_ids": [EOS], "decoding": SAMPLING, "seed_key": (1,), "batch_tokens": budget}
-    done = dict(generate(lm, texts, [str(i) for i in range(40)], k=k, **options))
+    decoding, keys = Decoding(False, new, top_k=12), [str(i) for i in range(40)]
+    options: dict[str, Any] = {"eos_ids": [EOS], "decoding": decoding, "seed_key": (1,)}
+    done = dict(generate(lm, texts, keys, k=k, batch_tokens=budget, **options))
     assert len(done) == 40 and sum(batches) == 40
     assert max(held) <= budget
-    apart, shared = k * (source + NEW), max(source + k * NEW, k * (source + NEW) / 2)
-    assert max(batches) == int(budget // (apart if family == "llama" else shared))
+    apart, shared = k * (source + new), max(source + k * new, k * (source + new) / 2)
+    assert max(batches) == int(budget // (shared if lm.is_encoder_decoder else apart))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -164,4 +164,5 @@ def test_decoding_takes_it_and_says_the_same(
     found, calls = sampled()
     monkeypatch.setattr(attention, "FEW", 0)
     wanted, usual = sampled()
-    assert found == wanted and calls < usual
+    assert found == wanted
+    assert calls < usual or (family == "bloom" and not usual)  # whose attention is its own code
