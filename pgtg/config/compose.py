@@ -384,6 +384,8 @@ def _apply(load: ConfigLoaderImpl, cfg: DictConfig, override: Override) -> str |
     section, _, name = key.partition(".")
     if section in OWNED and name == "name" and override.value() != cfg[section].name:
         return f"{key}: write {section}={override.value()}, which brings its own options"
+    if (override.is_add() or override.is_force_add()) and not _has_option(cfg, key):
+        return _no_option(cfg, section, name)
     if is_open(f"{key}.x") and isinstance(found := override.value(), dict):
         override = replace(override, _value={_name(name): one for name, one in found.items()})
     empty = _empty_section(cfg, key)
@@ -400,14 +402,24 @@ def _apply(load: ConfigLoaderImpl, cfg: DictConfig, override: Override) -> str |
         expected = expected_type(key)
         if expected is None:
             return f"{key}: there is no such key{nearest(key, known_keys())}"
-        if section in OWNED and name not in cfg[section]:
-            own = f"{section}={cfg[section].name}"
-            return f"{key}: {own} has no such option{nearest(name, map(str, cfg[section]))}"
+        if not _has_option(cfg, key):
+            return _no_option(cfg, section, name)
         if isinstance(error.__cause__, OmegaConfBaseException) and not override.is_delete():
             found = override.get_value_element_as_str()
             return f"{key}={found}: expected {expected}, found {found!r}"
         return f"'{override.input_line}': {one_line(error)}"
     return None
+
+
+def _has_option(cfg: DictConfig, key: str) -> bool:
+    """Whether the method or judge that a config names has a key; true of other sections' keys."""
+    section, _, name = key.partition(".")
+    return section not in OWNED or not name or name.partition(".")[0] in cfg[section]
+
+
+def _no_option(cfg: DictConfig, section: str, name: str) -> str:
+    known = nearest(name, map(str, cfg[section]))
+    return f"{section}.{name}: {section}={cfg[section].name} has no such option{known}"
 
 
 def _name(key: object) -> str:

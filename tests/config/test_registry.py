@@ -126,6 +126,8 @@ def test_a_spec_is_its_own_code_or_where_that_is():
         ("summarize", "method=mle method.entropy=0.1", "method.entropy: method=mle has no such"),
         ("summarize", "method.sparse_lr=1", "method.sparse_lr: method=pgtg has no such option"),
         ("prompt", "method.transform=exp", "method.transform: method=pgtg has no such option"),
+        ("prompt", "+judge.workers=3", "judge.workers: judge=classifier has no such option"),
+        ("prompt", "++judge.workers=", "judge.workers: judge=classifier has no such option"),
         ("prompt", "method.name=sparse", "method.name: write method=sparse"),
         ("summarize", "method.entrop=1", "there is no such key; did you mean 'method.entropy'"),
         ("summarize", "method.entropy=abc", "method.entropy=abc: expected a number, found 'abc'"),
