@@ -52,10 +52,6 @@ class _BothRead:
     def reserve(self, tokens: int) -> list[str]:
         return self.policy.reserve(tokens) + self.mask.reserve(tokens)
 
-    def lay_out_for_few_queries(self) -> None:
-        self.policy.lay_out_for_few_queries()
-        self.mask.lay_out_for_few_queries()
-
 
 class MaskedWriter:
     """A policy that can write only what a mask policy leaves open, for `models.generate`."""
@@ -82,6 +78,10 @@ class MaskedWriter:
     def prefill(self, source: Tensor, mask: Tensor, *, logits: bool) -> _BothRead:
         own = self.policy.prefill(source, mask, logits=logits)
         return _BothRead(own, self.mask.prefill(source, mask, logits=logits), self.closed)
+
+    def lay_out_for_few_queries(self, reading: _BothRead) -> None:
+        self.policy.lay_out_for_few_queries(reading.policy)
+        self.mask.lay_out_for_few_queries(reading.mask)
 
     def extend(self, reading: _BothRead, tokens: Tensor, mask: Tensor, *, logits: bool) -> Tensor:
         self.policy.extend(reading.policy, tokens, mask, logits=logits)

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
-from pgtg.models.backends.attention import in_columns
+from pgtg.models.backends.attention import are_few, in_columns
 
 
 class RoomyLayer(DynamicLayer):
@@ -104,10 +104,15 @@ def make_room(cache: Any, room: int) -> list[str]:
     return sorted(left)
 
 
-def lay_in_columns(cache: Any) -> None:
-    """Bring the values of a cache that a CPU reads into the order for attention of few queries."""
+def lay_in_columns(cache: Any, queries: int) -> None:
+    """Bring a cache's values into the order in which attention of few queries reads them best.
+
+    Args:
+        queries: How many come to a row's keys at once, of all heads; where that is not few the
+            values stay as they are, which torch's kernel reads in half the time.
+    """
     for layer in cache.layers:
-        if layer.is_initialized and layer.values.device.type == "cpu":
+        if layer.is_initialized and are_few(queries, layer.values):
             layer.values = in_columns(layer.values)
 
 

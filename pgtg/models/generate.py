@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -120,8 +121,7 @@ def generate(
             random stream.
         k: Generations of each source; 1 for greedy decoding.
         eos_ids: Tokens that end a generation; the end token is kept as the last token.
-        batch_tokens: Token budget of a batch, see `tokens_held`; "auto": what the device has room
-            for.
+        batch_tokens: Token budget of a batch (`tokens_held`); "auto": what the device has room for.
         seed_key: (seed, round, purpose, ...).
 
     Raises:
@@ -129,10 +129,7 @@ def generate(
         PgtgError: Not even the generations of one source fit into the memory.
     """
     new, most = decoding.max_new_tokens, token_budget(batch_tokens, lm)
-    once = lm.reads_sources_once and not compiled
-
-    def held(length: int) -> int:
-        return tokens_held(length, new, k, once=once)
+    held = partial(tokens_held, new=new, k=k, once=lm.reads_sources_once and not compiled)
 
     def batches(rows: Sequence[int]) -> list[list[int]]:
         lengths, budget = [len(sources[i]) for i in rows], int(most * _share)
@@ -238,7 +235,7 @@ def generate_batch(
         noise = None if noise is None else noise[indices(rows, source.device)]
     else:
         reading.reserve(last - 1)
-        reading.lay_out_for_few_queries()
+        lm.lay_out_for_few_queries(reading)
     done: list[TokenIds] = [[] for _ in live]
     every = 1 if source.device.type == "cpu" else LOOK_EVERY
     ends, unseen = frozenset(eos_ids), Unseen()
@@ -261,10 +258,9 @@ def generate_batch(
                 reading, chosen = reading.select(rows), chosen[index]
                 noise = None if noise is None else noise[index]
                 live = [live[place] for place in kept]
+        token = chosen[:, None]
         with nullcontext() if compiled else few_queries():
-            lm.extend(
-                reading, chosen[:, None], torch.ones_like(chosen[:, None]).bool(), logits=True
-            )
+            lm.extend(reading, token, torch.ones_like(token).bool(), logits=True)
     return done
 
 

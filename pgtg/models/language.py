@@ -37,13 +37,14 @@ from transformers import DynamicCache, PreTrainedModel
 from pgtg.errors import ConfigError
 from pgtg.models import masks
 from pgtg.models.backends import compiled
+from pgtg.models.backends.attention import NAME
 from pgtg.models.backends.checkpointing import checkpointable_layers, checkpointed
 from pgtg.models.backends.chosen import chosen_log_prob
 from pgtg.models.backends.dropout import OwnDropout
 from pgtg.models.backends.layers import with_fast_layers
 from pgtg.models.backends.sharding import is_sharded, whole
 from pgtg.models.batch import token_batch
-from pgtg.models.cache import fixed_length
+from pgtg.models.cache import fixed_length, lay_in_columns
 from pgtg.models.frozen import FrozenLayers, KeptStates, layer_list, placed
 from pgtg.models.reading import Reading, Sources
 from pgtg.models.sharing import Layout, sharing
@@ -519,6 +520,14 @@ class LanguageModel(nn.Module):
         keep: dict[str, Any] = {"logits_to_keep": 1} if logits else {}
         output, cache = self._continue(source, None, mask, positions, logits, **keep)
         return Reading(output[:, -1:], cache, mask, None)
+
+    def lay_out_for_few_queries(self, reading: Reading) -> None:
+        """Bring the sources' values into the order in which `few_queries` reads them best."""
+        config: Any = self.model.config.get_text_config(decoder=True)
+        if reading.sources is None or reading.cache is None or config._attn_implementation != NAME:
+            return
+        queries = reading.sources.width * config.num_attention_heads
+        lay_in_columns(reading.cache.cross_attention_cache, queries)
 
     def _encode(self, source: Tensor, mask: Tensor) -> Sources:
         """What the encoder makes of each source, one row for each."""

@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pgtg.errors import ConfigError
-from pgtg.models.backends.attention import FEW
 from pgtg.models.backends.compiled import size
-from pgtg.models.cache import fix_length, lay_in_columns, make_room
+from pgtg.models.cache import fix_length, make_room
 from pgtg.models.sharing import Layout, indices
 
 
@@ -117,11 +116,6 @@ class Reading:
         if self.cache is None:
             return []
         return make_room(getattr(self.cache, "self_attention_cache", self.cache), tokens)
-
-    def lay_out_for_few_queries(self) -> None:
-        """Bring the sources' values into the order in which `few_queries` reads them best."""
-        if self.sources is not None and self.cache is not None and self.sources.width <= FEW:
-            lay_in_columns(self.cache.cross_attention_cache)
 
     def fix(self, tokens: int) -> None:
         """Make room for that many further tokens, to be read one after another in steps of one

@@ -64,18 +64,24 @@ def _few(
     options: dict[str, Any],
 ) -> bool:
     """Whether `by_products` gives what the kernel would, and faster."""
-    number, parts = query.shape[2], (query, key, value)
+    number = query.shape[2]
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     return (
-        number * query.shape[1] <= FEW * key.shape[1]
+        are_few(number * query.shape[1], key)
+        and query.dtype == value.dtype == key.dtype
         and (number == 1 or mask is not None or not causal)
-        and all(part.dtype == torch.float32 and part.device.type == "cpu" for part in parts)
-        and not (torch.is_grad_enabled() and any(part.requires_grad for part in parts))
+        and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad))
         and not options.get("dropout")
         and not any(options.get(name) for name in SPECIAL)
         and all(part.stride(0) == part.shape[1] * part.stride(1) for part in (key, value))
     )
+
+
+def are_few(queries: int, keys: Float[Tensor, "B G S D"]) -> bool:
+    """Whether so many queries to a row's keys, of all heads, are answered faster by products."""
+    plain = keys.dtype == torch.float32 and keys.device.type == "cpu"
+    return plain and queries <= FEW * keys.shape[1]
 
 
 def by_products(
@@ -106,9 +112,7 @@ def by_products(
         else:
             scores += part
     shares = scores.softmax(-1)
-    if (
-        len(parts) == 1 and parts[0].dtype == torch.bool
-    ):  # the kernel's answer where nothing is seen
+    if [part.dtype for part in parts] == [torch.bool]:
         shares *= parts[0].any(-1, keepdim=True)
     shares = shares.view(groups, -1, keys.shape[1])
     if values.stride(1) == 1:

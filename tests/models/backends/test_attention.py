@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pgtg.models.backends import attention
 from pgtg.models.backends.attention import FEW, by_products, few_queries, in_columns
 from pgtg.models.generate import Decoding, generate
+from pgtg.ops.masking import pad
 from tests.support.cases import some
 from tests.support.tiny_models import EOS, FAMILIES, SOURCES, build
 
@@ -166,3 +167,30 @@ def test_decoding_takes_it_and_says_the_same(
     wanted, usual = sampled()
     assert found == wanted
     assert calls < usual or (family == "bloom" and not usual)  # whose attention is its own code
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize(
+    ("k", "change", "laid"),
+    [
+        (FEW, {}, True),
+        (FEW + 1, {}, False),
+        (1, {"bf16": True}, False),
+        (1, {"eager": True}, False),
+    ],
+)
+def test_values_are_in_columns_only_where_products_read_them(
+    family: str, k: int, change: dict[str, bool], laid: bool
+):
+    """torch's kernel reads columns in twice the time."""
+    lm = build(family)
+    if change.get("bf16"):
+        lm = lm.to(torch.bfloat16)
+    if change.get("eager"):
+        lm.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        rows = [source for source in range(len(SOURCES)) for _ in range(k)]
+        reading = lm.prefill(*pad(SOURCES), logits=True).select(rows)
+    lm.lay_out_for_few_queries(reading)
+    values = [layer.values for layer in reading.cache.cross_attention_cache.layers]
+    assert values and all((part.stride(2) == 1) == laid for part in values)
